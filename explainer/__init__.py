@@ -1,0 +1,26 @@
+"""explainer: train one network that shows, for every class and in one forward pass, where a classifier finds its evidence."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["Batch", "Explanandum", "__version__", "load"]
+
+# Importing torch takes seconds; the command line's --help must not wait for it.
+_LAZY = {
+    "Batch": ("explainer.tensors", "Batch"),
+    "Explanandum": ("explainer.models.explanandum", "Explanandum"),
+    "load": ("explainer.export.loading", "load"),
+}
+_SUBPACKAGES = ("attribution", "baselines", "data", "evaluation", "export", "fills", "losses", "metrics", "models", "report", "tasks")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        module, attribute = _LAZY[name]
+        return getattr(importlib.import_module(module), attribute)
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"explainer.{name}")
+    raise AttributeError(f"module 'explainer' has no attribute {name!r}")

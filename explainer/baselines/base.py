@@ -1,0 +1,54 @@
+"""What every per-image method shares: the classifier is left as it was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from explainer.attribution import Attributor
+from explainer.baselines.hooks import default_layer, find_layer, untouched
+
+
+class Baseline(Attributor):
+    """A per-image method bound to one Explanandum.
+
+    Args:
+        explanandum: :class:`explainer.Explanandum` (or any module with its ``classifier``, ``num_classes``, ``task``, ``mean``,
+            ``normalize`` and ``probabilities``).
+    """
+
+    def __init__(self, explanandum: Any) -> None:
+        self.explanandum = explanandum
+        self.num_classes: int = explanandum.num_classes
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """See :meth:`Attributor.__call__`; modes, hooks, gradients and RNG state are restored on the way out."""
+        with untouched(self.explanandum):
+            return super().__call__(*args, **kwargs)
+
+    def all_classes(self, *args: Any, **kwargs: Any) -> Tensor:
+        """See :meth:`Attributor.all_classes`; the classifier is restored on the way out."""
+        with untouched(self.explanandum):
+            return super().all_classes(*args, **kwargs)
+
+    def class_scores(self, images: Tensor, class_index: Tensor) -> Tensor:
+        """Logit of each image's class, ``[B]``."""
+        return self.explanandum(images).gather(1, class_index[:, None]).squeeze(1)
+
+
+class LayerBaseline(Baseline):
+    """A method that reads one feature map, by default the last one (see :func:`~explainer.baselines.hooks.default_layer`)."""
+
+    def __init__(self, explanandum: Any, layer: str | None = None) -> None:
+        super().__init__(explanandum)
+        self.layer = layer
+        if layer is not None:
+            find_layer(explanandum.classifier, layer)
+
+    def target_layer(self, images: Tensor) -> torch.nn.Module:
+        """The module whose output is read; found on the first call and remembered."""
+        if self.layer is None:
+            self.layer = default_layer(self.explanandum, self.explanandum.classifier, images)
+        return find_layer(self.explanandum.classifier, self.layer)

@@ -1,0 +1,119 @@
+"""Context managers that watch or change a network and undo themselves, also after an exception or Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from explainer.errors import ConfigError
+
+_HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Tanh, nn.ReLU6, nn.Hardswish, nn.Conv2d, nn.BatchNorm2d)
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, the model leaves with its modes, ``requires_grad``, ``.grad``, hooks, ``inplace`` flags, ``forward``
+    overrides and the global RNG state (CPU, and CUDA where the model lives there) as they were.
+    """
+    modules = list(model.modules())
+    modes = [m.training for m in modules]
+    inplace = [(m, m.inplace) for m in modules if hasattr(m, "inplace")]
+    overrides = [m.__dict__.get("forward") for m in modules]
+    tables = [[dict(getattr(m, t)) for t in _HOOK_TABLES] for m in modules]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    devices = sorted({p.device.index or 0 for p, _, _ in parameters if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            for module, mode, saved, override in zip(modules, modes, tables, overrides, strict=True):
+                module.training = mode
+                for name, table in zip(_HOOK_TABLES, saved, strict=True):
+                    current = getattr(module, name)
+                    for key in [k for k in current if k not in table]:
+                        del current[key]
+                if override is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.__dict__["forward"] = override
+            for module, flag in inplace:
+                module.inplace = flag  # type: ignore[assignment]
+            for parameter, flag, grad in parameters:
+                parameter.requires_grad_(flag)
+                parameter.grad = grad
+
+
+@contextlib.contextmanager
+def out_of_place(model: nn.Module) -> Iterator[None]:
+    """In-place activations write to a fresh tensor inside, so that what a hook has seen stays what it was."""
+    changed = [m for m in model.modules() if getattr(m, "inplace", False)]
+    for module in changed:
+        module.inplace = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.inplace = True  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def capture(*modules: nn.Module) -> Iterator[dict[nn.Module, list[Tensor]]]:
+    """Collect every output of the modules, in call order, attached to the graph."""
+    seen: dict[nn.Module, list[Tensor]] = {m: [] for m in modules}
+    handles = [m.register_forward_hook(lambda mod, _, out: seen[mod].append(out)) for m in modules]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_paths(classifier: nn.Module) -> list[str]:
+    """Module paths that can be named as a layer."""
+    return [name for name, _ in classifier.named_modules() if name]
+
+
+def find_layer(classifier: nn.Module, path: str) -> nn.Module:
+    """The module at ``path`` (relative to the user's classifier); a wrong path is answered with the list."""
+    try:
+        if not path:
+            raise AttributeError
+        return classifier.get_submodule(path)
+    except AttributeError:
+        known = ", ".join(layer_paths(classifier))
+        raise ConfigError(f"layer {path!r} is not a module of {type(classifier).__name__}. Its modules: {known}.") from None
+
+
+def default_layer(model: nn.Module, classifier: nn.Module, images: Tensor) -> str:
+    """Path of the last feature map: the last activation (or convolution or norm) with a spatial output, named by the outermost
+    module that returns the same tensor: ``layer4`` for torchvision's ResNets, ``features.29`` for VGG-16.
+
+    Args:
+        model: what is called with ``images`` (the Explanandum).
+        classifier: the module inside it that paths refer to.
+        images: ``[B,C,H,W]``; one image is enough.
+    """
+    outputs: list[tuple[str, nn.Module, Tensor]] = []
+    handles = []
+    for path, module in classifier.named_modules():
+        if path:
+            handles.append(module.register_forward_hook(lambda m, _, out, path=path: outputs.append((path, m, out))))
+    try:
+        with torch.no_grad(), out_of_place(classifier):
+            model(images[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    spatial = [(p, m, o) for p, m, o in outputs if isinstance(o, Tensor) and o.ndim == 4 and min(o.shape[-2:]) > 1]
+    leaves = [o for _, m, o in spatial if isinstance(m, _ACTIVATIONS)]
+    if not leaves:
+        raise ConfigError(
+            f"no feature map with more than 1x1 pixels was found in {type(classifier).__name__}: name one with layer=. "
+            f"Its modules: {', '.join(layer_paths(classifier))}."
+        )
+    same = [p for p, _, o in spatial if o is leaves[-1]]
+    return min(same, key=lambda p: p.count("."))

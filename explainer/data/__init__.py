@@ -1,0 +1,1 @@
+"""Data sets that all yield :class:`explainer.tensors.Batch`."""

@@ -1,0 +1,1 @@
+"""Evaluation: attributors x data x protocols -> rows."""

@@ -1,0 +1,1 @@
+"""Export formats (one a file) and loading of what was exported."""

@@ -1,0 +1,1 @@
+"""Metrics: one a file, a function and its torchmetrics class."""

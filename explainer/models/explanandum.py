@@ -1,0 +1,107 @@
+"""The Explanandum: the trained classifier that is to be explained, frozen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from explainer.errors import ConfigError, FingerprintMismatchError, ShapeError
+
+Task = Literal["multilabel", "multiclass"]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Explanandum(nn.Module):
+    """A frozen classifier: images in [0,1] -> logits ``[B,K]``.
+
+    It stays in eval mode whatever ``train()`` is called with, its parameters never receive gradients (gradients flow *through* it
+    to the image), and it normalises its input with its own mean and standard deviation.
+
+    Args:
+        classifier: any module that maps normalised images ``[B,C,H,W]`` to logits ``[B,K]``.
+        num_classes: K.
+        task: ``multilabel`` (sigmoid per class) or ``multiclass`` (softmax).
+        mean, std: per-channel or one number, in units of [0,1] images. 0 and 1 switch normalisation off.
+        class_names: K names, or None for "0".."K-1".
+        input_size: side in pixels to which images are resized (bilinear) before the classifier; None leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        num_classes: int,
+        task: Task = "multilabel",
+        mean: float | Sequence[float] = IMAGENET_MEAN,
+        std: float | Sequence[float] = IMAGENET_STD,
+        class_names: Sequence[str] | None = None,
+        input_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if task not in ("multilabel", "multiclass"):
+            raise ConfigError(f"task must be 'multilabel' or 'multiclass', received {task!r}.")
+        if num_classes < 1:
+            raise ConfigError(f"num_classes must be at least 1, received {num_classes}.")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ConfigError(f"class_names has {len(class_names)} entries for num_classes={num_classes}; give one name per class.")
+        self.classifier = classifier
+        self.num_classes = num_classes
+        self.task: Task = task
+        self.class_names = tuple(class_names) if class_names is not None else tuple(str(k) for k in range(num_classes))
+        self.input_size = input_size
+        example = next((p for p in classifier.parameters() if p.is_floating_point()), torch.empty(0))
+        for label, value in (("mean", mean), ("std", std)):
+            tensor = torch.as_tensor(value, dtype=example.dtype, device=example.device).reshape(-1)
+            self.register_buffer(label, tensor, persistent=False)
+        if bool((self.std <= 0).any()):
+            raise ConfigError(f"std must be positive, received {std}.")
+        classifier.requires_grad_(False)
+        self.eval()
+
+    mean: Tensor
+    std: Tensor
+
+    def train(self, mode: bool = True) -> Explanandum:
+        """Stays in eval mode: dropout and drifting BatchNorm statistics would change what is explained."""
+        return super().train(False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """``(images - mean) / std`` per channel."""
+        return (images - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[B,C,H,W]`` in [0,1] -> logits ``[B,K]``."""
+        if self.input_size is not None and images.shape[-2:] != (self.input_size, self.input_size):
+            images = nn.functional.interpolate(images, (self.input_size, self.input_size), mode="bilinear", align_corners=False)
+        logits = self.classifier(self.normalize(images))
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ShapeError(f"the classifier returned {got}, expected logits (B,{self.num_classes}); check num_classes or wrap the model.")
+        return logits
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Sigmoid (multi-label) or softmax (single-label) of logits ``[B,K]``."""
+        return logits.sigmoid() if self.task == "multilabel" else logits.softmax(dim=1)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (first 16 hex digits) over the classifier's state, task, classes and normalisation."""
+        digest = hashlib.sha256(repr((self.task, self.num_classes, self.input_size)).encode())
+        state = {**self.classifier.state_dict(), "explanandum.mean": self.mean, "explanandum.std": self.std}
+        for key in sorted(state):
+            value = state[key].detach().cpu().contiguous()
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        return digest.hexdigest()[:16]
+
+    def require_fingerprint(self, expected: str, source: str) -> None:
+        """Raise :class:`FingerprintMismatchError` unless this classifier is the one that ``source`` was made for."""
+        actual = self.fingerprint()
+        if actual != expected:
+            raise FingerprintMismatchError(
+                f"{source} was made for the classifier with fingerprint {expected}, but the classifier given has {actual}. "
+                "Load the classifier it was trained with, or train again for this one."
+            )

@@ -1,0 +1,68 @@
+"""Plug-ins: a new file with a class that has a ``name`` is all it takes.
+
+``find("explainer.losses", "entropy")`` imports every module of the package once and returns the concrete class whose
+``name`` is asked for; an unknown name is answered with the known ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from explainer.errors import ConfigError, UnknownNameError
+
+
+@functools.cache
+def discover(package: str) -> dict[str, type]:
+    """Concrete classes of ``package`` by their ``name``, sorted. A class counts where it is defined, not where imported."""
+    root = importlib.import_module(package)
+    found: dict[str, type] = {}
+    for info in pkgutil.iter_modules(root.__path__):
+        module = importlib.import_module(f"{package}.{info.name}")
+        for cls in vars(module).values():
+            if not inspect.isclass(cls) or cls.__module__ != module.__name__ or inspect.isabstract(cls):
+                continue
+            name = cls.__dict__.get("name")
+            if not isinstance(name, str):
+                continue
+            if name in found and found[name] is not cls:
+                raise ConfigError(f"two plug-ins are called {name!r}: {found[name].__module__} and {module.__name__}. Rename one.")
+            found[name] = cls
+    return dict(sorted(found.items()))
+
+
+def find(package: str, name: str) -> type:
+    """The class called ``name``. Raises :class:`UnknownNameError` with the known names and the closest one."""
+    known = discover(package)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        kind = package.rpartition(".")[2]
+        raise UnknownNameError(f"{kind} has no plug-in called {name!r}.{hint} Known: {', '.join(known)}.")
+    return known[name]
+
+
+def build(package: str, name: str, *args: Any, **options: Any) -> Any:
+    """Instantiate the class called ``name``; an unknown option is answered with the known ones."""
+    cls = find(package, name)
+    check_options(cls, options, given=len(args))
+    return cls(*args, **options)
+
+
+def check_options(cls: type, options: dict[str, Any], given: int = 0) -> None:
+    """Raise :class:`ConfigError` unless every option is a keyword of ``cls.__init__`` (the first ``given`` are taken)."""
+    parameters = list(inspect.signature(cls).parameters.values())[given:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters]
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"{getattr(cls, 'name', cls.__name__)} has no option {option!r}.{hint} Its options: {', '.join(known) or 'none'}."
+            )

@@ -1,0 +1,1 @@
+"""Tables, figures and HTML: the only place that imports matplotlib."""

@@ -1,0 +1,1 @@
+"""LightningModules: training the Explanandum and training the Explainer."""

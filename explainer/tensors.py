@@ -1,0 +1,56 @@
+"""Shape letters and the one batch type.
+
+Shape letters used in every signature: ``B`` images, ``K`` classes, ``C`` channels, ``H`` x ``W`` pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images with their labels, and with masks where the data set has them.
+
+    Attributes:
+        images: ``[B,3,H,W]`` float, RGB in [0,1], not normalised (the Explanandum and the Explainer normalise).
+        targets: ``[B,K]`` float, multi-hot in {0,1}; single-label data sets are one-hot.
+        masks: ``[B,K,H,W]`` float in {0,1}, the object pixels of each class, or None.
+        void: ``[B,H,W]`` bool, True where the ground truth is undefined, or None.
+        ids: one stable string per image.
+        cues: ``[B,K,H,W]`` float in {0,1}, pixels of a planted shortcut cue (``shapes`` only), or None.
+    """
+
+    images: Tensor
+    targets: Tensor
+    masks: Tensor | None = None
+    void: Tensor | None = None
+    ids: tuple[str, ...] = ()
+    cues: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply ``function`` to every tensor (``ids`` stay)."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by ``DataLoader(pin_memory=True)``)."""
+        return self.map(lambda t: t.pin_memory())
+
+    def __getitem__(self, index: slice) -> Batch:
+        """A contiguous part of the batch."""
+        part = self.map(lambda t: t[index])
+        return replace(part, ids=self.ids[index])
