@@ -1,0 +1,128 @@
+"""Which images a process sees, and in which order: pure functions of (seed, epoch, rank), so that a run can be cut anywhere.
+
+Lightning's own samplers restart an interrupted epoch at its first batch and pad the last evaluation batch with repeated images.
+These do neither; use them with ``Trainer(use_distributed_sampler=False)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from explainer.errors import ConfigError
+
+__all__ = ["ResumableBatchSampler", "UnpaddedSampler", "sample_seed"]
+
+
+def sample_seed(*key: int) -> int:
+    """A 63-bit seed from integers such as (seed, epoch, index). Neighbouring keys give unrelated seeds."""
+    digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Shuffled training batches of ``(epoch, index)`` pairs, equal in number and size on every rank.
+
+    Global batch ``j`` of an epoch is the slice ``[j * batch_size * world, (j + 1) * batch_size * world)`` of that epoch's
+    permutation and rank ``r`` takes every ``world``-th element of it from ``r``: the union over the ranks is what one process with
+    ``batch_size * world`` sees. What is left over at the end is dropped (a last batch of one image breaks BatchNorm).
+    The epoch travels with the index, so that worker processes that live longer than an epoch augment with the right one.
+
+    Args:
+        length: number of samples of the data set.
+        batch_size: samples per batch and rank, at least 2.
+        seed: of the permutations.
+        rank: of this process.
+        world: number of processes.
+        shuffle: False keeps the data set's order in every epoch.
+        steps: batches an epoch is cut to (``Trainer(limit_train_batches=...)``), None for all. Only :meth:`start_at` uses it.
+
+    Raises:
+        ConfigError: for a batch below 2, or fewer samples than one global batch.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = True,
+        steps: int | None = None,
+    ) -> None:
+        if batch_size < 2:
+            raise ConfigError(
+                f"batch_size must be at least 2 per device in training, got {batch_size}: BatchNorm over one image of 1x1 features "
+                "is undefined. Raise data.batch_size, or use fewer devices."
+            )
+        if not 0 <= rank < world:
+            raise ConfigError(f"rank must lie in [0, world), got rank {rank} of world {world}.")
+        if length < batch_size * world:
+            raise ConfigError(
+                f"the training split has {length} samples, fewer than one batch of {batch_size} on each of {world} device(s). "
+                "Lower data.batch_size, use fewer devices, or add data."
+            )
+        self.length, self.batch_size, self.seed, self.rank, self.world, self.shuffle = length, batch_size, seed, rank, world, shuffle
+        self.steps = steps
+        self.epoch = 0
+        self._start = (0, 0)
+
+    @property
+    def sampler(self) -> ResumableBatchSampler:
+        """Lightning announces the epoch to ``dataloader.batch_sampler.sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next ``iter()`` yields."""
+        self.epoch = epoch
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Let ``epoch``, when it is iterated, begin at ``batch``. At or beyond its end the next epoch begins instead (a checkpoint
+        written after the last batch of an epoch, before Lightning has counted the epoch).
+        """
+        self._start = (epoch, batch)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also where the coming one starts in the middle: Lightning counts from the start."""
+        return self.length // (self.batch_size * self.world)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # Not a generator itself: the position must be fixed when the loader's workers start, before Lightning moves the epoch on.
+        epoch, first = self.epoch, 0
+        if epoch == self._start[0]:
+            first = self._start[1]
+        if first and first >= (len(self) if self.steps is None else min(self.steps, len(self))):
+            epoch, first = epoch + 1, 0
+        return self._batches(epoch, first)
+
+    def order(self, epoch: int) -> list[int]:
+        """The epoch's permutation, the same on every rank."""
+        if not self.shuffle:
+            return list(range(self.length))
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch))
+        return torch.randperm(self.length, generator=generator).tolist()
+
+    def _batches(self, epoch: int, first: int) -> Iterator[list[tuple[int, int]]]:
+        order, stride = self.order(epoch), self.batch_size * self.world
+        for batch in range(first, len(self)):
+            part = order[batch * stride + self.rank : (batch + 1) * stride : self.world]
+            yield [(epoch, index) for index in part]
+
+
+class UnpaddedSampler(Sampler[int]):
+    """Every ``world``-th sample from ``rank``, in order, none repeated: for evaluation, where a repeated image changes the numbers."""
+
+    def __init__(self, length: int, rank: int = 0, world: int = 1) -> None:
+        if not 0 <= rank < world:
+            raise ConfigError(f"rank must lie in [0, world), got rank {rank} of world {world}.")
+        self.indices = range(rank, length, world)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
