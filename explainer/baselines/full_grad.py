@@ -1,0 +1,75 @@
+"""FullGrad (Srinivas, Fleuret 2019, "Full-Gradient Representation for Neural Network Visualization")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from explainer.baselines.base import Baseline
+from explainer.baselines.features import class_gradients, watch
+from explainer.baselines.maps import min_max, resize_map
+from explainer.errors import ConfigError, UnsupportedLayerError
+
+
+def implicit_bias(layer: nn.Module) -> Tensor | None:
+    """What the layer adds to a linear function of its input, per channel ``[C]``; None where it adds nothing.
+
+    Convolution: its bias. BatchNorm in eval mode: ``beta - mean * gamma / sqrt(var + eps)``.
+    """
+    if isinstance(layer, nn.BatchNorm2d):
+        if layer.running_mean is None or layer.running_var is None:
+            raise UnsupportedLayerError(
+                "full_grad needs the running statistics of every BatchNorm2d: build it with track_running_stats=True."
+            )
+        scale = torch.rsqrt(layer.running_var + layer.eps) * (1 if layer.weight is None else layer.weight)
+        return (0 if layer.bias is None else layer.bias) - layer.running_mean * scale
+    return layer.bias if isinstance(layer, nn.Conv2d) else None
+
+
+class FullGrad(Baseline):
+    """``psi(x * G_x) + sum over biased layers and channels of psi(b_c * G_c)`` (eq. 5), ``G`` the logit's gradient at each output.
+
+    Completeness (:meth:`terms`): for piecewise-linear networks ``s_k = sum x*G_x + sum b*G`` over *all* biases, the linear layers' too.
+
+    Args:
+        convention: ``psi`` is ``|.|`` rescaled to [0,1] per channel and resized; ``pytorch_grad_cam`` (default) divides by
+            ``1e-7 + max`` and rescales the sum again, ``paper`` (the authors' code) divides by ``max`` after the resize and returns the
+            sum as it is.
+    """
+
+    name = "full_grad"
+    passes: ClassVar[str] = "1 forward + 1 backward"
+
+    def __init__(self, explanandum: Any, convention: str = "pytorch_grad_cam") -> None:
+        super().__init__(explanandum)
+        if convention not in ("pytorch_grad_cam", "paper"):
+            raise ConfigError(f"full_grad: convention must be pytorch_grad_cam or paper, received {convention!r}.")
+        self.convention = convention
+
+    def terms(self, images: Tensor, class_index: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """``x * G_x`` ``[B,C,H,W]`` and, per biased layer and call, ``b * G`` ``[B,c,h,w]``; ``x`` is the normalised image."""
+        biases = {m: b for m in self.explanandum.classifier.modules() if (b := implicit_bias(m)) is not None}
+        with torch.enable_grad():
+            leaf = images.detach().clone().requires_grad_()
+            with watch(list(biases)) as seen:
+                logits = self.explanandum(leaf)
+            outputs = [(b, out) for m, b in biases.items() for out in seen[m]]
+            first, *rest = class_gradients(logits, class_index, [leaf, *(out for _, out in outputs)])
+        centred = images - self.explanandum.mean.to(images).view(1, -1, 1, 1)
+        return centred * first, [b.view(1, -1, 1, 1) * g for (b, _), g in zip(outputs, rest, strict=True)]
+
+    def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
+        at_input, at_biases = self.terms(images, class_index)
+        total = torch.zeros_like(images[:, 0])
+        for term in (at_input, *at_biases):
+            total = total + self._postprocess(term.abs(), images.shape[-2:])
+        return min_max(total) if self.convention == "pytorch_grad_cam" else total
+
+    def _postprocess(self, term: Tensor, size: torch.Size) -> Tensor:
+        """``[B,c,h,w]`` -> ``[B,H,W]``: each channel rescaled and resized, then summed."""
+        resize: Callable[[Tensor], Tensor] = lambda t: resize_map(t.flatten(0, 1), size).view(*t.shape[:2], *size)  # noqa: E731
+        resized = resize(min_max(term)) if self.convention == "pytorch_grad_cam" else min_max(resize(term), 1e-20)
+        return resized.sum(1)

@@ -1,0 +1,47 @@
+"""Guided Grad-CAM (Selvaraju et al. 2017, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from explainer.baselines.channels import ChannelBaseline
+from explainer.baselines.grad_cam import GradCam
+from explainer.baselines.guided_backprop import Convention, GuidedBackprop
+from explainer.baselines.maps import Interpolation, Reduction
+
+
+class GuidedGradCam(ChannelBaseline):
+    """Guided backpropagation times the rectified Grad-CAM map; summed over channels, so signed.
+
+    Default: captum's ``GuidedGradCam`` (strict guided ReLU, nearest resize of the map); :meth:`channels` is its ``[B,C,H,W]``.
+
+    Args:
+        layer: Grad-CAM's layer; None: the last feature map.
+        convention: of the guided ReLU, see :class:`~explainer.baselines.guided_backprop.GuidedBackprop`.
+        interpolation: of the Grad-CAM map: ``nearest`` (captum) or ``bilinear`` (the paper).
+        reduction, smooth: see :class:`~explainer.baselines.channels.ChannelBaseline`.
+    """
+
+    name = "guided_grad_cam"
+    signed = True
+    default_reduction = "sum"
+    passes: ClassVar[str] = "2 forward + 2 backward"
+
+    def __init__(
+        self,
+        explanandum: Any,
+        layer: str | None = None,
+        convention: Convention = "captum",
+        interpolation: Interpolation = "nearest",
+        reduction: Reduction | None = None,
+        smooth: float = 0.0,
+    ) -> None:
+        super().__init__(explanandum, reduction, smooth)
+        self.guided = GuidedBackprop(explanandum, convention=convention)
+        self.cam = GradCam(explanandum, layer, interpolation=interpolation)
+
+    def _channels(self, images: Tensor, class_index: Tensor, generator: torch.Generator) -> Tensor:
+        return self.guided.channels(images, class_index) * self.cam(images, class_index)[:, None]
