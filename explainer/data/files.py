@@ -1,0 +1,234 @@
+"""What all data sets of image files share: decode, cache, augment, and the one conversion from stored labels to class masks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from explainer.data.base import ExplainerDataset, Sample
+from explainer.data.decoding import image_size, read_image, read_label_map
+from explainer.data.samplers import sample_seed
+from explainer.data.transforms import Augmentation, resize_image, resize_masks
+from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
+
+__all__ = ["VOID", "ImageFileDataset", "Record", "checked_names", "held_out", "require_directory"]
+
+VOID = 255
+
+
+@dataclass
+class Record:
+    """One image on disk.
+
+    Attributes:
+        id: unique in the split.
+        image: path.
+        labels: indices of the present classes.
+        mask: path of its label map, or None.
+        problem: why the sample cannot be used (a bad annotation); raised when the sample is asked for.
+        extra: what the data set needs besides.
+    """
+
+    id: str
+    image: Path
+    labels: tuple[int, ...] = ()
+    mask: Path | None = None
+    problem: CorruptSampleError | None = None
+    extra: Any = field(default=None, repr=False)
+
+
+def require_directory(path: Path, name: str, where: str) -> None:
+    """Raise :class:`DatasetNotFoundError` with where to get the data and where to put it."""
+    if not path.is_dir():
+        raise DatasetNotFoundError(f"data set {name!r}: the folder {path} does not exist. {where}")
+
+
+def checked_names(key: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Class names from a configuration: different strings, few enough for an 8-bit label map."""
+    bad = isinstance(names, str) or not 0 < len(names) < VOID or len(set(names)) != len(names)
+    if bad or not all(isinstance(n, str) for n in names):
+        raise ConfigError(f"{key} must be a list of 1 to {VOID - 1} different names, got {names!r}.")
+    return tuple(names)
+
+
+def held_out(items: Sequence[str], fraction: float, seed: int) -> set[str]:
+    """A random subset of round(``fraction`` * n) items that depends on the items and the seed only, not on their order."""
+    if not 0 < fraction < 1:
+        raise ConfigError(f"the held-out fraction must lie strictly between 0 and 1, got {fraction!r}.")
+    ordered = sorted(items)
+    order = torch.randperm(len(ordered), generator=torch.Generator().manual_seed(sample_seed(seed, len(ordered)))).tolist()
+    return {ordered[i] for i in order[: round(len(ordered) * fraction)]}
+
+
+class _SharedBytes:
+    """``[N, *shape]`` uint8 in anonymous shared memory: forked workers fill and read one copy, and no page costs memory before it is
+    written. Unlike ``/dev/shm`` it has no limit of its own. A pickled copy starts empty.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        self.count, self.shape = count, shape
+        self.bytes = count * int(torch.Size(shape).numel())
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if self.bytes > 0.8 * memory:
+            raise ConfigError(
+                f'cache="ram" would need {self.bytes / 1e9:.1f} GB for {count} decoded images; this machine has {memory / 1e9:.1f} GB. '
+                'Use cache="none" or a smaller size.'
+            )
+        self._allocate()
+
+    def _allocate(self) -> None:
+        self.data = torch.frombuffer(mmap.mmap(-1, max(1, self.bytes)), dtype=torch.uint8)[: self.bytes].view(self.count, *self.shape)
+        self.filled = torch.frombuffer(mmap.mmap(-1, max(1, self.count)), dtype=torch.uint8)[: self.count]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"count": self.count, "shape": self.shape, "bytes": self.bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._allocate()
+
+    def get(self, index: int) -> Tensor | None:
+        return self.data[index] if self.filled[index] else None
+
+    def put(self, index: int, value: Tensor) -> None:
+        self.data[index].copy_(value)
+        self.filled[index] = 1  # after the bytes: a reader in another process sees whole entries only
+
+
+class ImageFileDataset(ExplainerDataset):
+    """A list of :class:`Record` with the shared options. Subclasses fill ``records`` and ``class_names`` and call :meth:`_ready`.
+
+    Ground truth is one uint8 label map per image (0 background, i + 1 class i, 255 void); a data set with overlapping classes
+    overrides :meth:`_read_layers` and :meth:`_expand`.
+
+    Args:
+        split: "train", "val" or "test".
+        size: side of the squashed square images.
+        augment: None, "light", "standard" or a mapping, see :class:`~explainer.data.transforms.Augmentation`.
+        masks: False leaves the ground-truth masks out (training needs none: faster batches).
+        cache: "ram" keeps each decoded, resized image after its first use; "none" decodes every time. The samples are the same.
+    """
+
+    records: list[Record]
+    palette: tuple[str, ...] = ()
+    """Classes in the order of the stored indices, where they are more than ``class_names``."""
+
+    def __init__(
+        self,
+        split: str,
+        size: int,
+        augment: str | Mapping[str, Any] | None = None,
+        masks: bool = True,
+        cache: Literal["none", "ram"] = "none",
+    ) -> None:
+        super().__init__(split, size)
+        if cache not in ("none", "ram"):
+            raise ConfigError(f'cache must be "none" or "ram", got {cache!r}.')
+        self.augmentation = Augmentation.parse(augment)
+        self.with_masks, self.cache = masks, cache
+        self.work = self.augmentation.working_size(size)
+
+    def _ready(self, source: Path | str, advice: str = "") -> None:
+        """Check that there is something to serve, and set up the cache."""
+        if not self.records:
+            raise DatasetNotFoundError(f"the {self.split} split of {source} is empty: no sample is left. {advice}".rstrip())
+        self._images = _SharedBytes(len(self), (3, self.work, self.work)) if self.cache == "ram" else None
+        self._layers = _SharedBytes(len(self), (1, self.work, self.work)) if self.cache == "ram" and self._cacheable_layers else None
+
+    _cacheable_layers = True
+
+    # ------------------------------------------------------------------ samples
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def sample_id(self, index: int) -> str:
+        """The record's id."""
+        return self.records[index].id
+
+    def target(self, index: int) -> Tensor:
+        """``[K]`` multi-hot labels, without decoding the image."""
+        target = torch.zeros(self.num_classes)
+        target[list(self.records[index].labels)] = 1
+        return target
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        if record.problem is not None:
+            raise record.problem
+        image, layers = self._working(index)
+        generator = self.generator(index)
+        image, layers = self.augmentation(image, layers, self.size, generator)
+        masks, void = (None, None) if layers is None else self._expand(index, layers)
+        return Sample(image.float() / 255, self.target(index), record.id, masks, void)
+
+    def _working(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Image and labels at the working size, from the cache where it has them."""
+        image = None if self._images is None else self._images.get(index)
+        layers = None if self._layers is None or not self._has_masks(index) else self._layers.get(index)
+        wanted = self.with_masks and self._has_masks(index)
+        if image is None:
+            full = read_image(self.records[index].image)
+            size: tuple[int, int] = (full.shape[1], full.shape[2])
+            image = resize_image(full, self.work)
+            if self._images is not None:
+                self._images.put(index, image)
+        elif wanted and layers is None:
+            size = image_size(self.records[index].image)
+        if wanted and layers is None:
+            layers = resize_masks(self._read_layers(index, size), self.work)
+            if self._layers is not None:
+                self._layers.put(index, layers)
+        return image, layers if wanted else None
+
+    # ------------------------------------------------------------------ ground truth
+    def _has_masks(self, index: int) -> bool:
+        return self.records[index].mask is not None
+
+    def _read_layers(self, index: int, size: tuple[int, int]) -> Tensor:
+        """uint8 ``[N,H,W]`` at the image's own ``size`` (height, width)."""
+        record = self.records[index]
+        assert record.mask is not None
+        stored = self.palette or self.class_names
+        labels = read_label_map(record.mask, size, record.image)
+        found = labels[(labels > len(stored)) & (labels != VOID)]
+        if found.numel():
+            raise CorruptSampleError(
+                f"{record.mask}: the mask holds the value {int(found[0])}; expected 0 (background), 1 to {len(stored)} (the classes "
+                f"in order) or {VOID} (void). Check class_names."
+            )
+        if stored != self.class_names:
+            table = torch.zeros(256, dtype=torch.uint8)
+            table[VOID] = VOID
+            for i, name in enumerate(self.class_names):
+                table[stored.index(name) + 1] = i + 1
+            labels = table[labels.long()]
+        return labels[None]
+
+    def _expand(self, index: int, layers: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N,H,W]`` labels to bool class masks ``[K,H,W]`` and void ``[H,W]``."""
+        classes = torch.arange(1, self.num_classes + 1, dtype=torch.int16).view(-1, 1, 1)
+        return layers.to(torch.int16) == classes, layers[0] == VOID
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        """``(height, width)`` of the image file, from its header."""
+        return image_size(self.records[index].image)
+
+    def original_masks(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """Class masks ``[K,H,W]`` and void ``[H,W]``, bool, at the image's own size (pointing game), or None without ground truth."""
+        if not self._has_masks(index):
+            return None
+        return self._expand(index, self._read_layers(index, self.original_size(index)))
+
+    def identity(self) -> dict[str, Any]:
+        """Adds the labels, the size in bytes of each image file, and whether there are masks."""
+        content = [[list(r.labels), r.image.stat().st_size if r.image.is_file() else -1, r.mask is not None] for r in self.records]
+        return super().identity() | {"content": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
