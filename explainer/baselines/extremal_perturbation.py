@@ -1,0 +1,311 @@
+"""Extremal perturbations (Fong, Patrick and Vedaldi, Understanding Deep Networks via Extremal Perturbations and Smooth Masks, ICCV 2019).
+
+For each area a, over smooth masks m (see :mod:`explainer.baselines.smooth_mask`):
+
+    m_a = argmax_m  Phi(m (x) x) - lambda R_a(m)                                                    (eq. 2 and 3)
+
+All areas, images and classes are searched in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from explainer.attribution import check_class_index, check_images
+from explainer.baselines.base import Baseline
+from explainer.baselines.extremal_channels import ChannelMasks, channel_masks, channel_saliency
+from explainer.baselines.extremal_game import Game, Reward, Schedule, ScheduleName, class_reward, game_reward, make_schedule
+from explainer.baselines.hooks import find_layer, untouched
+from explainer.baselines.mask_search import Found, History, Limits, maximise
+from explainer.baselines.perturbation import Perturbation, PerturbationKind, imsmooth, pyramid
+from explainer.baselines.smooth_mask import KernelProfile, SmoothMask, area_penalty, excluded
+from explainer.errors import ConfigError, ShapeError
+
+Start = Tensor | float | Callable[[Tensor, Tensor], Tensor] | None
+
+
+@dataclass(frozen=True)
+class ExtremalMasks:
+    """Masks of several areas and what they achieve.
+
+    Attributes:
+        masks: ``[B,A,H,W]`` in [0,1].
+        rewards: ``[B,A]``, the game's reward of each mask on the unflipped image.
+        preserved: ``[B,A]``, reward of the image seen through the mask.
+        original: ``[B]``, reward of the untouched image.
+        areas: A fractions of the image.
+        parameters: ``[B,A,h,w]``, grid parameters: a later search can start from them.
+        iterations: ``[B,A]``, iterations that each mask took.
+        history: ``reward`` and ``area`` (the penalty R_a, unweighted) per iteration, ``[T,B*A]``.
+    """
+
+    masks: Tensor
+    rewards: Tensor
+    preserved: Tensor
+    original: Tensor
+    areas: tuple[float, ...]
+    parameters: Tensor
+    iterations: Tensor
+    history: History
+
+    def smallest_area(self) -> Tensor:
+        """a* of each image ``[B]``: the smallest area whose preserved score reaches that of the image (eq. 5); NaN if none does."""
+        order = sorted(range(len(self.areas)), key=lambda k: self.areas[k])
+        result = torch.full_like(self.original, torch.nan)
+        for k in reversed(order):
+            result = torch.where(self.preserved[:, k] >= self.original, self.areas[k], result)
+        return result
+
+
+class ExtremalPerturbation(Baseline):
+    """Masks of fixed area that keep, or destroy, a class score the most.
+
+    Called as an attributor it returns the sum of the masks over ``areas``; :meth:`masks` returns each of them.
+
+    Args:
+        explanandum: the classifier.
+        areas: fractions of the image in (0,1) (with ``layer``: fractions of the channels, or numbers of channels >= 1).
+        game: ``preserve`` (keep the evidence), ``delete`` (remove it) or ``hybrid`` (both at once, two passes a step).
+        reward: ``simple`` (the logit) or ``contrastive`` (the logit minus the best other one).
+        perturbation: ``blur`` or ``fade`` (the paper's), ``constant`` (mean colour), ``noise``.
+        iterations: length of the schedule; with ``schedule=None`` the published schedule cut or stretched to it.
+        init: start: parameters ``[B,h,w]``, ``[B,A,h,w]`` or ``[h,w]``, full-size masks of the same ranks, one number, or a callable
+            (images, class_index) -> masks ``[B,H,W]``. None: all ones.
+        jitter: flip the image and its mask horizontally on even iterations.
+        schedule: ``paper``, ``code`` or ``fast`` (see :func:`~explainer.baselines.extremal_game.make_schedule`). None: ``fast``, or
+            ``code`` where ``iterations`` is given.
+        profile: kernel ``code`` or ``paper``; None: the schedule's.
+        step, sigma: grid step and kernel scale in pixels. None: 7 and 3 steps; ``fast`` takes 1/32 of the shorter side as its step.
+        levels: strengths in the perturbation pyramid.
+        max_blur: strongest blur in pixels. None: 20; ``fast`` takes 20/224 of the shorter side.
+        origin: colour that ``fade`` tends to and that surrounds a blurred image: ``black``, ``mean`` (the classifier's mean colour, as
+            when perturbing normalised images) or a number.
+        renormalize: blur divided by the part of its window inside the image; None: the schedule's.
+        area_on: the area is imposed on the mask with its ``margin`` or on the ``image`` alone; None: the schedule's.
+        clamp_gradient: see :class:`~explainer.baselines.smooth_mask.SmoothMask`.
+        smooth: Gaussian smoothing of the summed map, sigma as a fraction of the shorter side (0.09 for the pointing game); 0: none.
+        layer: mask the channels of this module's output instead of the image's pixels (section 5).
+        max_iterations, budget_s, tolerance, patience, rows_per_pass: see :class:`~explainer.baselines.mask_search.Limits`;
+            ``tolerance=None`` takes the schedule's, 0 keeps every mask to the end.
+
+    Attributes:
+        history: of the last search; rows are ordered image by image, and within an image area by area.
+    """
+
+    name = "extremal_perturbation"
+
+    def __init__(
+        self,
+        explanandum: Any,
+        areas: Sequence[float] = (0.025, 0.05, 0.1, 0.2),
+        game: Game = "preserve",
+        reward: Reward = "simple",
+        perturbation: PerturbationKind = "blur",
+        iterations: int | None = None,
+        init: Start = None,
+        jitter: bool = True,
+        schedule: ScheduleName | None = None,
+        profile: KernelProfile | None = None,
+        step: int | None = None,
+        sigma: int | None = None,
+        levels: int = 8,
+        max_blur: float | None = None,
+        origin: Literal["black", "mean"] | float = "black",
+        renormalize: bool | None = None,
+        area_on: Literal["margin", "image"] | None = None,
+        clamp_gradient: Literal["pass", "block"] = "pass",
+        smooth: float = 0.0,
+        layer: str | None = None,
+        max_iterations: int | None = None,
+        budget_s: float | None = None,
+        tolerance: float | None = None,
+        patience: int = 10,
+        rows_per_pass: int | None = None,
+    ) -> None:
+        super().__init__(explanandum)
+        for option, value, known in (("game", game, Game), ("reward", reward, Reward), ("perturbation", perturbation, PerturbationKind)):
+            if value not in get_args(known):
+                raise ConfigError(f"{option} must be one of {', '.join(get_args(known))}, received {value!r}.")
+        if reward == "contrastive" and self.num_classes < 2:
+            raise ConfigError("reward='contrastive' compares a class with the others and this classifier has one class: use reward='simple'.")
+        if area_on not in (None, "margin", "image"):
+            raise ConfigError(f"area_on must be 'margin' or 'image', received {area_on!r}.")
+        if smooth < 0:
+            raise ConfigError(f"smooth must not be negative, received {smooth}.")
+        self.areas = _checked_areas(areas, channels=layer is not None)
+        if layer is not None:
+            find_layer(explanandum.classifier, layer)
+        self.game, self.reward, self.perturbation, self.init, self.jitter = game, reward, perturbation, init, jitter
+        self.schedule_name: ScheduleName = schedule or ("fast" if iterations is None else "code")
+        self.iterations = iterations
+        chosen = make_schedule(self.schedule_name, iterations)
+        self.schedule: Schedule = replace(
+            chosen,
+            profile=profile or chosen.profile,
+            area_on=area_on or chosen.area_on,
+            renormalize=chosen.renormalize if renormalize is None else renormalize,
+            tolerance=chosen.tolerance if tolerance is None else tolerance,
+        )
+        self.step, self.sigma, self.levels, self.max_blur = step, sigma, levels, max_blur
+        self.origin, self.clamp_gradient, self.smooth, self.layer = origin, clamp_gradient, smooth, layer
+        self.limits = Limits(max_iterations, budget_s, self.schedule.tolerance or None, patience, rows_per_pass)
+        self.history = History()
+
+    def masks(self, images: Tensor, class_index: Tensor | int | list[int], *, init: Start = None,
+              generator: torch.Generator | None = None) -> ExtremalMasks:
+        """The mask of each area.
+
+        Args:
+            images: ``[B,3,H,W]`` in [0,1].
+            class_index: class per image, ``[B]`` or one int for all.
+            init: overrides the constructor's ``init``.
+            generator: for ``perturbation='noise'``; None: seed 0.
+        """
+        if self.layer is not None:
+            raise ConfigError("masks() makes pixel masks and layer= asks for channel masks: call channel_masks(), or leave layer= out.")
+        check_images(images)
+        index = check_class_index(class_index, images, self.num_classes)
+        with untouched(self.explanandum):
+            return self._search(images, torch.arange(len(images), device=images.device), index, init, generator)
+
+    def channel_masks(self, images: Tensor, class_index: Tensor | int | list[int]) -> ChannelMasks:
+        """Masks over the channels of ``layer`` (section 5), with their saliency maps."""
+        if self.layer is None:
+            raise ConfigError("channel_masks() needs a layer: pass layer= (a module path) to the constructor.")
+        check_images(images)
+        index = check_class_index(class_index, images, self.num_classes)
+        with untouched(self.explanandum):
+            found = channel_masks(
+                self.explanandum, self.layer, images, index, self.areas, self.game, self.reward, self.iterations or 300, self.limits
+            )
+        self.history = found.history
+        return found
+
+    def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
+        if self.layer is not None:
+            return self._smoothed(channel_saliency(self.channel_masks(images, class_index), images.shape[-2:]))
+        found = self._search(images, torch.arange(len(images), device=images.device), class_index, None, generator)
+        return self._smoothed(found.masks.sum(1))
+
+    def all_classes(self, images: Tensor, classes: list[int] | None = None, *, generator: torch.Generator | None = None,
+                    masks: Tensor | None = None) -> Tensor:
+        """Maps of several classes ``[B,len(classes),H,W]``: images, classes and areas form one batch."""
+        if self.layer is not None:
+            return super().all_classes(images, classes, generator=generator, masks=masks)
+        check_images(images)
+        chosen = list(range(self.num_classes)) if classes is None else classes
+        index = check_class_index(torch.tensor(chosen).repeat(len(images)), images.repeat_interleave(len(chosen), 0), self.num_classes)
+        image = torch.arange(len(images), device=images.device).repeat_interleave(len(chosen))
+        with untouched(self.explanandum):
+            found = self._search(images, image, index, None, generator)
+        return self._smoothed(found.masks.sum(1)).unflatten(0, (len(images), len(chosen)))
+
+    def _smoothed(self, maps: Tensor) -> Tensor:
+        if self.smooth == 0:
+            return maps
+        return imsmooth(maps.unsqueeze(1), self.smooth * min(maps.shape[-2:]), padding_mode="constant").squeeze(1)
+
+    def generator_for(self, images: Tensor) -> SmoothMask:
+        """The mask family for these images."""
+        height, width = images.shape[-2:]
+        step = self.step or (max(1, round(min(height, width) / 32)) if self.schedule.scaled else 7)
+        return SmoothMask(
+            height, width, step, self.sigma or 3 * step, self.schedule.profile,
+            clamp_gradient=self.clamp_gradient, dtype=images.dtype, device=images.device,
+        )  # fmt: skip
+
+    def _levels(self, images: Tensor, generator: torch.Generator | None) -> Perturbation:
+        scale = min(images.shape[-2:]) / 224 if self.schedule.scaled else 1.0
+        origin = {"black": 0.0, "mean": self.explanandum.mean}.get(self.origin, self.origin) if isinstance(self.origin, str) else self.origin
+        blur = 20.0 * scale if self.max_blur is None else self.max_blur
+        generator = generator or torch.Generator().manual_seed(0)
+        return Perturbation(pyramid(images, self.perturbation, self.levels, blur, origin, self.schedule.renormalize, generator))
+
+    def _search(self, images: Tensor, image: Tensor, class_index: Tensor, init: Start, generator: torch.Generator | None) -> ExtremalMasks:
+        """P pairs of (image, class) times A areas, one row each."""
+        pairs, number = len(image), len(self.areas)
+        family, shown = self.generator_for(images), self._levels(images, generator)
+        row_image, row_class = image.repeat_interleave(number), class_index.repeat_interleave(number)
+        size = family.padded if self.schedule.area_on == "margin" else (family.height, family.width)
+        zeros = excluded(size[0] * size[1], self.areas * pairs, images.device)
+
+        def classify(mask: Tensor, rows: Tensor, flip: bool) -> Tensor:
+            seen = shown.apply(mask, row_image[rows])
+            return self.explanandum(seen.flip(-1) if flip else seen)
+
+        def objective(parameters: Tensor, rows: Tensor, t: int) -> tuple[Tensor, dict[str, Tensor]]:
+            full = family.padded_masks(parameters)
+            mask = family.crop(full)
+            flip = self.jitter and t % 2 == 0
+            gain = game_reward(lambda m, r: classify(m, r, flip), mask, rows, row_class[rows], self.game, self.reward)
+            penalty = area_penalty(full if self.schedule.area_on == "margin" else mask, zeros[rows])
+            return gain - self.schedule.weight(t) * penalty, {"reward": gain, "area": penalty}
+
+        start = self._start(images, image, class_index, init, family)
+        found = maximise(start, objective, self.schedule.ascent, self.schedule.iterations, self.limits)
+        self.history = found.history
+        return self._judge(found, family, classify, images, image, class_index)
+
+    @torch.no_grad()
+    def _judge(self, found: Found, family: SmoothMask, classify: Callable[[Tensor, Tensor, bool], Tensor], images: Tensor,
+               image: Tensor, class_index: Tensor) -> ExtremalMasks:
+        """Score the masks on the unflipped images."""
+        number = len(self.areas)
+        mask = family(found.parameters)
+        rows = torch.arange(len(mask), device=mask.device)
+        chunks = rows.split(self.limits.rows_per_pass or len(rows))
+        row_class = class_index.repeat_interleave(number)
+        kept = torch.cat([class_reward(classify(mask[r], r, False), row_class[r], self.reward) for r in chunks])
+        gain = kept
+        if self.game != "preserve":
+            dropped = torch.cat([class_reward(classify(1 - mask[r], r, False), row_class[r], self.reward) for r in chunks])
+            gain = -dropped if self.game == "delete" else kept - dropped
+        original = class_reward(self.explanandum(images)[image], class_index, self.reward)
+        shape = (len(image), number)
+        return ExtremalMasks(
+            mask.unflatten(0, shape), gain.view(shape), kept.view(shape), original, self.areas,
+            found.parameters.unflatten(0, shape), found.iterations.view(shape), found.history,
+        )  # fmt: skip
+
+    def _start(self, images: Tensor, image: Tensor, class_index: Tensor, init: Start, family: SmoothMask) -> Tensor:
+        """Start parameters ``[P*A,h,w]``."""
+        init = self.init if init is None else init
+        pairs, number = len(image), len(self.areas)
+        if init is None:
+            init = 1.0
+        if callable(init) and not isinstance(init, Tensor):
+            init = init(images[image], class_index)
+        if not isinstance(init, Tensor):
+            return images.new_full((pairs * number, *family.grid), float(init))
+        given = init.detach().to(images)
+        if given.ndim == 2:
+            given = given[None]
+        if given.ndim == 4 and tuple(given.shape[:2]) == (number, 1) and len(images) == 1:
+            given = given.transpose(0, 1)  # one image, areas first: the public code's shape
+        if given.ndim == 3:
+            given = given[:, None]
+        size = tuple(given.shape[-2:])
+        known = {family.grid, (family.height, family.width)}
+        if given.ndim != 4 or size not in known or given.shape[0] not in (1, len(images), pairs) or given.shape[1] not in (1, number):
+            raise ShapeError(
+                f"init must be [B,h,w] or [B,A,h,w] with B={len(images)}, A={number} and h,w = {family.grid} (parameters) or "
+                f"{(family.height, family.width)} (masks), received {tuple(init.shape)}."
+            )
+        if given.shape[0] == len(images):
+            given = given[image]
+        given = given.expand(pairs, number, *size).flatten(0, 1)
+        return given if size == family.grid else family.parameters_from(given)
+
+
+def _checked_areas(areas: Sequence[float], channels: bool) -> tuple[float, ...]:
+    values = tuple(float(a) for a in ([areas] if isinstance(areas, (int, float)) else areas))
+    rule = "fractions in (0,1), or whole numbers of channels" if channels else "fractions of the image in (0,1)"
+    valid = [0 < a < 1 or (channels and a >= 1 and a == int(a)) for a in values]
+    if not values or not all(valid):
+        raise ConfigError(f"areas must be {rule}, at least one, received {list(values)}.")
+    return values
