@@ -1,0 +1,360 @@
+"""The layer graph that SRD walks, read off one forward pass.
+
+A classifier is watched while it runs (:class:`torch.overrides.TorchFunctionMode`), so modules, functional calls, shared modules,
+residual sums and Python control flow are all seen as they happened, with their values; nothing is rewritten. Every operation on a tensor
+that stems from the classifier's input becomes a :class:`Node`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from explainer.baselines.hooks import out_of_place
+from explainer.baselines.srd_rules import Add, AvgPool, Cat, Conv, MaxPool, Norm, Opaque, Pad, Pass, Rule, Source, aten
+from explainer.errors import ConfigError, UnsupportedLayerError
+
+POINTWISE = (
+    "relu", "leaky_relu", "elu", "silu", "gelu", "tanh", "relu6", "hardtanh", "hardswish", "mish", "softplus", "celu", "selu", "sigmoid",
+    "softsign", "prelu", "logsigmoid",
+)  # fmt: skip
+ALTERNATIVES = "Use a method without layer rules: extremal_perturbation, rise, igos_pp, gradient, integrated_gradients."
+
+
+@dataclass
+class Node:
+    """One operation: ``inputs`` are indices of earlier nodes, ``out`` its value ``[B,C,H,W]`` (or the logits)."""
+
+    op: str
+    rule: Rule
+    inputs: tuple[int, ...]
+    out: Tensor
+    place: str
+    names: list[str] = field(default_factory=list)
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """An int or a sequence of one or two ints as (height, width)."""
+    values = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
+    return (values[0], values[-1])
+
+
+def _conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Rule:
+    stride, dilation = pair(stride), pair(dilation)
+    if padding == "valid":
+        padding = 0
+    elif padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, weight.shape[-2:], strict=True)]
+        if any(t % 2 for t in total):
+            return Opaque("a convolution padded 'same' with an even kernel pads unevenly")
+        padding = [t // 2 for t in total]
+    return Conv(weight, bias, stride, pair(padding), dilation, groups)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Rule:
+    if training or running_mean is None or running_var is None:
+        return Opaque("normalisation by batch statistics is no fixed affine map")
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -scale * running_mean
+    return Norm(scale, shift if bias is None else shift + bias)
+
+
+def _avg_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Rule:
+    kernel = pair(kernel_size)
+    options = (kernel, pair(stride) if stride else kernel, pair(padding), ceil_mode, count_include_pad, divisor_override)
+    return AvgPool(lambda u: F.avg_pool2d(u, *options), lambda g, u: aten.avg_pool2d_backward(g, u, *options))
+
+
+def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Rule:
+    return AvgPool(lambda u: F.adaptive_avg_pool2d(u, output_size), aten._adaptive_avg_pool2d_backward)
+
+
+def _add(*tensors: Any, alpha: float = 1, input: Tensor | None = None, other: Any = None) -> Rule:
+    addends = [t for t in (*tensors, input, other) if t is not None]
+    if alpha != 1 or not all(isinstance(t, Tensor) for t in addends) or addends[0].shape != addends[-1].shape:
+        return Opaque("only sums of two feature maps of equal shape can be shared")
+    return Add()
+
+
+def _cat(tensors: Any, dim: int = 0) -> Rule:
+    return Cat() if dim == 1 else Opaque("only concatenation over channels can be shared")
+
+
+def _pad(input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Rule:
+    return Opaque(f"padding mode {mode!r} with value {value}") if mode != "constant" or value else Pad(tuple(pad))
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, train: bool = False) -> Rule:
+    return Opaque("dropout is active") if (training or train) and p > 0 else Pass()
+
+
+_RULES: dict[str, Callable[..., Rule]] = {
+    "conv2d": _conv2d, "batch_norm": _batch_norm, "avg_pool2d": _avg_pool2d, "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "add": _add, "cat": _cat, "concat": _cat, "pad": _pad, "contiguous": lambda *a, **k: Pass(), "clone": lambda *a, **k: Pass(),
+    "dropout": _dropout, "dropout2d": _dropout, "alpha_dropout": _dropout, "feature_dropout": _dropout,
+    **dict.fromkeys(POINTWISE, lambda *a, **k: Source()),
+}  # fmt: skip
+_NUM_INPUTS = {Add: 2}
+
+
+class _Recorder(TorchFunctionMode):
+    """Turns every operation on a tracked tensor into a node while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.index: dict[int, int] = {}
+        self.keep: list[Tensor] = []  # tracked tensors stay alive, so that their id() stays theirs
+        self.stack: list[str] = []
+
+    def track(self, tensor: Tensor, node: Node) -> None:
+        """Append the node and remember which tensor carries its value."""
+        self.nodes.append(node)
+        self.index[id(tensor)] = len(self.nodes) - 1
+        self.keep.append(tensor)
+
+    def sources_of(self, args: Any) -> list[int]:
+        """Nodes of the tensors among the arguments, one level into lists, in order."""
+        flat = [a for arg in args for a in (arg if isinstance(arg, list | tuple) else (arg,))]
+        return [self.index[id(a)] for a in flat if isinstance(a, Tensor) and id(a) in self.index]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func`` and record it when it touches a tracked tensor."""
+        kwargs = dict(kwargs or {})
+        inputs = self.sources_of((*args, *kwargs.values()))
+        name = getattr(func, "__name__", str(func))
+        if not inputs:
+            return func(*args, **kwargs)
+        in_place = bool(kwargs.get("inplace")) or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        name = name if name.endswith("__") else name.rstrip("_")
+        target = args[0] if args and in_place else None
+        if target is not None and id(target) in self.index:  # the value before the write is what the earlier node returned
+            self.nodes[self.index[id(target)]].out = target.clone()
+        if name == "max_pool2d" and not in_place:
+            out, rule = _max_pool2d(*args, **kwargs)
+        else:
+            rule = self._rule(name, args, kwargs, inputs)
+            out = func(*args, **kwargs)
+        for tensor in out if isinstance(out, list | tuple) else (target if name == "__setitem__" else out,):
+            if isinstance(tensor, Tensor) and (in_place or id(tensor) not in self.index):
+                self.track(tensor, Node(name, rule, tuple(inputs), tensor, self.stack[-1] if self.stack else ""))
+        return out
+
+    @staticmethod
+    def _rule(name: str, args: Any, kwargs: dict[str, Any], inputs: list[int]) -> Rule:
+        if name not in _RULES:
+            return Opaque("no rule for this operation")
+        try:
+            rule = _RULES[name](*args, **kwargs)
+        except TypeError as error:
+            return Opaque(f"unusual arguments ({error})")
+        expected = len(args[0]) if isinstance(rule, Cat) else _NUM_INPUTS.get(type(rule), 1)
+        return rule if len(inputs) == expected else Opaque("a feature map is combined with a constant or with its own parameters")
+
+
+def _max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Any, Rule]:
+    kernel = pair(kernel_size)
+    settings = (kernel, pair(stride) if stride else kernel, pair(padding), pair(dilation), ceil_mode)
+    out, indices = F.max_pool2d_with_indices(input, *settings)
+    return (out, indices) if return_indices else out, MaxPool(settings, indices)
+
+
+@contextlib.contextmanager
+def _watched(classifier: nn.Module, recorder: _Recorder, keep_graph: bool) -> Iterator[None]:
+    """Hooks that name the nodes by module path and catch the classifier's input."""
+
+    def enter(module: nn.Module, args: tuple[Any, ...], path: str) -> Any:
+        recorder.stack.append(path)
+        if path:
+            return None
+        if recorder.nodes:
+            raise UnsupportedLayerError(f"srd explains one pass, but {type(module).__name__} was called twice. {ALTERNATIVES}")
+        image = args[0] if keep_graph and args[0].requires_grad else args[0].detach().requires_grad_()
+        recorder.track(image, Node("input", Source(), (), image, "", ["input"]))
+        return (image, *args[1:])
+
+    def leave(_: nn.Module, __: Any, out: Any, path: str) -> None:
+        recorder.stack.pop()
+        if path and isinstance(out, Tensor) and id(out) in recorder.index:
+            recorder.nodes[recorder.index[id(out)]].names.append(path)
+
+    handles = []
+    for path, module in classifier.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda m, a, path=path: enter(m, a, path)))
+        handles.append(module.register_forward_hook(lambda m, a, o, path=path: leave(m, a, o, path)))
+    try:
+        with out_of_place(classifier), recorder:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Graph:
+    """The recorded forward pass. ``logits`` ``[B,K]`` and the nodes' values hang on autograd until :meth:`release`."""
+
+    def __init__(self, nodes: list[Node], logits: Tensor, output: int) -> None:
+        self.nodes, self.logits, self.output = nodes, logits, output
+        self.names: dict[str, list[int]] = {}
+        for i, node in enumerate(nodes):
+            if not node.names:
+                node.names = [f"{node.place}:{node.op}" if node.place else node.op]
+            for name in node.names:
+                self.names.setdefault(name, []).append(i)
+        consumers: dict[int, list[int]] = {}
+        for i, node in enumerate(nodes):
+            for j in node.inputs:
+                consumers.setdefault(j, []).append(i)
+        # Folding is decided by adjacency: a convolution whose one and only consumer is the BatchNorm.
+        self.folds = {
+            users[0]: conv for conv, users in consumers.items()
+            if isinstance(nodes[conv].rule, Conv) and len(users) == 1 and isinstance(nodes[users[0]].rule, Norm)
+        }  # fmt: skip
+
+    def release(self) -> None:
+        """Forget autograd's graph; values in half precision become float32, in which the sweep runs."""
+        for node in self.nodes:
+            out = node.out.detach()
+            node.out = out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
+        self.logits = self.logits.detach()
+
+    def ancestors(self, end: int) -> set[int]:
+        """``end`` and every node that it depends on."""
+        found = {end}
+        for i in range(end, -1, -1):
+            if i in found:
+                found.update(self.nodes[i].inputs)
+        return found
+
+    def between(self, starts: list[int], end: int) -> list[int]:
+        """Nodes on the paths from any of ``starts`` to ``end``, ends included, in call order."""
+        above = self.ancestors(end)
+        reached = {s for s in starts if s in above}
+        for i in sorted(above):
+            if reached.intersection(self.nodes[i].inputs):
+                reached.add(i)
+        return sorted(reached)
+
+    def cuts(self, end: int) -> list[int]:
+        """Nodes that every path from the input to ``end`` crosses, in call order: no edge jumps over them."""
+        inside = self.between([0], end)
+        members, far, found = set(inside), 0, []
+        last = {i: i for i in inside}
+        for i in inside:
+            for j in self.nodes[i].inputs:
+                if j in members:
+                    last[j] = i
+        for i in inside:
+            if far <= i:
+                found.append(i)
+            far = max(far, last[i])
+        return found
+
+    def find(self, name: str, fold: bool = True) -> int:
+        """Node of a module path (the last call; ``path#0`` is the first call). A folded convolution is named by its BatchNorm."""
+        path, _, call = name.partition("#")
+        calls = self.names.get(path, [])
+        if not calls or (call and not (call.isdigit() and int(call) < len(calls))):
+            known = ", ".join(self.names)
+            raise ConfigError(f"no node {name!r} was met in the forward pass. Nodes: {known} (path#0, path#1 for repeated calls).")
+        index = calls[int(call)] if call else calls[-1]
+        if self.nodes[index].out.ndim != 4:
+            shape = tuple(self.nodes[index].out.shape)
+            raise ConfigError(f"node {name!r} has shape {shape}, but relevance lives on maps [B,C,H,W]: name a layer of the encoder.")
+        folded = {conv: norm for norm, conv in self.folds.items()}
+        return folded.get(index, index) if fold else index
+
+    def name(self, index: int) -> str:
+        """The innermost path, with ``#call`` where the module was called several times."""
+        name = self.nodes[index].names[0]
+        calls = self.names[name]
+        return name if len(calls) == 1 else f"{name}#{calls.index(index)}"
+
+    def is_source(self, index: int) -> bool:
+        """The input or a pointwise activation."""
+        return isinstance(self.nodes[index].rule, Source)
+
+    def encoder_output(self) -> int:
+        """The tensor that enters the head: the last feature map that all evidence crosses and that no trailing average pool, dropout
+        or flatten has touched yet.
+        """
+        crossed = [
+            i for i in self.cuts(self.output)
+            if self.nodes[i].out.ndim == 4 and i > 0 and not isinstance(self.nodes[i].rule, AvgPool | Pass | Pad | Opaque)
+        ]  # fmt: skip
+        spatial = [i for i in crossed if self.nodes[i].out[0, 0].numel() > 1] or crossed
+        if not spatial:
+            known = ", ".join(self.names)
+            raise ConfigError(
+                f"srd found no feature map that all evidence crosses: name the encoder's last layer with encoder_output=. Nodes: {known}."
+            )
+        return spatial[-1]
+
+    def require_rules(self, live: list[int], stops: list[int]) -> None:
+        """Raise :class:`UnsupportedLayerError` if a sweep over ``live`` has to cross an operation without a rule."""
+        members = set(live)
+        for i in live:
+            node = self.nodes[i]
+            if isinstance(node.rule, Opaque) and members.intersection(node.inputs):
+                where = self.nodes[i].place or "the classifier's own forward"
+                raise UnsupportedLayerError(
+                    f"srd cannot share relevance through {node.op!r} (node {self.name(i)!r}, operation {i} of {len(self.nodes)}, called in "
+                    f"{where!r}): {node.rule.reason}. Stop above it with resolution='low' or a later layer. {ALTERNATIVES}"
+                )
+
+
+def record(explanandum: Any, images: Tensor, keep_graph: bool = False) -> Graph:
+    """Run the classifier once and record it.
+
+    Args:
+        explanandum: maps images in [0,1] to logits ``[B,K]``; node 0 is what its ``classifier`` receives (the normalised image).
+        images: ``[B,3,H,W]``.
+        keep_graph: leave everything attached to ``images``, for gradients of the relevance itself.
+    """
+    recorder = _Recorder()
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        images = images.clone() if images.is_inference() else images
+        with _watched(explanandum.classifier, recorder, keep_graph):
+            logits = explanandum(images)
+    output = recorder.index.get(id(logits))
+    if output is None:
+        raise UnsupportedLayerError(
+            f"srd cannot look inside {type(explanandum.classifier).__name__}: its logits did not come out of operations it could watch "
+            f"(a scripted, compiled or detached model?). Pass the plain nn.Module. {ALTERNATIVES}"
+        )
+    return Graph(recorder.nodes, logits, output)

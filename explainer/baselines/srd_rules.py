@@ -1,0 +1,249 @@
+"""Sharing rules of Sharing Ratio Decomposition (Han, Kim, Kwak, ICLR 2024): what one layer does to a cotangent and to a piece.
+
+At the operating point every affine layer is a data-dependent *linear* map: the bias is shared among the pixels of a receptive field by
+their norms (eq. 11), so ``u_i -> W u_i + b n_i / D_j`` with ``n_i = ||u_i||`` and ``D_j = sum of n in the receptive field``.
+``pull`` is the transpose of that map (used by the backward sweep), ``push`` the map itself applied to what found no owner (leak).
+Everything is written with native operations, so a sweep can be differentiated.
+
+Shapes: ``u`` value at the layer's input ``[B,C,H,W]``, ``g`` cotangent at its output, ``[B,1,H,W]`` for norms and shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ZERO_SQUARE = 1e-20  # ||v||^2 at or below this: the vector has no direction to share along, its relevance leaks
+ZERO_NORM = 1e-10  # the same bound for norms and their sums
+aten = torch.ops.aten
+
+
+def inverse(values: Tensor, bound: float) -> Tensor:
+    """``1/values`` where values > bound, else 0, with finite derivatives in both branches."""
+    live = values > bound
+    return torch.where(live, 1 / torch.where(live, values, torch.ones_like(values)), torch.zeros_like(values))
+
+
+def inverse_square_norm(values: Tensor) -> Tensor:
+    """``1/||v_j||^2`` over channels, ``[B,1,H,W]``; 0 for zero vectors (section 8 of the specification)."""
+    return inverse(values.square().sum(1, keepdim=True), ZERO_SQUARE)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Channel dot product, ``[B,1,H,W]``."""
+    return (a * b).sum(1, keepdim=True)
+
+
+def channel_dot(vector: Tensor, values: Tensor) -> Tensor:
+    """``<vector, values_j>`` for one vector ``[C]``, ``[B,1,H,W]``, without a temporary of the size of ``values``."""
+    batch, channels, height, width = values.shape
+    return torch.matmul(vector.view(1, 1, channels), values.reshape(batch, channels, height * width)).view(batch, 1, height, width)
+
+
+class Rule:
+    """A layer between sources. Multi-input layers (Add, Cat) see all their inputs."""
+
+    def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Cotangent at the output -> one cotangent per input."""
+        raise NotImplementedError
+
+    def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
+        """What of the inputs has no owner (None: nothing) -> what of the output has no owner."""
+        raise NotImplementedError
+
+
+class Source(Rule):
+    """The input, and every pointwise activation: whatever the activation does, relevance passes it unchanged."""
+
+
+@dataclass
+class Opaque(Rule):
+    """An operation without a rule. Only a sweep that has to cross it fails."""
+
+    reason: str
+
+
+class Pass(Rule):
+    """Dropout in eval mode, copies."""
+
+    def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The identity."""
+        return [g]
+
+    def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
+        """The identity."""
+        return pieces[0]
+
+
+class Add(Rule):
+    """Residual sum: every addend keeps its own share."""
+
+    def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The same cotangent for every addend."""
+        return [g] * len(inputs)
+
+    def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
+        """The sum."""
+        present = [p for p in pieces if p is not None]
+        return sum(present[1:], present[0]) if present else None
+
+
+class Cat(Rule):
+    """Concatenation over channels."""
+
+    def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Each input gets its own channels."""
+        return list(g.split([u.shape[1] for u in inputs], dim=1))
+
+    def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
+        """The concatenation, zero where an input lost nothing."""
+        if all(p is None for p in pieces):
+            return None
+        return torch.cat([torch.zeros_like(u) if p is None else p for p, u in zip(pieces, inputs, strict=True)], 1)
+
+
+@dataclass
+class Pad(Rule):
+    """Zero padding: ``pad`` in the order of ``F.pad``."""
+
+    pad: tuple[int, ...]
+
+    def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Crop."""
+        return [F.pad(g, [-p for p in self.pad])]
+
+    def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
+        """Pad."""
+        return None if pieces[0] is None else F.pad(pieces[0], self.pad)
+
+
+@dataclass
+class Conv(Rule):
+    """Convolution (eq. 11). ``share`` caches the inverse norms, which all classes of an image have in common."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    share: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    def _ones(self, like: Tensor) -> Tensor:
+        return like.new_ones(1, 1, *self.weight.shape[-2:])
+
+    def _sum_field(self, values: Tensor) -> Tensor:
+        """Sum of a one-channel map over each output pixel's receptive field."""
+        return F.conv2d(values, self._ones(values), None, self.stride, self.padding, self.dilation)
+
+    def _transpose(self, g: Tensor, u: Tensor, weight: Tensor, groups: int) -> Tensor:
+        args = (self.stride, self.padding, self.dilation, False, (0, 0), groups, (True, False, False))
+        return aten.convolution_backward(g, u, weight, None, *args)[0]
+
+    def shares(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """``(1/n_i, 1/D_j)``, zero where there is no norm to share by."""
+        if self.share is None:
+            norm = torch.linalg.vector_norm(u, dim=1, keepdim=True)
+            self.share = inverse(norm, ZERO_NORM), inverse(self._sum_field(norm), ZERO_NORM)
+        return self.share
+
+    def pull_shared(self, g: Tensor, u: Tensor, beta: Tensor | None) -> Tensor:
+        """``convT_W(g) + u convT_1(beta/D)/n``: beta is the dot product of the (folded) bias with the cotangent."""
+        back = self._transpose(g, u, self.weight.to(g.dtype), self.groups)
+        if beta is None:
+            return back
+        inverse_norm, inverse_sum = self.shares(u)
+        given = self._transpose(beta * inverse_sum, inverse_norm, self._ones(g), 1)
+        return torch.addcmul(back, u, given * inverse_norm)
+
+    def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`pull_shared`."""
+        beta = None if self.bias is None else channel_dot(self.bias.to(g.dtype), g)
+        return [self.pull_shared(g, inputs[0], beta)]
+
+    def push_parts(self, piece: Tensor | None, u: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Without the bias: the ownerless part of ``W u``, and the ownerless fraction of the bias at each output pixel."""
+        inverse_norm, inverse_sum = self.shares(u)
+        missing = (inverse_sum == 0).to(u.dtype)
+        if piece is None:
+            return None, missing if bool(missing.any()) else None
+        weighted = F.conv2d(piece, self.weight.to(u.dtype), None, self.stride, self.padding, self.dilation, self.groups)
+        return weighted, self._sum_field(inner(piece, u) * inverse_norm) * inverse_sum + missing
+
+    def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
+        """``W w + b * fraction``."""
+        weighted, fraction = self.push_parts(pieces[0], inputs[0])
+        return combine(weighted, self.bias, fraction)
+
+
+def combine(weighted: Tensor | None, bias: Tensor | None, fraction: Tensor | None) -> Tensor | None:
+    """``weighted + bias * fraction`` where None stands for zero."""
+    if bias is None or fraction is None:
+        return weighted
+    shared = bias.to(fraction.dtype).view(1, -1, 1, 1) * fraction
+    return shared if weighted is None else weighted + shared
+
+
+@dataclass
+class Norm(Rule):
+    """BatchNorm in eval mode, ``scale * u + shift`` (a 1x1 layer), where it cannot be folded into a convolution."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def scaled(self, values: Tensor) -> Tensor:
+        """``scale * values`` per channel."""
+        return values * self.scale.to(values.dtype).view(1, -1, 1, 1)
+
+    def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """``s g + u <t,g> / ||u||^2``."""
+        u = inputs[0]
+        return [torch.addcmul(self.scaled(g), u, channel_dot(self.shift.to(g.dtype), g) * inverse_square_norm(u))]
+
+    def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
+        """``s w + t <w,u>/||u||^2``, and all of t where u is zero."""
+        u, piece = inputs[0], pieces[0]
+        inverse_square = inverse_square_norm(u)
+        fraction = (inverse_square == 0).to(u.dtype)
+        if piece is None:
+            return combine(None, self.shift, fraction if bool(fraction.any()) else None)
+        return combine(self.scaled(piece), self.shift, fraction + inner(piece, u) * inverse_square)
+
+
+@dataclass
+class MaxPool(Rule):
+    """Max pooling with the indices of the forward pass (eq. 12)."""
+
+    settings: tuple[Any, ...]
+    indices: Tensor
+
+    def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Scatter to the winners."""
+        return [aten.max_pool2d_with_indices_backward(g, inputs[0], *self.settings, self.indices)]
+
+    def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
+        """Gather from the winners."""
+        if pieces[0] is None:
+            return None
+        return pieces[0].flatten(2).gather(2, self.indices.flatten(2)).view(self.indices.shape)
+
+
+@dataclass
+class AvgPool(Rule):
+    """Average pooling of any kind: ``forward`` pools a tensor, ``backward(g, u)`` is its transpose."""
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+    def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Spread evenly."""
+        return [self.backward(g, inputs[0])]
+
+    def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
+        """Pool."""
+        return None if pieces[0] is None else self.forward(pieces[0])

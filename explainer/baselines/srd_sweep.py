@@ -1,0 +1,161 @@
+"""The backward sweep of Sharing Ratio Decomposition: one modified backward pass, sharing ratios never materialised.
+
+Each node carries a cotangent g with the meaning ``R_i = <u_i, g_i>`` (specification, section 6). At an activation the relevance is read,
+``R^l = sum_ch x g``, and restarted on its input, ``g = v R^l / ||v||^2`` (eq. 6: <vh_{i->j}, v_j>/||v_j||^2 of R_j goes to pixel i);
+between activations the layers' linear maps are transposed. All operations are native, so the sweep itself can be differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from explainer.baselines.srd_graph import Graph
+from explainer.baselines.srd_rules import Conv, Norm, channel_dot, combine, inner, inverse_square_norm
+from explainer.errors import ConfigError, UnsupportedLayerError
+
+Start = Literal["paper", "code", "constant"]
+
+
+def _restart(v: Tensor, relevance: Tensor) -> Tensor:
+    """``v R / ||v||^2`` with R ``[B,h,w]``; zero vectors pass nothing on."""
+    return v * (relevance.unsqueeze(1) * inverse_square_norm(v))
+
+
+def sweep(graph: Graph, start: int, relevance: Tensor, stops: Sequence[int]) -> dict[int, Tensor]:
+    """Relevance at ``stops`` when node ``start`` has relevance ``[B,h,w]``.
+
+    Returns:
+        ``{stop: [B,h_stop,w_stop]}``, signed. A stop that does not feed ``start`` gets zeros.
+    """
+    nodes = graph.nodes
+    live = graph.between(list(stops), start)
+    graph.require_rules(live, list(stops))
+    members, wanted = set(live), set(stops)
+    maps: dict[int, Tensor] = {}
+    cotangents: dict[int, Tensor] = {}
+
+    def send(index: int, g: Tensor) -> None:
+        if index in members:
+            cotangents[index] = cotangents[index] + g if index in cotangents else g
+
+    for i in reversed(live):
+        node = nodes[i]
+        source = graph.is_source(i)
+        if i == start:
+            maps[i] = relevance
+            if source and node.inputs:
+                send(node.inputs[0], _restart(nodes[node.inputs[0]].out, relevance))
+                continue
+            g = _restart(node.out, relevance)
+        elif i in cotangents:
+            g = cotangents.pop(i)
+            if source or i in wanted:
+                maps[i] = (node.out * g).sum(1)
+        else:
+            continue  # a folded convolution: its BatchNorm has answered for both
+        if not members.intersection(node.inputs) and i not in graph.folds:
+            continue
+        if source:
+            g = _restart(nodes[node.inputs[0]].out, maps[i])
+            send(node.inputs[0], g)
+        elif i in graph.folds and graph.folds[i] in members:
+            conv = nodes[graph.folds[i]]
+            send(conv.inputs[0], _pull_folded(node.rule, conv.rule, g, nodes[conv.inputs[0]].out))  # type: ignore[arg-type]
+        else:
+            pulled = node.rule.pull(g, [nodes[j].out for j in node.inputs])
+            for j, back in zip(node.inputs, pulled, strict=True):
+                send(j, back)
+    for i in wanted - maps.keys():
+        maps[i] = torch.zeros_like(nodes[i].out[:, 0])
+    return {i: maps[i] for i in stops}
+
+
+def _pull_folded(norm: Norm, conv: Conv, g: Tensor, u: Tensor) -> Tensor:
+    """Convolution and BatchNorm as one convolution ``(s W, s b + t)`` (section 3.5), without building its weight."""
+    bias = norm.shift if conv.bias is None else norm.scale * conv.bias + norm.shift
+    return conv.pull_shared(norm.scaled(g), u, channel_dot(bias.to(g.dtype), g))
+
+
+def mu_sums(graph: Graph, start: int) -> dict[int, Tensor]:
+    """``sum over sources and pixels of mu_{i->j}`` at every target pixel j: 1 except where a bias or a zero vector had no owner.
+
+    Returns:
+        ``{target node: [B,h,w]}`` for every activation that feeds ``start``, and ``start`` itself. Found forwards: what has no owner
+        is pushed through the linear maps until the next activation, where ``1 - <w,v>/||v||^2`` is what was shared.
+    """
+    nodes, ownerless, sums = graph.nodes, {}, {}
+    live = graph.between([0], start)
+    graph.require_rules(live, [0])
+    for i in live:
+        node = nodes[i]
+        target = node.inputs[0] if graph.is_source(i) and node.inputs else i
+        if graph.is_source(i):
+            ownerless[i] = None
+        elif i in graph.folds and graph.folds[i] in ownerless:
+            conv, norm = nodes[graph.folds[i]], node.rule
+            assert isinstance(conv.rule, Conv) and isinstance(norm, Norm)
+            weighted, fraction = conv.rule.push_parts(ownerless[conv.inputs[0]], nodes[conv.inputs[0]].out)
+            bias = norm.shift if conv.rule.bias is None else norm.scale * conv.rule.bias + norm.shift
+            ownerless[i] = combine(None if weighted is None else norm.scaled(weighted), bias, fraction)
+        else:
+            ownerless[i] = node.rule.push([ownerless.get(j) for j in node.inputs], [nodes[j].out for j in node.inputs])
+        if i and (graph.is_source(i) or i == start):
+            v, lost = nodes[target].out, ownerless[target]
+            scale = inverse_square_norm(v)
+            total = (scale > 0).to(v.dtype)
+            sums[i] = (total if lost is None else total - inner(lost, v) * scale)[:, 0]
+    return sums
+
+
+def class_maps(graph: Graph, encoder: int, cotangent: Tensor, create_graph: bool = False) -> Tensor:
+    """Grad-CAM without ReLU, ``Phi_i = <mean_i dy/dA_i, A_i>`` (eq. 3) for the linear combination ``cotangent`` ``[B,K]`` of logits."""
+    live = graph.nodes[encoder].out
+    try:
+        with torch.autocast(live.device.type, enabled=False):  # autograd runs under the caller's autocast
+            (gradient,) = torch.autograd.grad(graph.logits, live, cotangent.to(graph.logits), retain_graph=True, create_graph=create_graph)
+    except RuntimeError as error:
+        raise UnsupportedLayerError(
+            f"srd cannot differentiate the head from the encoder output {graph.name(encoder)!r} to the logits ({error}). "
+            "Name another layer with encoder_output=, or use extremal_perturbation or rise."
+        ) from error
+    precise = torch.promote_types(live.dtype, torch.float32)
+    return (gradient.to(precise).mean((2, 3), keepdim=True) * live.to(precise)).sum(1)
+
+
+def initial_relevance(
+    graph: Graph, encoder: int, class_index: Tensor, start: Start, create_graph: bool = False, mean: Tensor | None = None
+) -> Tensor:
+    """``R^L`` ``[B,h,w]`` of one class per image.
+
+    ``paper``: ``max(Phi^c - mean_k Phi^k, 0)`` (eqs. 3, 4, 9), set to zero where it is rounding noise. ``code``: the published code's
+    ReLU'd Grad-CAM minus its spatial mean, signed. ``constant``: 1 everywhere (eq. 10).
+
+    Args:
+        mean: ``mean_k Phi^k`` if known (it is the same for every class).
+    """
+    live = graph.nodes[encoder].out
+    if start == "constant":
+        return torch.ones_like(live[:, 0], dtype=torch.promote_types(live.dtype, torch.float32))
+    phi = class_maps(graph, encoder, torch.nn.functional.one_hot(class_index, graph.logits.shape[1]), create_graph)
+    if start == "code":
+        cam = phi.relu()
+        return cam - cam.mean((1, 2), keepdim=True)
+    mean = mean_class_map(graph, encoder, create_graph) if mean is None else mean
+    relevance = (phi - mean).relu()
+    noise = 100 * torch.finfo(relevance.dtype).eps * phi.abs().amax((1, 2), keepdim=True)
+    return torch.where(relevance.amax((1, 2), keepdim=True) <= noise, torch.zeros_like(relevance), relevance)
+
+
+def mean_class_map(graph: Graph, encoder: int, create_graph: bool = False) -> Tensor:
+    """``(1/K) sum_k Phi^k``: one backward pass of the head, because Phi is linear in the logits."""
+    classes = graph.logits.shape[1]
+    if classes == 1:
+        raise ConfigError(
+            "srd compares a class with the mean over classes (eq. 4), which is itself for one logit: give the classifier "
+            "two logits [y, -y], or use start='code' or start='constant'."
+        )
+    return class_maps(graph, encoder, torch.full_like(graph.logits, 1 / classes), create_graph)
