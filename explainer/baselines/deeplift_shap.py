@@ -2,58 +2,193 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from explainer.baselines.channels import ChannelBaseline
-from explainer.baselines.functions import require_modules
+from explainer.baselines.functions import CLAMPS, RECTIFIERS, RELU, in_place, module_stack, place_of, refuse_compiled
 from explainer.baselines.gradient_shap import reference_images
-from explainer.baselines.hooks import out_of_place
 from explainer.baselines.maps import Reduction
-from explainer.errors import ConfigError
+from explainer.errors import ConfigError, UnsupportedLayerError
 
-# captum's rescale rules; what is not here would silently get its plain gradient
-_SUPPORTED = (
-    nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softmax, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
-)  # fmt: skip
+_ELEMENTWISE = RELU | RECTIFIERS | CLAMPS | {
+    "sigmoid", "sigmoid_", "tanh", "tanh_", "hardsigmoid", "logsigmoid", "exp", "log", "sqrt", "rsqrt", "square", "abs",
+}  # fmt: skip
+_MAX_POOLS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "max_pool2d": functional.max_pool2d_with_indices,
+    "adaptive_max_pool2d": functional.adaptive_max_pool2d_with_indices,
+}
+_NO_RULE = {
+    "max_pool1d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool3d", "layer_norm", "group_norm", "instance_norm", "softmax",
+    "log_softmax", "pow", "__pow__", "norm", "vector_norm", "normalize", "maximum", "minimum", "max", "amax", "min", "amin", "logsumexp",
+    "scaled_dot_product_attention", "multi_head_attention_forward",
+}  # fmt: skip
+_PRODUCTS = {
+    "mul",
+    "mul_",
+    "multiply",
+    "div",
+    "div_",
+    "true_divide",
+    "matmul",
+    "bmm",
+    "mm",
+    "einsum",
+    "addcmul",
+    "__rtruediv__",
+    "__matmul__",
+}
+_SMALL = 1e-10
+
+
+class _RescaleElementwise(torch.autograd.Function):
+    """``f`` applied to a batch of images and their references; backward multiplies by ``delta f / delta x`` (rescale rule, eq. 9).
+
+    Where ``|delta x| < 1e-10`` the derivative stands in. Only the images' half has gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        y = function(x.clone())
+        ctx.function = function
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        x, y = ctx.saved_tensors
+        (x1, x0), (y1, y0), gradient = x.chunk(2), y.chunk(2), grads[0].chunk(2)[0]
+        with torch.enable_grad():
+            leaf = x1.detach().requires_grad_()
+            (derivative,) = torch.autograd.grad(ctx.function(leaf.clone()).sum(), leaf)
+        step = x1 - x0
+        flat = step.abs() < _SMALL
+        slope = torch.where(flat, derivative, (y1 - y0) / step.masked_fill(flat, 1))
+        return torch.cat([gradient * slope, torch.zeros_like(x0)]), None
+
+
+class _RescaleMaxPool(torch.autograd.Function):
+    """Max pooling of images and references; what the maximum changed is credited to the winners on both sides.
+
+    With ``t = max(y1, y0)``: ``t - y0`` to the image's winner and ``y1 - t`` to the reference's winner, overlapping windows added.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        y, winners = pool(x)
+        ctx.save_for_backward(x, y, winners)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        x, y, winners = ctx.saved_tensors
+        (x1, x0), (y1, y0), (w1, w0) = x.chunk(2), y.chunk(2), winners.flatten(2).chunk(2)
+        gradient = grads[0].chunk(2)[0]
+        top = torch.maximum(y1, y0)
+        credit = torch.zeros_like(x1).flatten(2)
+        credit.scatter_add_(2, w1, (gradient * (top - y0)).flatten(2))
+        credit.scatter_add_(2, w0, (gradient * (y1 - top)).flatten(2))
+        plain = torch.zeros_like(credit).scatter_add_(2, w1, gradient.flatten(2))
+        step = (x1 - x0).flatten(2)
+        flat = step.abs() < _SMALL
+        slope = torch.where(flat, plain, credit / step.masked_fill(flat, 1))
+        return torch.cat([slope.view_as(x1), torch.zeros_like(x0)]), None
+
+
+class _RescaleMode(TorchFunctionMode):
+    """Gives every nonlinearity that runs the rescale rule, and remembers the first that has none."""
+
+    def __init__(self, stack: list[tuple[str, nn.Module]]) -> None:
+        super().__init__()
+        self.stack = stack
+        self.refusal = ""
+
+    def _refuse(self, what: str) -> None:
+        # kept for the end: Python turns a TypeError out of an operator (x * y) into "unsupported operand"
+        path, module = self.stack[-1] if self.stack else ("", None)
+        place = "the Explanandum" if module is None else place_of(path, module)
+        self.refusal = self.refusal or (
+            f"deeplift_shap has no rule for {what}, called by {place}. Use gradient_shap or integrated_gradients for this classifier."
+        )
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        moving = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+        if name in _PRODUCTS and len(moving) > 1:
+            self._refuse(f"the product of two activations ({name})")
+        if name in _NO_RULE and moving:
+            self._refuse(name)
+        x = args[0] if args else kwargs.get("input")
+        if not (isinstance(x, Tensor) and x.requires_grad and (name in _ELEMENTWISE or name in _MAX_POOLS)):
+            return func(*args, **kwargs)
+        kwargs.pop("input", None)
+        if name in _MAX_POOLS:
+            kwargs.pop("return_indices", None)
+            return _RescaleMaxPool.apply(x, lambda t: _MAX_POOLS[name](t, *args[1:], **kwargs))
+        if not in_place(name, kwargs):
+            return _RescaleElementwise.apply(x, lambda t: func(t, *args[1:], **kwargs))
+        return x.copy_(_RescaleElementwise.apply(x.clone(), lambda t: func(t, *args[1:], **kwargs)))
 
 
 class DeepLiftShap(ChannelBaseline):
-    """Mean over references of DeepLIFT's rescale rule, by captum's ``DeepLiftShap``; summed over channels, so signed.
+    """Mean over references of DeepLIFT's rescale rule ``(x - r) * m``; summed over channels, so signed.
 
-    The map sums to ``s_k(x) - mean s_k(references)``. captum hooks modules, so functional activations, activations without a rule
-    (GELU, SiLU, ...), modules used twice and products of activations are refused by name instead of being treated as linear.
+    The map sums to ``s_k(x) - mean s_k(references)``. Equal to captum's ``DeepLiftShap`` where that is right; captum's is not used
+    because its max pooling is wrong (completeness fails behind a ReLU, and for overlapping windows), it refuses modules that are used
+    twice (every torchvision ResNet) and silently takes the plain gradient of functional activations. Here the calls themselves get the
+    rule, wherever they come from.
 
     Args:
-        baselines: ``[N,C,H,W]`` references in [0,1], N >= 2; None: black, grey, white and the classifier's mean colour.
+        baselines: ``[N,C,H,W]`` references in [0,1]; None: black, grey, white and the classifier's mean colour.
+        batch_size: pairs of image and reference per pass.
         reduction, smooth: see :class:`~explainer.baselines.channels.ChannelBaseline`.
 
     Raises:
-        UnsupportedLayerError: see above; torchvision's ResNets reuse their ReLUs.
+        UnsupportedLayerError: products of activations (gates, attention), layer or group norms, softmax, scripted or compiled parts.
     """
 
     name = "deeplift_shap"
     signed = True
     default_reduction = "sum"
-    passes: ClassVar[str] = "1 forward + 2 N (forward + backward), N references (4)"
+    passes: ClassVar[str] = "N x (2 forward + 2 backward), N references (4)"
 
-    def __init__(self, explanandum: Any, baselines: Tensor | None = None, reduction: Reduction | None = None, smooth: float = 0.0) -> None:
+    def __init__(
+        self,
+        explanandum: Any,
+        baselines: Tensor | None = None,
+        batch_size: int = 16,
+        reduction: Reduction | None = None,
+        smooth: float = 0.0,
+    ) -> None:
         super().__init__(explanandum, reduction, smooth)
-        if baselines is not None and len(baselines) < 2:
-            raise ConfigError("deeplift_shap: captum needs at least two baselines, received one; pass it twice for plain DeepLIFT.")
-        self.baselines = baselines
+        if batch_size < 1:
+            raise ConfigError(f"deeplift_shap: batch_size must be at least 1, received {batch_size}.")
+        self.baselines, self.batch_size = baselines, batch_size
 
     def _channels(self, images: Tensor, class_index: Tensor, generator: torch.Generator) -> Tensor:
-        from captum.attr import DeepLiftShap as Captum
-
-        require_modules(self.explanandum, images, _SUPPORTED, self.name)
+        refuse_compiled(self.explanandum.classifier, self.name)
         references = reference_images(self.explanandum, images, self.baselines)
-        method = Captum(self.explanandum)
-        with torch.enable_grad(), out_of_place(self.explanandum):
-            maps = [
-                method.attribute(x.detach().clone()[None].requires_grad_(), references, target=int(k)).detach()
-                for x, k in zip(images, class_index, strict=True)
-            ]
-        return torch.cat(maps)
+        count = len(references)
+        maps = torch.zeros_like(images)
+        for pair in torch.arange(len(images) * count, device=images.device).split(self.batch_size):
+            image, start = images[pair // count], references[pair % count]
+            multiplier = self._multipliers(image, start, class_index[pair // count])
+            maps.index_add_(0, pair // count, (image - start) * multiplier / count)
+        return maps
+
+    def _multipliers(self, images: Tensor, references: Tensor, class_index: Tensor) -> Tensor:
+        """DeepLIFT's ``m`` of each pair, ``[n,C,H,W]``."""
+        with torch.enable_grad(), module_stack(self.explanandum.classifier) as stack:
+            leaf = images.detach().clone().requires_grad_()
+            with _RescaleMode(stack) as mode:
+                logits = self.explanandum(torch.cat([leaf, references]))
+            if mode.refusal:
+                raise UnsupportedLayerError(mode.refusal)
+            scores = logits[: len(images)].gather(1, class_index[:, None]).sum()
+            return torch.autograd.grad(scores, leaf)[0]
