@@ -1,0 +1,76 @@
+"""Similarity of two maps of one image, for randomisation tests (Adebayo et al., NeurIPS 2018): SSIM and Spearman correlation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from explainer.errors import ShapeError
+from explainer.metrics.base import PerImageMetric
+from explainer.metrics.correlation import spearman
+
+
+def map_ssim(saliency: Tensor, other_saliency: Tensor, data_range: float = 1.0) -> Tensor:
+    """Structural similarity ``[B]`` in [-1,1] of maps ``[B,H,W]`` (Gaussian window, sigma 1.5).
+
+    Prepare both maps alike first (:func:`explainer.metrics.preparation.prepare`); ``data_range`` is their span, 1 for [0,1], 2 for [-1,1].
+    Equal maps score 1, also constant ones. NaN where a map holds a NaN. Sides must be at least 11 pixels.
+    """
+    _check(saliency, other_saliency)
+    if min(saliency.shape[-2:]) < 11:
+        raise ShapeError(f"SSIM's window needs maps of at least 11x11 pixels, received {tuple(saliency.shape[-2:])}: resize them.")
+    first, second = (s.double()[:, None] for s in (saliency, other_saliency))
+    value = structural_similarity_index_measure(first, second, data_range=data_range, reduction="none")
+    assert isinstance(value, Tensor)
+    unknown = (first + second).flatten(1).isnan().any(1)
+    return value.reshape(-1).masked_fill(unknown, torch.nan)
+
+
+def map_spearman(saliency: Tensor, other_saliency: Tensor, absolute: bool = False) -> Tensor:
+    """Spearman correlation ``[B]`` in [-1,1]; ``absolute``: of the absolute values. NaN for a constant map."""
+    _check(saliency, other_saliency)
+    if absolute:
+        saliency, other_saliency = saliency.abs(), other_saliency.abs()
+    return spearman(saliency.flatten(1), other_saliency.flatten(1))
+
+
+def _check(saliency: Tensor, other_saliency: Tensor) -> None:
+    if saliency.shape != other_saliency.shape or saliency.ndim != 3:
+        raise ShapeError(f"both maps must have one shape (B,H,W), received {tuple(saliency.shape)} and {tuple(other_saliency.shape)}.")
+
+
+class MapSSIM(PerImageMetric):
+    """Mean :func:`map_ssim`. Range [-1,1]; a faithful method's maps lose similarity when the classifier is randomised."""
+
+    name = "map_ssim"
+    higher_is_better = False
+    bounds = (-1.0, 1.0)
+    optimum = 0.0
+
+    def __init__(self, data_range: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.data_range = data_range
+
+    def values(self, saliency: Tensor, other_saliency: Tensor) -> Tensor:
+        """See :func:`map_ssim`."""
+        return map_ssim(saliency, other_saliency, self.data_range)
+
+
+class MapSpearman(PerImageMetric):
+    """Mean :func:`map_spearman`. Range [-1,1]; a faithful method's maps lose similarity when the classifier is randomised."""
+
+    name = "map_spearman"
+    higher_is_better = False
+    bounds = (-1.0, 1.0)
+    optimum = 0.0
+
+    def __init__(self, absolute: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.absolute = absolute
+
+    def values(self, saliency: Tensor, other_saliency: Tensor) -> Tensor:
+        """See :func:`map_spearman`."""
+        return map_spearman(saliency, other_saliency, self.absolute)

@@ -1,0 +1,140 @@
+"""Class-specific masking: what remains of class t when the image is reduced to the mask of class k. Stalder et al., 2022, Table 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from explainer.errors import ConfigError, ShapeError
+from explainer.fills import FillKind, blend
+from explainer.metrics.base import PerImageMetric
+from explainer.metrics.classifier import Classifier, Output, class_outputs, removal_fill
+from explainer.metrics.ground_truth import THRESHOLDS
+from explainer.metrics.preparation import min_max
+
+
+def masking_scores(
+    explanandum: Classifier,
+    images: Tensor,
+    class_masks: Tensor,
+    targets: Tensor,
+    classes: Sequence[int] | None = None,
+    rescale: bool = False,
+    thresholds: Sequence[float] = THRESHOLDS,
+    fill: FillKind | Tensor = "mean",
+    output: Output = "softmax",
+) -> Tensor:
+    """One matrix per image, ``[B,T,T+1]``, for the T chosen classes.
+
+    Args:
+        explanandum: classifier with K classes.
+        images: ``[B,3,H,W]`` in [0,1].
+        class_masks: ``[B,K,H,W]``; in [0,1], or any range with ``rescale``.
+        targets: ``[B,K]`` multi-hot.
+        classes: T class numbers; None: all K.
+        rescale: min-max rescale every class mask first (the paper does so for its competitors only: report both).
+        thresholds: a pixel is kept where its mask value lies strictly above.
+        fill: replaces the rest.
+        output: softmax in the paper.
+
+    Returns:
+        Entry (t, k): mean over thresholds of the output of class t on the image cut to mask k; the last column ("none") is the output on
+        the whole image. Rows of classes that the image does not contain are NaN, and so are columns of masks with NaN.
+    """
+    if class_masks.ndim != 4 or class_masks.shape[:2] != targets.shape:
+        raise ShapeError(f"class_masks is {tuple(class_masks.shape)}, expected (B,K,H,W) with targets (B,K) = {tuple(targets.shape)}.")
+    chosen = torch.arange(targets.shape[1]) if classes is None else torch.tensor(list(classes), dtype=torch.long)
+    chosen = chosen.to(images.device)
+    masks = class_masks[:, chosen]
+    masks = (min_max(masks) if rescale else masks).double()
+    background = removal_fill(explanandum, images, fill)
+    columns = []
+    for mask in masks.unbind(1):
+        kept = [
+            class_outputs(explanandum, blend(images, (mask > threshold).to(images), background), output)[:, chosen].double()
+            for threshold in thresholds
+        ]
+        unknown = mask.flatten(1).isnan().any(1)
+        columns.append(torch.stack(kept).mean(0).masked_fill(unknown[:, None], torch.nan))
+    columns.append(class_outputs(explanandum, images, output)[:, chosen].double())
+    matrix = torch.stack(columns, dim=2)
+    absent = targets[:, chosen] <= 0
+    return matrix.masked_fill(absent[:, :, None], torch.nan)
+
+
+def masking_contrast(matrix: Tensor) -> Tensor:
+    """Own mask minus the mean of the foreign masks, averaged over an image's classes.
+
+    ``[B,T,T+1] -> [B]`` in [-1,1]; NaN for an image without classes, and with T = 1.
+    """
+    own = matrix.diagonal(dim1=1, dim2=2)
+    number = matrix.shape[1]
+    # The column "none" is no mask. With one class there is no foreign mask: 0/0 is NaN.
+    foreign = (matrix[:, :, :number].sum(2) - own) / (number - 1)
+    return (own - foreign).nanmean(1)
+
+
+class MaskingMatrix(PerImageMetric):
+    """Mean :func:`masking_scores` over the images of each class, in percent: ``[T,T+1]``, NaN rows for classes without images.
+
+    A good method has a diagonal near the last column and small entries elsewhere. Range [0,100].
+
+    Args:
+        num_classes: K.
+        classes, rescale, fill, output: as in :func:`masking_scores`.
+    """
+
+    name = "masking_matrix"
+    higher_is_better = None
+    bounds = (0.0, 100.0)
+    optimum = None
+
+    def __init__(
+        self,
+        num_classes: int,
+        classes: Sequence[int] | None = None,
+        rescale: bool = False,
+        fill: FillKind = "mean",
+        output: Output = "softmax",
+        **kwargs: Any,
+    ) -> None:
+        self_classes = tuple(range(num_classes) if classes is None else classes)
+        if not self_classes or min(self_classes) < 0 or max(self_classes) >= num_classes:
+            raise ConfigError(f"classes must be a list of numbers in 0..{num_classes - 1}, received {classes}.")
+        super().__init__(columns=len(self_classes) * (len(self_classes) + 1), **kwargs)
+        self.classes, self.rescale = self_classes, rescale
+        self.fill: FillKind = fill
+        self.output: Output = output
+
+    def values(self, explanandum: Classifier, images: Tensor, class_masks: Tensor, targets: Tensor) -> Tensor:
+        """:func:`masking_scores` in percent, flattened to ``[B,T*(T+1)]``."""
+        scores = masking_scores(explanandum, images, class_masks, targets, self.classes, self.rescale, fill=self.fill, output=self.output)
+        return 100 * scores.flatten(1)
+
+    def compute(self) -> Tensor:
+        """The matrix ``[T,T+1]``."""
+        return super().compute().unflatten(0, (len(self.classes), -1))
+
+
+class MaskingContrast(PerImageMetric):
+    """Mean :func:`masking_contrast`: one number for the matrix. Range [-1,1], optimum 1. Options as in :class:`MaskingMatrix`."""
+
+    name = "masking_contrast"
+    higher_is_better = True
+    bounds = (-1.0, 1.0)
+    optimum = 1.0
+
+    def __init__(self, rescale: bool = False, fill: FillKind = "mean", output: Output = "softmax", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rescale = rescale
+        self.fill: FillKind = fill
+        self.output: Output = output
+
+    def values(self, explanandum: Classifier, images: Tensor, class_masks: Tensor, targets: Tensor) -> Tensor:
+        """See :func:`masking_contrast`."""
+        return masking_contrast(
+            masking_scores(explanandum, images, class_masks, targets, rescale=self.rescale, fill=self.fill, output=self.output)
+        )
