@@ -1,0 +1,116 @@
+"""The command line: argument parsing only. Nothing heavy is imported until the arguments are known to be good.
+
+``train.py`` takes ``fit | validate | test | predict``; the console command ``explainer`` adds ``evaluate``, ``explain``, ``export`` and
+others. The surface is LightningCLI's (jsonargparse): ``--config``, dotted overrides, ``--print_config``, ``--ckpt_path``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from explainer.config import RunConfig
+from explainer.errors import ConfigError, ExplainerError
+
+TRAIN_COMMANDS = {
+    "fit": "train; resume with --ckpt_path last",
+    "validate": "losses and metrics on the validation split",
+    "test": "losses and metrics on the test split",
+    "predict": "write masks (or logits) of a split as .npz",
+}
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser with errors of one paragraph."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong and the nearest known option, without pages of usage."""
+        text = " ".join(str(message).split())
+        found = re.search(r"(?:accept option|key|unrecognized arguments:|option) ['\"]?(?:--)?([\w.]+)", text, re.IGNORECASE)
+        known = [a.dest for a in self._actions if a.dest != "help"]
+        if found:
+            close = difflib.get_close_matches(found.group(1), known, n=1, cutoff=0.75)
+            if close and close[0] != found.group(1):
+                text += f" Did you mean {close[0]}?"
+        raise ConfigError(f"{text}\nSee all options with: {Path(sys.argv[0]).name} {self._command} --help")
+
+    _command = ""
+
+
+def _train_parser(command: str) -> Parser:
+    parser = Parser(prog=f"train.py {command}", description=TRAIN_COMMANDS.get(command, ""), default_env=False)
+    parser._command = command
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
+    parser.add_class_arguments(RunConfig, as_group=False)
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint: last, best or a path (fit: resume from it)")
+    return parser
+
+
+def _exists(argv: Sequence[str]) -> None:
+    """A missing configuration file is answered before jsonargparse mistakes its name for YAML."""
+    values = list(argv)
+    for flag, value in zip(values, [*values[1:], ""], strict=True):
+        path = value if flag == "--config" else flag.removeprefix("--config=") if flag.startswith("--config=") else None
+        if path is not None and not Path(path).is_file():
+            folder = Path(path).parent
+            near = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
+            raise ConfigError(
+                f"configuration {path} does not exist." + (f" In {folder}: {', '.join(near)}." if near else " Check the path.")
+            )
+
+
+def parse_run(argv: Sequence[str]) -> tuple[str, RunConfig, Namespace]:
+    """``[command, options...]`` -> (command, configuration, namespace with ckpt_path and the YAML text as ``resolved``)."""
+    if not argv or argv[0] not in TRAIN_COMMANDS:
+        listing = "\n".join(f"  {name:10} {text}" for name, text in TRAIN_COMMANDS.items())
+        if argv and argv[0] in ("-h", "--help"):
+            print(
+                f"usage: train.py COMMAND --config FILE [--option value ...]\n\ncommands:\n{listing}\n\n"
+                "train.py COMMAND --help lists all options."
+            )
+            raise SystemExit(0)
+        got = f"received {argv[0]!r}" if argv else "received none"
+        raise ConfigError(f"the first argument must be one of the commands ({got}):\n{listing}")
+    command, rest = argv[0], list(argv[1:])
+    _exists(rest)
+    parser = _train_parser(command)
+    namespace = parser.parse_args(rest)
+    resolved = parser.dump(namespace, skip_none=False)
+    values = parser.instantiate_classes(namespace)
+    ckpt_path = values.ckpt_path
+    config = RunConfig(**{k: v for k, v in vars(values).items() if k not in ("config", "ckpt_path")})
+    resolved = "\n".join(line for line in resolved.splitlines() if not line.startswith("ckpt_path:")) + "\n"
+    return command, config, Namespace(ckpt_path=ckpt_path, resolved=resolved)
+
+
+def _guarded(function: Any, argv: Sequence[str]) -> int:
+    """Run a command; the project's own errors become one paragraph and exit code 2."""
+    try:
+        return int(function(argv) or 0)
+    except ExplainerError as error:
+        if os.environ.get("EXPLAINER_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _train(argv: Sequence[str]) -> int:
+    command, config, rest = parse_run(argv)
+    from explainer.tasks.run import run
+
+    return run(command, config, rest.ckpt_path, rest.resolved)
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """``train.py``: returns the exit code."""
+    return _guarded(_train, sys.argv[1:] if argv is None else argv)

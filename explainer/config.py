@@ -1,0 +1,241 @@
+"""The configuration of a training run as plain dataclasses. Importing this module does not import torch: ``--help`` must be instant.
+
+Every field is a command-line option (``--data.batch_size 32``) and a key of the YAML file. ``options`` dictionaries go to the plug-in
+that ``name`` (or ``network``, ``arch``) chooses and are checked against its signature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class DataConfig:
+    """Which images.
+
+    Attributes:
+        name: data set: shapes, voc, coco, cub, image_folder, csv.
+        batch_size: training images per device and step.
+        eval_batch_size: images per step in validation, test and prediction (default: batch_size).
+        num_workers: loader processes; 0 loads in the main process.
+        options: of the data set (root, size, class_names, ...).
+        train_options: further options for the training split only (augmentation).
+        eval_options: further options for the val and test splits only.
+        on_error: raise stops at an unreadable sample, skip leaves it out and reports the count.
+        global_batch: batch_size is the total over all devices.
+    """
+
+    name: str = "shapes"
+    batch_size: int = 16
+    eval_batch_size: int | None = None
+    num_workers: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    train_options: dict[str, Any] = field(default_factory=dict)
+    eval_options: dict[str, Any] = field(default_factory=dict)
+    on_error: Literal["raise", "skip"] = "raise"
+    global_batch: bool = False
+
+
+@dataclass
+class OcclusionConfig:
+    """Random occlusion while a classifier is trained, so that it has seen masked images before it is explained on them.
+
+    Attributes:
+        probability: share of the images that are occluded.
+        kind: blobs (smooth random masks), cutout (one square), hide_and_seek (random cells of a grid).
+        max_share: largest occluded share of an image.
+        fill: what replaces the removed pixels; use the fill the Explainer will use.
+    """
+
+    probability: float = 0.0
+    kind: Literal["blobs", "cutout", "hide_and_seek"] = "blobs"
+    max_share: float = 0.7
+    fill: Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle"] = "mean"
+
+
+@dataclass
+class ClassifierConfig:
+    """The classifier: trained with task classify, explained (as the frozen Explanandum) with task explain.
+
+    Attributes:
+        arch: small_vgg, vgg16, resnet50, torchvision:<model>, timm:<model> or package.module:function.
+        options: of the builder (weights, widths, ...).
+        checkpoint: a checkpoint written by this project, or a file with a plain state_dict (.pt, .pth, .safetensors).
+        train_with: configuration that trains the classifier when the checkpoint does not exist yet.
+        mean: normalisation mean per channel, in units of [0,1] images.
+        std: normalisation standard deviation per channel.
+        input_size: side to which images are resized before the classifier; null keeps them.
+        occlusion: augmentation while the classifier is trained.
+    """
+
+    arch: str = "small_vgg"
+    options: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    train_with: str | None = None
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    input_size: int | None = None
+    occlusion: OcclusionConfig = field(default_factory=OcclusionConfig)
+
+
+@dataclass
+class ExplainerConfig:
+    """The Explainer network.
+
+    Attributes:
+        network: deeplabv3, deeplabv3plus, unet, fpn, ... (segmentation-models-pytorch) or torchvision_deeplabv3.
+        options: of the network (encoder_name, encoder_weights, decoder_channels, ...).
+        downscale: run at 1/downscale of the resolution and upsample the masks.
+        stride: multiple to which images are padded.
+    """
+
+    network: str = "deeplabv3"
+    options: dict[str, Any] = field(default_factory=lambda: {"encoder_name": "resnet50"})
+    downscale: int = 1
+    stride: int = 32
+
+
+@dataclass
+class MaskingConfig:
+    """How masks are applied to the image in the two classifier passes of a training step.
+
+    Attributes:
+        fill: what replaces removed pixels: mean (the paper's), black, grey, white, blur, noise, shuffle (another image), or random (one
+            of mean, blur, noise, shuffle per step).
+        binarize: share of the images whose mask is thresholded at a random level in [0.1, 0.9] (straight-through gradient); against the
+            grey solution. 0 is the paper's.
+        subset: share of the multi-label images of which only a random part of the labels is shown; ties each mask to its class. 0 is the
+            paper's.
+    """
+
+    fill: Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle", "random"] = "mean"
+    binarize: float = 0.0
+    subset: float = 0.0
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimiser and learning-rate schedule.
+
+    Attributes:
+        name: adam, adamw or sgd.
+        lr: (peak) learning rate.
+        weight_decay: of adamw and sgd.
+        schedule: constant, one_cycle (warm-up and cosine to 0 over the whole run) or cosine.
+        warmup: share of the run used for warming up (one_cycle).
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "one_cycle", "cosine"] = "constant"
+    warmup: float = 0.2
+
+
+@dataclass
+class TrainerConfig:
+    """What Lightning's Trainer is told; anything it accepts beyond these goes under ``extra``.
+
+    Attributes:
+        max_epochs: passes over the training data.
+        max_steps: optimiser steps; -1 for no limit.
+        max_time: "DD:HH:MM:SS", or null.
+        accelerator: auto, cpu, gpu.
+        devices: number of devices, a list of indices, or auto.
+        num_nodes: machines.
+        strategy: auto, ddp, fsdp, ...
+        precision: 32-true, bf16-mixed, 16-mixed, ...
+        accumulate_grad_batches: steps whose gradients are summed.
+        gradient_clip_val: largest gradient norm, or null.
+        sync_batchnorm: share BatchNorm statistics between GPUs.
+        channels_last: memory format of the networks.
+        compile: torch.compile the Explainer and the Explanandum.
+        patience: epochs without improvement of the monitored value before stopping; null never stops early.
+        min_delta: smallest improvement that counts.
+        check_val_every_n_epoch: epochs between validations.
+        log_every_n_steps: steps between logged training values.
+        progress_bar: show it.
+        extra: further keyword arguments of pytorch_lightning.Trainer.
+    """
+
+    max_epochs: int = 10
+    max_steps: int = -1
+    max_time: str | None = None
+    accelerator: str = "auto"
+    devices: int | str | list[int] = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    sync_batchnorm: bool = False
+    channels_last: bool = True
+    compile: bool = False
+    patience: int | None = None
+    min_delta: float = 0.001
+    check_val_every_n_epoch: int = 1
+    log_every_n_steps: int = 10
+    progress_bar: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LoggingConfig:
+    """Where curves and pictures go. CSV and PNG are always written into the run folder.
+
+    Attributes:
+        wandb: auto (online if logged in, else offline), online, offline or off.
+        project: wandb project.
+        images: number of fixed validation images whose masks are drawn.
+        images_every_n_epochs: how often.
+    """
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    project: str = "explainer"
+    images: int = 6
+    images_every_n_epochs: int = 5
+
+
+@dataclass
+class RunConfig:
+    """One training run.
+
+    Attributes:
+        task: explain trains an Explainer, classify trains a classifier to be explained.
+        run_dir: folder of this run: config.yaml, checkpoints, metrics.csv, pictures.
+        seed: of weights, order, augmentation and random masks.
+        data: images.
+        classifier: the Explanandum (or the classifier to train).
+        explainer: the Explainer network.
+        losses: terms by name, each with weight and options; for task explain.
+        masking: how masks are applied.
+        optimizer: optimiser and schedule.
+        trainer: Lightning's Trainer.
+        logging: curves and pictures.
+        evaluate_with: evaluation configuration that is run after fit, or null.
+        init_from: checkpoint whose Explainer (or classifier) weights are loaded before training; nothing else of it is used.
+    """
+
+    task: Literal["explain", "classify"] = "explain"
+    run_dir: str = "runs/default"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    explainer: ExplainerConfig = field(default_factory=ExplainerConfig)
+    losses: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {
+            "classification": {"weight": 1.0},
+            "entropy": {"weight": 1.0},
+            "target_area": {"weight": 0.1},
+            "non_target_area": {"weight": 0.3},
+            "area_bound": {"weight": 1.0, "min_area": 0.05, "max_area": 0.3},
+            "total_variation": {"weight": 1.0},
+        }
+    )
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluate_with: str | None = None
+    init_from: str | None = None

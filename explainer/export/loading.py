@@ -1,0 +1,65 @@
+"""``explainer.load``: an Explainer from whatever was saved, without Lightning and without the Explanandum."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from explainer.errors import CheckpointError, ConfigError
+from explainer.models.checkpoints import hyper_parameters, read_weights, sub_state
+from explainer.models.explainer import Explainer
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def load(path: str | Path) -> Explainer:
+    """Load an Explainer in eval mode.
+
+    Args:
+        path: a Lightning checkpoint of this project (``.ckpt``), an export folder (``model.safetensors`` and ``config.json``), or its
+            ``.safetensors`` file (``config.json`` beside it).
+
+    Returns:
+        ``net(images [B,3,H,W] in [0,1]) -> class masks [B,K,H,W] in [0,1]``. ``net.metadata`` holds what was stored with it
+        (the Explanandum's fingerprint, versions, ...).
+
+    Raises:
+        CheckpointError: missing, damaged, unsafe, or of another kind.
+    """
+    path = Path(path)
+    if path.is_dir() or path.suffix == ".safetensors":
+        folder = path if path.is_dir() else path.parent
+        weights = folder / WEIGHTS if path.is_dir() else path
+        metadata = _read_config(folder / CONFIG)
+        config, state = metadata.pop("explainer"), read_weights(weights)
+    else:
+        content = read_weights(path)
+        saved = hyper_parameters(content, "explainer", path)
+        if saved is None:
+            raise CheckpointError(
+                f"{path} is not a checkpoint of an Explainer of this project. Give a .ckpt that train.py wrote, or an export folder."
+            )
+        metadata = {k: v for k, v in saved.items() if k not in ("explainer", "kind")}
+        config, state = saved["explainer"], sub_state(content["state_dict"], "explainer.")
+    try:
+        net = Explainer.from_config(config)
+        net.load_state_dict(state)
+    except (RuntimeError, TypeError, KeyError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: weights and configuration do not fit together ({' '.join(str(error).split())[:300]}).") from error
+    net.metadata = metadata
+    return net.eval().requires_grad_(False)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} does not exist: an export folder holds {WEIGHTS} and {CONFIG}. Export again with `explainer export`."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("explainer"), dict):
+        raise CheckpointError(f"{path} has no 'explainer' section: it was not written by `explainer export`.")
+    return metadata

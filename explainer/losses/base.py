@@ -1,0 +1,125 @@
+"""What a loss term sees, and the adapter from a pure function to a weighted, scheduled, logged term."""
+
+from __future__ import annotations
+
+import abc
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from explainer import plugins
+from explainer.errors import ConfigError, NumericalError
+
+Weight = float | Sequence[Sequence[float]]
+
+
+@dataclass
+class Explanation:
+    """One training step's quantities, all float32.
+
+    Attributes:
+        images: ``[B,3,H,W]`` in [0,1].
+        targets: ``[B,K]`` the images' labels.
+        class_masks: ``[B,K,H,W]`` in [0,1].
+        target_mask, non_target_mask: ``[B,H,W]``, maxima over present and absent classes.
+        logits_masked: ``[B,K]`` classifier on the image with only the shown classes' masks kept.
+        logits_inverse: ``[B,K]`` classifier on the image with the shown classes' masks removed.
+        shown: ``[B,K]`` the classes whose masks were shown: ``targets``, or a random part of them (``subset`` option).
+        task: of the Explanandum.
+        explanandum: the frozen classifier, for terms that query it themselves.
+        generator: CPU generator of this step.
+        progress: share of the training done, in [0,1].
+        ids: of the images.
+    """
+
+    images: Tensor
+    targets: Tensor
+    class_masks: Tensor
+    target_mask: Tensor
+    non_target_mask: Tensor
+    logits_masked: Tensor
+    logits_inverse: Tensor
+    shown: Tensor
+    task: Literal["multilabel", "multiclass"]
+    explanandum: Any
+    generator: torch.Generator
+    progress: float = 0.0
+    ids: tuple[str, ...] = ()
+
+
+class LossTerm(abc.ABC):
+    """A weighted term of the training loss.
+
+    Args:
+        weight: a number, or a piecewise linear schedule ``[[progress, weight], ...]`` over training progress in [0,1].
+
+    Class attributes:
+        needs_passes: the term reads ``logits_masked`` or ``logits_inverse``; if no term does, the classifier is not run on them.
+    """
+
+    name: ClassVar[str]
+    needs_passes: ClassVar[bool] = False
+
+    def __init__(self, weight: Weight = 1.0) -> None:
+        self.schedule = _schedule(weight, type(self).name)
+
+    def weight_at(self, progress: float) -> float:
+        """Linear interpolation of the schedule; constant before its first and after its last point."""
+        points = self.schedule
+        if progress <= points[0][0]:
+            return points[0][1]
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
+            if progress <= x1:
+                return y0 + (y1 - y0) * (progress - x0) / (x1 - x0)
+        return points[-1][1]
+
+    @abc.abstractmethod
+    def value(self, e: Explanation) -> Tensor:
+        """The unweighted term, a scalar."""
+
+
+def _schedule(weight: Weight, name: str) -> list[tuple[float, float]]:
+    if isinstance(weight, int | float):
+        return [(0.0, float(weight))]
+    try:
+        points = [(float(x), float(y)) for x, y in weight]
+    except (TypeError, ValueError):
+        points = []
+    if not points or any(b[0] <= a[0] for a, b in itertools.pairwise(points)):
+        raise ConfigError(f"losses.{name}.weight must be a number or [[progress, weight], ...] with rising progress, received {weight!r}.")
+    return points
+
+
+def build_terms(losses: dict[str, dict[str, Any]]) -> dict[str, LossTerm]:
+    """Terms by name from ``{name: {weight: ..., options...}}``."""
+    if not losses:
+        raise ConfigError("losses is empty: name at least one term, for example losses: {classification: {weight: 1}}.")
+    return {name: plugins.build("explainer.losses", name, **(options or {})) for name, options in losses.items()}
+
+
+def total_loss(terms: dict[str, LossTerm], e: Explanation) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum and the unweighted values.
+
+    Raises:
+        NumericalError: a term is NaN or infinite; names the term and the images.
+    """
+    values: dict[str, Tensor] = {}
+    total = e.class_masks.new_zeros(())
+    for name, term in terms.items():
+        weight = term.weight_at(e.progress)
+        if weight == 0:
+            continue
+        values[name] = term.value(e)
+        total = total + weight * values[name]
+    # One synchronisation for the whole step; which term it was is asked only after the sum is known to be broken.
+    if not torch.isfinite(total):
+        broken = [name for name, value in values.items() if not torch.isfinite(value)]
+        raise NumericalError(
+            f"the loss is {float(total)}: term(s) {', '.join(broken) or 'sum'} are not finite. Images of the batch: {', '.join(e.ids)}. "
+            "Lower the learning rate, use precision 32, or inspect these images."
+        )
+    return total, values

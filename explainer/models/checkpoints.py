@@ -1,0 +1,128 @@
+"""Reading weights safely: nothing in a file is executed."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from explainer.errors import CheckpointError, ConfigError
+from explainer.models.classifiers import build_classifier
+from explainer.models.explanandum import IMAGENET_MEAN, IMAGENET_STD, Explanandum
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """The dictionary in a checkpoint (.ckpt, .pt, .pth) or the tensors of a .safetensors file.
+
+    torch's ``weights_only=True`` unpickler is used, so a pickle payload does not run.
+
+    Raises:
+        CheckpointError: missing, damaged, or holding anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist. Check the path, or train it first.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(str(path)))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"checkpoint {path} holds more than tensors and plain values, or is not a checkpoint: it was not loaded, because loading could "
+            f"run foreign code. Save the state_dict alone (torch.save(model.state_dict(), ...)), or use safetensors. {_refused(error)}"
+        ) from error
+    except Exception as error:
+        # torch and safetensors raise many types (RuntimeError, EOFError, KeyError, SafetensorError, ...) for damaged files.
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or of another format ({_first_line(error)}). Copy it again, or use an older one."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary of tensors (a state_dict).")
+    return content
+
+
+def _refused(error: Exception) -> str:
+    """The object that torch's restricted unpickler refused, where it says so."""
+    found = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+    return f"(It refers to {found.group(1)}.)" if found else ""
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}" if str(error).strip() else type(error).__name__
+
+
+def hyper_parameters(content: dict[str, Any], kind: Literal["classifier", "explainer"], path: str | Path) -> dict[str, Any] | None:
+    """The hyper-parameters this project wrote, or None for a foreign file; the other kind is an error."""
+    values = content.get("hyper_parameters")
+    if not isinstance(values, dict) or "kind" not in values:
+        return None
+    if values["kind"] != kind:
+        raise CheckpointError(
+            f"{path} is a checkpoint of an {values['kind']}, expected one of a {kind}.".replace("an classifier", "a classifier")
+        )
+    return values
+
+
+def sub_state(state: dict[str, Any], prefix: str) -> dict[str, Tensor]:
+    """The entries below ``prefix``, without it."""
+    return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+
+
+def load_explanandum(
+    checkpoint: str | Path | None,
+    arch: str = "small_vgg",
+    options: dict[str, Any] | None = None,
+    num_classes: int | None = None,
+    task: Literal["multilabel", "multiclass"] = "multilabel",
+    class_names: Sequence[str] | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    input_size: int | None = None,
+) -> Explanandum:
+    """A frozen classifier.
+
+    A checkpoint of this project knows its architecture, classes and normalisation, which then win over the arguments. A plain
+    state_dict is loaded into ``arch``. Without checkpoint the builder's own weights are used (``options: {weights: ...}``, or random).
+
+    Raises:
+        CheckpointError: the file is unusable or does not fit the architecture.
+        ConfigError: its classes are not the data's.
+    """
+    content = read_weights(checkpoint) if checkpoint is not None else {}
+    saved = hyper_parameters(content, "classifier", checkpoint) if checkpoint is not None else None
+    if saved is not None:
+        c = saved["classifier"]
+        arch, options, mean, std, input_size = c["arch"], {**c["options"], "weights": None}, c["mean"], c["std"], c["input_size"]
+        if "weights" not in c["options"]:
+            options.pop("weights")
+        if class_names is not None and list(class_names) != list(saved["class_names"]):
+            raise ConfigError(
+                f"classifier {checkpoint} was trained for the classes {', '.join(saved['class_names'])}, "
+                f"the data has {', '.join(class_names)}. "
+                "Use the data it was trained on (same class_names, same order), or another checkpoint."
+            )
+        num_classes, task, class_names = saved["num_classes"], saved["task"], saved["class_names"]
+        state = sub_state(content["state_dict"], "classifier.")
+    else:
+        inner = content.get("state_dict", content.get("model", content))
+        state = inner if isinstance(inner, dict) else {}
+    if num_classes is None:
+        raise ConfigError("num_classes is needed for a classifier that was not trained with this project.")
+    net = build_classifier(arch, num_classes, **(options or {}))
+    if checkpoint is not None:
+        try:
+            net.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            lines = str(error).strip().splitlines()
+            raise CheckpointError(
+                f"classifier {checkpoint} does not fit {arch} with {num_classes} classes: {' '.join(lines[1:3]).strip()[:300]} "
+                "Set classifier.arch and classifier.options to what it was trained with."
+            ) from error
+    return Explanandum(net, num_classes, task, mean, std, class_names, input_size)

@@ -1,0 +1,120 @@
+"""Builders of classifiers that become Explananda: the paper's VGG-16 and ResNet-50, a small net for the quickstart, timm's, your own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import models  # noqa: TID251 - this package builds networks
+
+from explainer.errors import CheckpointError, ConfigError, UnknownNameError
+
+
+class SmallVGG(nn.Module):
+    """VGG-style: 3x3 convolutions with BatchNorm and ReLU, max pooling after each stage but the last, global average pooling, one
+    linear layer. 0.4 M parameters by default; the last feature map of a 64 px image is 8x8.
+
+    Args:
+        num_classes: K.
+        widths: channels per stage (two convolutions each).
+    """
+
+    def __init__(self, num_classes: int, widths: tuple[int, ...] | list[int] = (32, 64, 96, 128)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for stage, width in enumerate(widths):
+            for _ in range(2):
+                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                channels = width
+            if stage < len(widths) - 1:
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images ``[B,3,H,W]`` -> logits ``[B,K]``."""
+        return self.head(torch.flatten(self.avgpool(self.features(images)), 1))
+
+
+def vgg16(num_classes: int, weights: str | None = None, freeze_features: bool = True, dropout: float = 0.5) -> nn.Module:
+    """Torchvision VGG-16 with a new MLP head; the convolutions are frozen as in Stalder et al. 2022 when pretrained weights are given.
+
+    Args:
+        weights: a torchvision weights name such as "IMAGENET1K_V1", or None for random weights (nothing is frozen then).
+    """
+    net = _torchvision("vgg16", weights)
+    net.classifier = nn.Sequential(
+        nn.Linear(512 * 7 * 7, 4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(4096, 4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(4096, num_classes),
+    )
+    if weights is not None and freeze_features:
+        net.features.requires_grad_(False)
+    return net
+
+
+def resnet50(num_classes: int, weights: str | None = None) -> nn.Module:
+    """Torchvision ResNet-50 with a new linear head, all layers trained."""
+    net = _torchvision("resnet50", weights)
+    net.fc = nn.Linear(net.fc.in_features, num_classes)
+    return net
+
+
+def _torchvision(name: str, weights: str | None) -> Any:
+    try:
+        return models.get_model(name, weights=weights)
+    except (OSError, ValueError, KeyError) as error:
+        hub = torch.hub.get_dir()
+        raise CheckpointError(
+            f"pretrained weights {weights!r} of {name} could not be obtained ({error}). Without network, download the file that "
+            f"torchvision names for {name} elsewhere and put it into {hub}/checkpoints, or set weights: null to start from scratch."
+        ) from error
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"small_vgg": SmallVGG, "vgg16": vgg16, "resnet50": resnet50}
+
+
+def build_classifier(arch: str, num_classes: int, **options: Any) -> nn.Module:
+    """A classifier by name.
+
+    Args:
+        arch: one of :data:`BUILDERS`; ``torchvision:<model>`` or ``timm:<model>`` (options go to the library's builder); or the import
+            path of your own callable, ``package.module:function``, called with ``num_classes`` and the options.
+        num_classes: K.
+
+    Raises:
+        UnknownNameError: no such builder, library model or import path.
+    """
+    prefix, _, rest = arch.partition(":")
+    if arch in BUILDERS:
+        builder = BUILDERS[arch]
+    elif prefix == "torchvision" and rest:
+        builder = lambda num_classes, **kw: models.get_model(rest, num_classes=num_classes, **{"weights": None, **kw})  # noqa: E731
+    elif prefix == "timm" and rest:
+        import timm
+
+        builder = lambda num_classes, **kw: timm.create_model(rest, num_classes=num_classes, **kw)  # noqa: E731
+    elif rest:
+        try:
+            builder = getattr(importlib.import_module(prefix), rest)
+        except (ImportError, AttributeError) as error:
+            raise UnknownNameError(
+                f"classifier {arch!r} cannot be imported ({error}): check the path, or add its folder to PYTHONPATH."
+            ) from error
+    else:
+        raise UnknownNameError(
+            f"unknown classifier {arch!r}. Known: {', '.join(BUILDERS)}; or torchvision:<model>, timm:<model>, package.module:function."
+        )
+    try:
+        return builder(num_classes=num_classes, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"classifier {arch!r} could not be built with options {options}: {error}") from error

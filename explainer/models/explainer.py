@@ -1,0 +1,117 @@
+"""The Explainer: the network that is trained, and all that is needed at inference (neither Lightning nor the Explanandum)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explainer.attribution import DenseAttributor, check_images
+from explainer.errors import ConfigError, ShapeError
+from explainer.models.explanandum import IMAGENET_MEAN, IMAGENET_STD
+from explainer.models.networks import build_network
+
+
+class Explainer(nn.Module):
+    """Images in [0,1] -> one mask per class in [0,1], in a single forward pass (Stalder et al. 2022, section 3.1).
+
+    Preprocessing is inside: normalisation, and padding to the network's stride, so that any image size works.
+
+    Args:
+        network: name for :func:`explainer.models.networks.build_network`.
+        num_classes: K.
+        options: of the network (encoder_name, encoder_weights, decoder_channels, ...).
+        class_names: K names, or None for "0".."K-1".
+        mean, std: normalisation per channel, in units of [0,1] images.
+        image_size: side in pixels it was trained at; ``None`` if unknown. Only a recommendation: any size is accepted.
+        downscale: run the network at 1/downscale of the image's resolution and upsample the masks (a speed option).
+        stride: multiple to which height and width are padded (replicated edge) before the network.
+    """
+
+    def __init__(
+        self,
+        network: str = "deeplabv3",
+        num_classes: int = 20,
+        options: dict[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        image_size: int | None = None,
+        downscale: int = 1,
+        stride: int = 32,
+    ) -> None:
+        super().__init__()
+        if class_names is not None and len(class_names) != num_classes:
+            raise ConfigError(f"class_names has {len(class_names)} entries for num_classes={num_classes}; give one name per class.")
+        if downscale < 1:
+            raise ConfigError(f"downscale must be at least 1, received {downscale}.")
+        self.num_classes = num_classes
+        self.class_names = tuple(class_names) if class_names is not None else tuple(str(k) for k in range(num_classes))
+        self.image_size, self.downscale, self.stride = image_size, downscale, stride
+        self.metadata: dict[str, Any] = {}
+        self.config: dict[str, Any] = {
+            "network": network,
+            "num_classes": num_classes,
+            "options": dict(options or {}),
+            "class_names": list(self.class_names),
+            "mean": [float(v) for v in mean],
+            "std": [float(v) for v in std],
+            "image_size": image_size,
+            "downscale": downscale,
+            "stride": stride,
+        }
+        self.register_buffer("mean", torch.tensor(self.config["mean"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.config["std"]).view(1, -1, 1, 1), persistent=False)
+        self.network = build_network(network, num_classes, **self.config["options"])
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Explainer:
+        """The network described by :attr:`config`, with random weights: pretrained encoder weights are about to be replaced."""
+        options = {k: None if k in ("encoder_weights", "weights_backbone") else v for k, v in config["options"].items()}
+        net = cls(**{**config, "options": options})
+        net.config["options"] = dict(config["options"])
+        return net
+
+    def logits(self, images: Tensor) -> Tensor:
+        """``[B,3,H,W]`` in [0,1] -> mask logits ``[B,K,H,W]`` at the image's resolution."""
+        x = (images - self.mean) / self.std
+        height, width = images.shape[-2:]
+        if self.downscale > 1:
+            x = F.interpolate(x, scale_factor=1 / self.downscale, mode="bilinear", antialias=True)
+        bottom, right = -x.shape[-2] % self.stride, -x.shape[-1] % self.stride
+        padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        scores = self.network(padded)
+        if scores.shape[-2:] != padded.shape[-2:]:
+            scores = F.interpolate(scores, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+        scores = scores[..., : x.shape[-2], : x.shape[-1]]
+        if self.downscale > 1:
+            scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
+        return scores
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[B,3,H,W]`` in [0,1], any H and W -> class masks ``[B,K,H,W]`` in [0,1]."""
+        if not torch.compiler.is_compiling():
+            check_images(images)
+            if images.shape[1] != 3:
+                raise ShapeError(f"images must have 3 channels (RGB), received {images.shape[1]}; repeat a grey channel three times.")
+        return self.logits(images).sigmoid()
+
+
+class TrainedExplainer(DenseAttributor):
+    """A trained :class:`Explainer` (or any module with the same call) as an attributor, for evaluation beside the baselines."""
+
+    name = "explainer"
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.num_classes: int = net.num_classes  # type: ignore[assignment]
+
+    def _explain_all(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.net(images).to(images.dtype)

@@ -1,0 +1,56 @@
+"""Random occlusion masks: for training classifiers that have seen masked images (Fong & Vedaldi 2019), and random masks in tests."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from explainer.errors import ConfigError
+
+
+def random_masks(
+    batch: int,
+    size: tuple[int, int],
+    generator: torch.Generator,
+    kind: Literal["blobs", "cutout", "hide_and_seek"] = "blobs",
+    max_share: float = 0.7,
+) -> Tensor:
+    """Binary masks that remove up to ``max_share`` of the image.
+
+    ``blobs`` thresholds smooth noise at a random quantile; ``cutout`` (DeVries & Taylor 2017) removes one square; ``hide_and_seek``
+    (Singh & Lee 2017) removes random cells of a 4x4 to 8x8 grid.
+
+    Args:
+        batch: B.
+        size: (H, W).
+        generator: CPU generator.
+        kind: shape of the removed region.
+        max_share: in [0,1].
+
+    Returns:
+        ``[B,H,W]`` float in {0,1}, 1 keeps, on the CPU.
+    """
+    if not 0 <= max_share <= 1:
+        raise ConfigError(f"max_share must lie in [0,1], received {max_share}.")
+    H, W = size
+    share = torch.rand(batch, generator=generator) * max_share
+    if kind == "blobs":
+        cells = int(torch.randint(3, 9, (1,), generator=generator))
+        noise = F.interpolate(torch.rand(batch, 1, cells, cells, generator=generator), size, mode="bilinear", align_corners=False)[:, 0]
+        ranks = noise.flatten(1).argsort(dim=1).argsort(dim=1).view(batch, H, W)
+        return (ranks >= (share * H * W).view(-1, 1, 1)).float()
+    if kind == "cutout":
+        side = (share.sqrt().view(-1, 1, 1) * torch.tensor([H, W])).round()
+        corner = torch.rand(batch, 1, 2, generator=generator) * (torch.tensor([H, W]) - side)
+        rows, columns = torch.arange(H).view(1, H, 1), torch.arange(W).view(1, 1, W)
+        top, left, height, width = corner[..., 0:1], corner[..., 1:2], side[..., 0:1], side[..., 1:2]
+        inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+        return (~inside).float()
+    if kind == "hide_and_seek":
+        cells = int(torch.randint(4, 9, (1,), generator=generator))
+        keep = (torch.rand(batch, 1, cells, cells, generator=generator) >= share.view(-1, 1, 1, 1)).float()
+        return F.interpolate(keep, size, mode="nearest")[:, 0]
+    raise ConfigError(f"occlusion kind must be blobs, cutout or hide_and_seek, received {kind!r}.")

@@ -1,0 +1,91 @@
+"""Pictures: overlays and contact sheets. The only module that imports matplotlib; no pyplot, so no display and no global state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: TID251 - this package plots
+from matplotlib.figure import Figure  # noqa: TID251
+from numpy.typing import NDArray
+from torch import Tensor
+
+from explainer.errors import ConfigError
+
+OVERLAY_COLOUR = (1.0, 0.1, 0.35)
+
+
+def overlay(image: Tensor, mask: Tensor, dim: float = 0.25) -> NDArray[np.uint8]:
+    """Show what the mask keeps: kept pixels stay, removed ones fade to a dark grey.
+
+    Args:
+        image: ``[3,H,W]`` in [0,1].
+        mask: ``[H,W]`` in [0,1].
+        dim: brightness of removed pixels.
+
+    Returns:
+        RGB ``[H,W,3]`` uint8.
+    """
+    grey = image.mean(dim=0, keepdim=True) * dim
+    shown = mask * image + (1 - mask) * grey
+    return (shown.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
+    """Write a PNG, creating the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=dpi)
+
+
+def mask_sheet(
+    images: Tensor,
+    class_masks: Tensor,
+    targets: Tensor,
+    class_names: Sequence[str],
+    path: Path,
+    merged: Tensor | None = None,
+    truth: Tensor | None = None,
+    titles: Sequence[str] = (),
+) -> None:
+    """A contact sheet: one row an image; the image, its merged mask, the ground truth if given, and the mask of each chosen class.
+
+    Args:
+        images: ``[B,3,H,W]`` in [0,1].
+        class_masks: ``[B,K,H,W]`` in [0,1].
+        targets: ``[B,K]``, the classes to show per image.
+        class_names: K names.
+        path: PNG file.
+        merged: ``[B,H,W]``, default the maximum over the chosen classes.
+        truth: ``[B,H,W]`` ground truth of the chosen classes, or None.
+        titles: one per row, or empty.
+    """
+    B = len(images)
+    if B == 0:
+        raise ConfigError("mask_sheet needs at least one image.")
+    chosen = [row.nonzero().flatten().tolist() for row in targets > 0.5]
+    if merged is None:
+        merged = torch.stack([m[c].amax(dim=0) if c else m.new_zeros(m.shape[-2:]) for m, c in zip(class_masks, chosen, strict=True)])
+    fixed = 3 + (truth is not None)
+    columns = fixed + max(1, max(len(c) for c in chosen))
+    figure = Figure(figsize=(1.6 * columns, 1.75 * B), layout="constrained")
+    axes = figure.subplots(B, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for b in range(B):
+        picture = images[b].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
+        axes[b, 0].imshow(picture)
+        axes[b, 0].set_title(titles[b] if titles else "image", fontsize=8)
+        axes[b, 1].imshow(merged[b].cpu(), vmin=0, vmax=1, cmap="magma")
+        axes[b, 1].set_title(f"mask, area {float(merged[b].mean()):.2f}", fontsize=8)
+        axes[b, 2].imshow(overlay(images[b], merged[b]))
+        axes[b, 2].set_title("what it keeps", fontsize=8)
+        if truth is not None:
+            axes[b, 3].imshow(truth[b].cpu(), vmin=0, vmax=1, cmap="gray")
+            axes[b, 3].set_title("ground truth", fontsize=8)
+        for column, k in enumerate(chosen[b]):
+            axes[b, fixed + column].imshow(overlay(images[b], class_masks[b, k]))
+            axes[b, fixed + column].set_title(class_names[k], fontsize=8)
+    save_figure(figure, path)

@@ -1,0 +1,154 @@
+"""Lightning callbacks and loggers of a training run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+import torch
+from pytorch_lightning.loggers import CSVLogger  # noqa: TID251
+from pytorch_lightning.utilities import rank_zero_only  # noqa: TID251
+
+from explainer.data.samplers import sample_seed
+from explainer.models.masking import aggregate
+from explainer.tensors import Batch
+
+
+class StepSeed(pl.Callback):
+    """Seed torch at every step from (seed, step, rank), so that dropout draws the same numbers after a resume."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Before the forward pass."""
+        torch.manual_seed(sample_seed(self.seed, trainer.global_step, trainer.global_rank) % 2**63)
+
+
+class HealthAlarm(pl.Callback):
+    """Warn when training has settled in a solution that is none: grey masks, dead masks, full masks, or evidence left behind.
+
+    The grey solution (masks near 0.2 everywhere) satisfies the classification loss on the masked image while the classifier is still
+    sure of the inverse-masked one.
+    """
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the epoch's diagnostics."""
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/grey", "val/area", "val/left", "val/drop")}
+        for message in health_messages(values) if trainer.sanity_checking is False else []:
+            pl.utilities.rank_zero_warn(message)
+
+
+def health_messages(values: dict[str, float]) -> list[str]:
+    """What is wrong with the masks, in words. Keys: val/grey, val/area, val/left, val/drop; missing ones are not judged."""
+    messages = []
+    grey, area, left = values.get("val/grey", 0.0), values.get("val/area", 0.5), values.get("val/left", 0.0)
+    if grey > 0.5 and left > 0.3:
+        messages.append(
+            f"grey solution: {grey:.0%} of the target mask's values lie in [0.1, 0.9] and {left:.0%} of the labels are still detected "
+            "through the inverse mask. Raise masking.binarize (0.5), try masking.fill: random, or train the classifier with occlusion."
+        )
+    if area < 0.005:
+        messages.append(f"dead masks: the mean area is {area:.4f}. Lower losses.target_area and area_bound weights, or the learning rate.")
+    if area > 0.95:
+        messages.append(
+            f"full masks: the mean area is {area:.3f}. Raise losses.target_area and area_bound weights, or lower the learning rate."
+        )
+    return messages
+
+
+class MaskPictures(pl.Callback):
+    """Draw the masks of a fixed set of validation images every few epochs into ``<run>/images`` and into wandb."""
+
+    def __init__(self, folder: Path, images: int = 6, every_n_epochs: int = 5) -> None:
+        self.folder, self.images, self.every = folder, images, max(1, every_n_epochs)
+        self.batch: Batch | None = None
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+    ) -> None:
+        """Keep the first images."""
+        if batch_idx == 0 and self.batch is None:
+            self.batch = batch[: self.images]
+
+    @rank_zero_only
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw."""
+        last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs
+        if trainer.sanity_checking or self.batch is None or self.images == 0 or ((trainer.current_epoch + 1) % self.every and not last):
+            return
+        from explainer.report.figures import mask_sheet
+
+        batch = self.batch
+        with torch.no_grad():
+            masks = pl_module.explainer(batch.images).float()  # type: ignore[operator]
+        path = self.folder / f"epoch_{trainer.current_epoch:03d}.png"
+        names = pl_module.explainer.class_names  # type: ignore[union-attr]
+        mask_sheet(batch.images, masks, batch.targets, names, path, merged=aggregate(masks, batch.targets)[0])
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("masks", [str(path)], step=trainer.global_step)
+
+
+class AppendingCSVLogger(CSVLogger):
+    """CSVLogger that keeps earlier rows when a run resumes in the same folder (Lightning's deletes them).
+
+    Rows at or beyond the step that training resumes from are dropped: they are about to be written again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(save_dir=str(folder.parent), name=folder.name, version="", flush_logs_every_n_steps=50)
+        self._file = folder / "metrics.csv"
+        self._old: list[dict[str, Any]] = []
+        if self._file.is_file():
+            with self._file.open(newline="") as stream:
+                self._old = [{k: _number(v) for k, v in row.items() if v != ""} for row in csv.DictReader(stream)]
+
+    @property
+    def log_dir(self) -> str:
+        """The run folder itself, without ``version_0``."""
+        return str(Path(self.save_dir) / str(self.name))
+
+    def keep_until(self, step: int) -> None:
+        """Put the earlier rows with ``row["step"] < step`` back."""
+        kept = [row for row in self._old if float(row.get("step", 0)) < step]
+        self._old = []
+        if kept:
+            experiment = self.experiment
+            experiment.metrics = kept + experiment.metrics
+            experiment.metrics_keys = sorted({k for row in experiment.metrics for k in row})
+            experiment.save()
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+class KeepEarlierRows(pl.Callback):
+    """Tell the CSV logger where training resumes."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After a checkpoint, if any, was loaded."""
+        for logger in trainer.loggers:
+            if isinstance(logger, AppendingCSVLogger) and trainer.is_global_zero:
+                logger.keep_until(trainer.global_step)
+
+
+def exit_code(trainer: pl.Trainer) -> int:
+    """143 after SIGTERM (Lightning exits with 0 and schedulers would take the run for finished), else 0."""
+    return 128 + signal.SIGTERM if getattr(trainer, "received_sigterm", False) else 0
+
+
+def in_torchrun() -> tuple[int, int] | None:
+    """(processes per node, nodes) under torchrun, else None."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    local, world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("WORLD_SIZE", "1"))
+    return local, max(1, world // local)

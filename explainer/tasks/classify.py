@@ -1,0 +1,172 @@
+"""Training the classifier that is later explained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MultilabelAveragePrecision,
+    MultilabelF1Score,
+    MultilabelPrecision,
+    MultilabelRecall,
+)
+
+from explainer.config import ClassifierConfig, OptimizerConfig
+from explainer.data.samplers import sample_seed
+from explainer.errors import NumericalError
+from explainer.fills import blend, make_fill
+from explainer.models.classifiers import build_classifier
+from explainer.models.occlusion import random_masks
+from explainer.tasks.optim import configure
+from explainer.tensors import Batch
+
+
+class ClassifyTask(pl.LightningModule):
+    """Binary cross-entropy (multi-label) or cross-entropy (single-label), with optional occlusion augmentation.
+
+    Args:
+        config: the classifier.
+        num_classes: K.
+        task: ``multilabel`` or ``multiclass``.
+        class_names: K names, stored in the checkpoint.
+        optimizer: optimiser and schedule.
+        seed: of the occlusion masks.
+    """
+
+    def __init__(
+        self,
+        config: ClassifierConfig,
+        num_classes: int,
+        task: Literal["multilabel", "multiclass"],
+        class_names: tuple[str, ...],
+        optimizer: OptimizerConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config, self.task, self.seed = config, task, seed
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.save_hyperparameters(
+            {
+                "kind": "classifier",
+                "classifier": asdict(config),
+                "num_classes": num_classes,
+                "task": task,
+                "class_names": list(class_names),
+            },
+            logger=False,
+        )
+        self.classifier: nn.Module = build_classifier(config.arch, num_classes, **config.options)
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
+        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("fit", "val", "test")})
+        self.scores = nn.ModuleDict({stage: _scores(task, num_classes, stage) for stage in ("val", "test")})
+        self.per_class: list[float] = []
+
+    mean: Tensor
+    std: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[B,3,H,W]`` in [0,1] -> logits ``[B,K]``."""
+        size = self.config.input_size
+        if size is not None and images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
+        return self.classifier((images - self.mean) / self.std)
+
+    def _shared_step(self, batch: Batch, stage: str) -> Tensor:
+        images = self._occlude(batch.images) if stage == "fit" else batch.images
+        logits = self(images).float()
+        if self.task == "multilabel":
+            loss = F.binary_cross_entropy_with_logits(logits, batch.targets)
+        else:
+            loss = F.cross_entropy(logits, batch.targets)
+        if stage == "fit" and not torch.isfinite(loss):
+            raise NumericalError(
+                f"the classification loss is {float(loss)}. Images of the batch: {', '.join(batch.ids)}. Lower the learning rate."
+            )
+        self.losses[stage].update(loss.detach(), len(batch))  # type: ignore[operator]
+        if stage != "fit":
+            labels = batch.targets.int() if self.task == "multilabel" else batch.targets.argmax(dim=1)
+            self.scores[stage].update(logits, labels)  # type: ignore[operator]
+        return loss
+
+    def _occlude(self, images: Tensor) -> Tensor:
+        o = self.config.occlusion
+        if o.probability == 0:
+            return images
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, self.global_step, self.global_rank))
+        masks = random_masks(len(images), (images.shape[-2], images.shape[-1]), generator, o.kind, o.max_share)
+        masks[torch.rand(len(images), generator=generator) >= o.probability] = 1.0
+        fill = make_fill(images, o.fill, mean=self.mean, generator=generator)
+        return blend(images, masks.to(images), fill)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One optimiser step."""
+        loss = self._shared_step(batch, "fit")
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Whole images."""
+        self._shared_step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Whole images."""
+        self._shared_step(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logits ``[B,K]``."""
+        return self(batch.images)
+
+    def on_train_epoch_end(self) -> None:
+        """The epoch's mean loss."""
+        self.log("train/loss_epoch", self.losses["fit"].compute())  # type: ignore[operator]
+        self.losses["fit"].reset()  # type: ignore[operator]
+
+    def _finish(self, stage: str) -> None:
+        # torchmetrics reduces over processes by itself, with the right weights; self.log(sync_dist=True) would average ranks equally.
+        self.log(f"{stage}/loss", self.losses[stage].compute(), prog_bar=True)  # type: ignore[operator]
+        results: dict[str, Any] = self.scores[stage].compute()  # type: ignore[operator]
+        per_class = results.pop(f"{stage}/ap_per_class", None)
+        if per_class is not None:
+            self.per_class = per_class.tolist()
+            results[f"{stage}/map"] = per_class.nanmean()
+        self.log_dict(results, prog_bar=stage == "val")
+        self.losses[stage].reset()  # type: ignore[operator]
+        self.scores[stage].reset()  # type: ignore[operator]
+
+    def on_validation_epoch_end(self) -> None:
+        """Epoch metrics."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Epoch metrics."""
+        self._finish("test")
+
+    def configure_optimizers(self) -> Any:
+        """See :func:`explainer.tasks.optim.configure`."""
+        return configure(self.classifier.parameters(), self.optimizer_config, int(self.trainer.estimated_stepping_batches))
+
+
+def _scores(task: str, K: int, stage: str) -> MetricCollection:
+    prefix = f"{stage}/"
+    if task == "multilabel":
+        return MetricCollection(
+            {
+                "f1": MultilabelF1Score(K, average="micro"),
+                "precision": MultilabelPrecision(K, average="micro"),
+                "recall": MultilabelRecall(K, average="micro"),
+                "ap_per_class": MultilabelAveragePrecision(K, average="none"),
+            },
+            prefix=prefix,
+        )
+    return MetricCollection(
+        {"accuracy": MulticlassAccuracy(K, average="micro"), "f1": MulticlassF1Score(K, average="macro")}, prefix=prefix
+    )

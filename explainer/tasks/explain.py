@@ -1,0 +1,235 @@
+"""Training the Explainer (Stalder et al. 2022, section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from explainer.config import MaskingConfig, OptimizerConfig
+from explainer.data.samplers import sample_seed
+from explainer.errors import ConfigError
+from explainer.fills import blend, make_fill
+from explainer.losses.base import Explanation, build_terms, total_loss
+from explainer.metrics.segmentation import soft_iou
+from explainer.models.explainer import Explainer
+from explainer.models.explanandum import Explanandum
+from explainer.models.masking import aggregate
+from explainer.tasks.optim import configure
+from explainer.tensors import Batch
+
+RANDOM_FILLS = ("mean", "blur", "noise", "shuffle")
+
+
+class ExplainTask(pl.LightningModule):
+    """One Explainer learns to explain one frozen Explanandum; no pixel labels are used (ground truth, where present, is only scored).
+
+    The Explanandum is kept out of the checkpoint; its fingerprint is in it and is checked on load.
+
+    Args:
+        explainer: the network that is trained.
+        explanandum: the classifier.
+        losses: terms by name with weight and options.
+        masking: fill, binarisation, subsets.
+        optimizer: optimiser and schedule.
+        seed: of everything random in a step, together with the step and the rank.
+        provenance: plain values stored in the checkpoint (the classifier's configuration, data, versions).
+    """
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        explanandum: Explanandum,
+        losses: dict[str, dict[str, Any]],
+        masking: MaskingConfig | None = None,
+        optimizer: OptimizerConfig | None = None,
+        seed: int = 0,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if explainer.num_classes != explanandum.num_classes:
+            raise ConfigError(
+                f"the Explainer has {explainer.num_classes} classes, the Explanandum {explanandum.num_classes}; they must agree."
+            )
+        self.explainer, self.explanandum = explainer, explanandum
+        self.terms = build_terms(losses)
+        for term in self.terms.values():
+            if isinstance(term, nn.Module):
+                raise ConfigError(f"loss term {type(term).__name__} must not be a module: terms have no parameters.")
+        self.masking = masking or MaskingConfig()
+        if self.masking.subset > 0 and explanandum.task != "multilabel":
+            raise ConfigError("masking.subset needs a multilabel classifier; set it to 0.")
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.seed = seed
+        self.fingerprint = explanandum.fingerprint()
+        self.save_hyperparameters(
+            {"kind": "explainer", "explainer": explainer.config, "fingerprint": self.fingerprint, "losses": losses, **(provenance or {})},
+            logger=False,
+        )
+        self.strict_loading = False  # the Explanandum's weights are left out on purpose; on_load_checkpoint checks the rest
+        self.meters = nn.ModuleDict({"val": nn.ModuleDict(), "test": nn.ModuleDict()})
+
+    # ------------------------------------------------------------------ checkpoints
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Without the Explanandum, which would double the size of every checkpoint."""
+        state = super().state_dict(*args, **kwargs)
+        for key in [k for k in state if k.startswith("explanandum.")]:
+            del state[key]
+        return state
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the Explanandum's fingerprint."""
+        checkpoint["fingerprint"] = self.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check the fingerprint and that only the Explanandum's keys are missing."""
+        self.explanandum.require_fingerprint(checkpoint.get("fingerprint", "none"), "this checkpoint")
+        expected, found = set(self.state_dict()), set(checkpoint["state_dict"])
+        if expected != found:
+            odd = sorted(expected ^ found)[:5]
+            raise ConfigError(
+                f"the checkpoint's weights do not fit this Explainer ({len(expected ^ found)} keys differ, for example {', '.join(odd)}). "
+                "Use the explainer section it was trained with."
+            )
+
+    # ------------------------------------------------------------------ steps
+    def forward(self, images: Tensor) -> Tensor:
+        """Images in [0,1] -> class masks ``[B,K,H,W]``."""
+        return self.explainer(images)
+
+    def _generator(self, stage: str) -> torch.Generator:
+        step = self.global_step if stage == "train" else -1
+        return torch.Generator().manual_seed(sample_seed(self.seed, step, self.global_rank))
+
+    def _explanation(self, batch: Batch, stage: str) -> Explanation:
+        images, targets = batch.images, batch.targets
+        class_masks = self.explainer(images).float()
+        generator = self._generator(stage)
+        target_mask, non_target_mask = aggregate(class_masks, targets)
+        shown, shown_mask = targets, target_mask
+        if stage == "train" and self.masking.subset > 0:
+            shown = self._subset(targets, generator)
+            shown_mask = aggregate(class_masks, shown)[0]
+        if stage == "train" and self.masking.binarize > 0:
+            shown_mask = self._binarize(shown_mask, generator)
+        if any(t.needs_passes for t in self.terms.values()) or stage != "train":
+            fill = self._fill(images, generator)
+            # Both masked images in one batch: one pass through the classifier instead of two.
+            both = torch.cat([blend(images, shown_mask, fill), blend(images, 1 - shown_mask, fill)])
+            logits_masked, logits_inverse = self.explanandum(both).float().chunk(2)
+        else:
+            logits_masked = logits_inverse = targets.new_zeros(targets.shape)
+        return Explanation(
+            images, targets, class_masks, target_mask, non_target_mask, logits_masked, logits_inverse, shown,
+            self.explanandum.task, self.explanandum, generator, self._progress(), batch.ids,
+        )  # fmt: skip
+
+    def _progress(self) -> float:
+        if self._trainer is None:
+            return 0.0
+        total = self.trainer.estimated_stepping_batches
+        return min(1.0, self.global_step / total) if 0 < total < float("inf") else 0.0
+
+    def _fill(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        kind = self.masking.fill
+        if kind == "random":
+            kind = RANDOM_FILLS[int(torch.randint(len(RANDOM_FILLS), (1,), generator=generator))]  # type: ignore[assignment]
+        return make_fill(images, kind, mean=self.explanandum.mean, generator=generator)  # type: ignore[arg-type]
+
+    def _subset(self, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """A random part of the labels for a share of the multi-label images (never none of them), all labels for the others."""
+        chosen = (torch.rand(len(targets), 1, generator=generator) < self.masking.subset).to(targets)
+        part = targets * (torch.rand(targets.shape, generator=generator) < 0.5).to(targets)
+        usable = chosen * (part.sum(dim=1, keepdim=True) > 0).to(targets)
+        return usable * part + (1 - usable) * targets
+
+    def _binarize(self, mask: Tensor, generator: torch.Generator) -> Tensor:
+        """Threshold a share of the masks at random levels; the gradient passes as if they were soft (straight-through)."""
+        level = 0.1 + 0.8 * torch.rand(len(mask), 1, 1, generator=generator)
+        chosen = (torch.rand(len(mask), 1, 1, generator=generator) < self.masking.binarize).to(mask)
+        hard = (mask > level.to(mask)).to(mask)
+        return mask + chosen * (hard - mask).detach()
+
+    def _shared_step(self, batch: Batch, stage: str) -> Tensor:
+        e = self._explanation(batch, stage)
+        with torch.autocast(self.device.type, enabled=False):
+            total, values = total_loss(self.terms, e)
+        if stage == "train":
+            self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
+            self.log_dict({f"train/loss/{name}": value.detach() for name, value in values.items()}, batch_size=len(batch))
+            self.log_dict({f"train/{k}": v.mean() for k, v in diagnostics(e).items()}, batch_size=len(batch))
+        else:
+            row = {"loss": total.detach().expand(len(batch)), **{f"loss/{k}": v.detach().expand(len(batch)) for k, v in values.items()}}
+            row |= diagnostics(e)
+            if batch.masks is not None:
+                truth = aggregate(batch.masks, batch.targets)[0]
+                row["iou"] = soft_iou(e.target_mask.detach(), truth, batch.void)
+            self._meter(stage, row)
+        return total
+
+    def _meter(self, stage: str, row: dict[str, Tensor]) -> None:
+        meters: Any = self.meters[stage]
+        for name, values in row.items():
+            key = name.replace("/", "__")
+            if key not in meters:
+                meters[key] = MeanMetric(nan_strategy="ignore").to(self.device)
+            meters[key].update(values.float())
+
+    def _finish(self, stage: str) -> None:
+        meters: Any = self.meters[stage]
+        results = {f"{stage}/{key.replace('__', '/')}": meter.compute() for key, meter in meters.items()}
+        self.log_dict({k: v for k, v in results.items() if k != f"{stage}/loss"})
+        self.log(f"{stage}/loss", results[f"{stage}/loss"], prog_bar=True)
+        meters.clear()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One optimiser step."""
+        return self._shared_step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same losses with all labels shown and soft masks, and IoU where there is ground truth."""
+        self._shared_step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As validation."""
+        self._shared_step(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Class masks ``[B,K,H,W]``."""
+        return self.explainer(batch.images)
+
+    def on_validation_epoch_end(self) -> None:
+        """Epoch means."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Epoch means."""
+        self._finish("test")
+
+    def configure_optimizers(self) -> Any:
+        """Only the Explainer is trained."""
+        return configure(self.explainer.parameters(), self.optimizer_config, int(self.trainer.estimated_stepping_batches))
+
+
+def diagnostics(e: Explanation) -> dict[str, Tensor]:
+    """Per-image signs of health, ``[B]`` each.
+
+    ``kept``: share of the shown labels detected (logit > 0) through the mask. ``left``: share of them still detected through the
+    inverse mask. ``drop``: mean probability lost between the two. ``grey``: share of target-mask values in [0.1, 0.9]. ``area``: mean
+    of the target mask. NaN for images without labels.
+    """
+    with torch.no_grad():
+        shown = e.shown
+        count = shown.sum(dim=1)
+        probability = torch.sigmoid if e.task == "multilabel" else (lambda logits: logits.softmax(dim=1))
+        change = probability(e.logits_masked) - probability(e.logits_inverse)
+        return {
+            "kept": ((e.logits_masked > 0) * shown).sum(dim=1) / count,
+            "left": ((e.logits_inverse > 0) * shown).sum(dim=1) / count,
+            "drop": (change * shown).sum(dim=1) / count,
+            "grey": ((e.target_mask > 0.1) & (e.target_mask < 0.9)).float().flatten(1).mean(dim=1),
+            "area": e.target_mask.flatten(1).mean(dim=1),
+        }

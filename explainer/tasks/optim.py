@@ -1,0 +1,49 @@
+"""Optimisers and learning-rate schedules by configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from explainer.config import OptimizerConfig
+
+
+def configure(parameters: Iterable[nn.Parameter], config: OptimizerConfig, total_steps: int) -> dict[str, Any]:
+    """What ``LightningModule.configure_optimizers`` returns.
+
+    Args:
+        parameters: those that require gradients are trained.
+        config: names and numbers.
+        total_steps: optimiser steps of the whole run, for schedules that end with it.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    if config.name == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(trained, lr=config.lr)
+    elif config.name == "adamw":
+        optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(trained, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    if config.schedule == "constant":
+        return {"optimizer": optimizer}
+    factor = partial(one_cycle if config.schedule == "one_cycle" else cosine, total=total_steps, warmup=config.warmup)
+    # LambdaLR keeps no total in the checkpoint: a resumed run with another length follows the new schedule instead of failing.
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def one_cycle(step: int, total: int, warmup: float) -> float:
+    """Learning-rate factor: cosine from 1/25 up to 1 over the first ``warmup`` share of ``total`` steps, then cosine down to 0."""
+    rise = warmup * total
+    if step < rise:
+        return 1 / 25 + (1 - 1 / 25) * 0.5 * (1 - math.cos(math.pi * step / rise))
+    return cosine(int(step - rise), max(1, int(total - rise)))
+
+
+def cosine(step: int, total: int, warmup: float = 0.0) -> float:
+    """Learning-rate factor: cosine from 1 to 0 over ``total`` steps, 0 afterwards."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))

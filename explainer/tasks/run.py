@@ -1,0 +1,346 @@
+"""From a :class:`~explainer.config.RunConfig` to a finished run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint  # noqa: TID251
+
+import explainer
+from explainer.config import RunConfig
+from explainer.data.base import DataModule
+from explainer.errors import CheckpointError, ConfigError
+from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, sub_state
+from explainer.models.explainer import Explainer
+from explainer.models.explanandum import Explanandum
+from explainer.tasks.callbacks import AppendingCSVLogger, HealthAlarm, KeepEarlierRows, MaskPictures, StepSeed, exit_code, in_torchrun
+from explainer.tasks.classify import ClassifyTask
+from explainer.tasks.explain import ExplainTask
+
+log = logging.getLogger(__name__)
+_MINIMUM_FREE_BYTES = 500 * 2**20
+
+
+def quiet_lightning() -> None:
+    """Drop Lightning's advertisements and the notes on choices that this project makes on purpose."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero", "pytorch_lightning.trainer.connectors"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        r".*does not have many workers.*", r".*Checkpoint directory .* exists.*", r".*number of training batches.*", r".*LeafSpec.*",
+        r".*isinstance\(treespec.*", r".*Detected call of `lr_scheduler.step\(\)`.*", r".*litlogger.*", r".*Starting from v1.9.0.*",
+        r".*tensorboard.*", r".*Experiment logs directory.*", r".*in eval mode at the start of training.*",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", message=text)
+
+
+def data_module(config: RunConfig) -> DataModule:
+    """The run's images."""
+    d = config.data
+    return DataModule(
+        d.name, d.batch_size, d.eval_batch_size, d.num_workers, config.seed, d.options, d.train_options, d.eval_options, d.on_error,
+        global_batch=d.global_batch,
+    )  # fmt: skip
+
+
+def explanandum_of(config: RunConfig, data: DataModule) -> Explanandum:
+    """The frozen classifier of a run; trains it first if ``train_with`` says how and its checkpoint does not exist."""
+    c = config.classifier
+    if c.checkpoint is not None and c.train_with is not None and not Path(c.checkpoint).is_file():
+        from explainer.cli import parse_run
+
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                f"classifier {c.checkpoint} does not exist. Train it before a distributed run: python train.py fit --config {c.train_with}"
+            )
+        log.warning("classifier %s does not exist yet: training it with %s", c.checkpoint, c.train_with)
+        _, other, _ = parse_run(["fit", "--config", c.train_with])
+        code = run("fit", other)
+        if code:
+            raise SystemExit(code)
+    return load_explanandum(
+        c.checkpoint, c.arch, c.options, data.num_classes, data.task, data.class_names, c.mean, c.std, c.input_size,
+    )  # fmt: skip
+
+
+def build_task(config: RunConfig, data: DataModule) -> ClassifyTask | ExplainTask:
+    """The LightningModule of a run."""
+    if config.task == "classify":
+        return ClassifyTask(config.classifier, data.num_classes, data.task, data.class_names, config.optimizer, config.seed)
+    explanandum = explanandum_of(config, data)
+    e = config.explainer
+    net = Explainer(
+        e.network, data.num_classes, e.options, data.class_names, config.classifier.mean, config.classifier.std,
+        data.size, e.downscale, e.stride,
+    )  # fmt: skip
+    provenance = {"classifier": asdict(config.classifier), "data": asdict(config.data), "versions": versions()}
+    return ExplainTask(net, explanandum, config.losses, config.masking, config.optimizer, config.seed, provenance)
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the numbers."""
+    return {
+        "explainer": explainer.__version__,
+        "torch": str(torch.__version__),
+        "lightning": pl.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def check_run_dir(folder: Path) -> None:
+    """Fail before hours are spent: the folder must be writable and have room for checkpoints."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"run_dir {folder} is not writable ({error.strerror}). Choose another with --run_dir.") from error
+    free = shutil.disk_usage(folder).free
+    if free < _MINIMUM_FREE_BYTES:
+        raise ConfigError(
+            f"run_dir {folder} has {free / 2**20:.0f} MiB free, fewer than {_MINIMUM_FREE_BYTES / 2**20:.0f}. "
+            "Free some space or use --run_dir."
+        )
+
+
+def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
+    """Lightning's Trainer with this project's loggers, callbacks and settings."""
+    t, folder = config.trainer, Path(config.run_dir)
+    devices, nodes, strategy = t.devices, t.num_nodes, t.strategy
+    launched = in_torchrun()
+    if launched is not None:
+        # Lightning's defaults would run N independent trainings in one folder.
+        devices, nodes = launched
+        strategy = "ddp" if strategy == "auto" else strategy
+    elif devices == "auto" and (t.accelerator == "cpu" or (t.accelerator == "auto" and not torch.cuda.is_available())):
+        devices = 1
+    callbacks: list[pl.Callback] = [StepSeed(config.seed), KeepEarlierRows()]
+    if fitting:
+        monitor, mode = ("val/loss", "min")
+        where = folder / "checkpoints"
+        # Two callbacks: with one, Lightning 2.6 writes last.ckpt only when the monitored value improved.
+        callbacks += [
+            ModelCheckpoint(where, filename="best", monitor=monitor, mode=mode, enable_version_counter=False),
+            ModelCheckpoint(where, filename="last", save_on_exception=True, enable_version_counter=False),
+        ]
+        if t.patience is not None:
+            callbacks.append(EarlyStopping(monitor, min_delta=t.min_delta, patience=t.patience, mode=mode))
+        if config.optimizer.schedule != "constant":
+            callbacks.append(LearningRateMonitor("step"))
+        if config.task == "explain":
+            callbacks += [HealthAlarm(), MaskPictures(folder / "images", config.logging.images, config.logging.images_every_n_epochs)]
+    arguments: dict[str, Any] = {
+        "default_root_dir": str(folder), "max_epochs": t.max_epochs, "max_steps": t.max_steps, "max_time": t.max_time,
+        "accelerator": t.accelerator, "devices": devices, "num_nodes": nodes, "strategy": strategy, "precision": t.precision,
+        "accumulate_grad_batches": t.accumulate_grad_batches, "gradient_clip_val": t.gradient_clip_val,
+        "check_val_every_n_epoch": t.check_val_every_n_epoch, "log_every_n_steps": t.log_every_n_steps,
+        "enable_progress_bar": t.progress_bar, "enable_model_summary": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
+        "sync_batchnorm": t.sync_batchnorm and torch.cuda.is_available(), "callbacks": callbacks,
+        "logger": loggers(config) if fitting else False,
+    }  # fmt: skip
+    import inspect
+
+    known = inspect.signature(pl.Trainer).parameters
+    for key in t.extra:
+        if key not in known:
+            raise ConfigError(f"trainer.extra.{key} is not an argument of pytorch_lightning.Trainer. Its arguments: {', '.join(known)}.")
+    return pl.Trainer(**{**arguments, **t.extra})
+
+
+def loggers(config: RunConfig) -> list[Any]:
+    """CSV always; wandb online only for a user who is logged in, else offline, never in the way of training."""
+    folder = Path(config.run_dir)
+    found: list[Any] = [AppendingCSVLogger(folder)]
+    mode = config.logging.wandb
+    if mode != "off" and os.environ.get("WANDB_MODE") != "disabled":
+        online = mode == "online" or (mode == "auto" and _wandb_key())
+        logger = _wandb(config, folder, offline=not online)
+        if logger is not None:
+            found.append(logger)
+    return found
+
+
+def _wandb_key() -> bool:
+    """Whether the user is logged in. Asking wandb itself would fix its mode for the process."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import netrc
+
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _wandb(config: RunConfig, folder: Path, offline: bool) -> Any:
+    from pytorch_lightning.loggers import WandbLogger  # noqa: TID251
+
+    try:
+        import wandb
+
+        logger = WandbLogger(
+            name=folder.name, project=config.logging.project, save_dir=str(folder), offline=offline,
+            settings=wandb.Settings(init_timeout=15, silent=True),
+        )  # fmt: skip
+        _ = logger.experiment
+        return logger
+    except Exception as error:
+        if offline:
+            log.warning("wandb could not be started (%s): curves are in metrics.csv only.", error)
+            return None
+        log.warning("wandb is not reachable (%s): logging offline; upload later with `wandb sync`.", type(error).__name__)
+        return _wandb(config, folder, offline=True)
+
+
+def resolve_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
+    """``last`` and ``best`` mean the run folder's; anything else is a path that must exist."""
+    if ckpt_path is None:
+        return None
+    path = folder / "checkpoints" / f"{ckpt_path}.ckpt" if ckpt_path in ("last", "best") else Path(ckpt_path)
+    read_weights(path)  # a damaged or unsafe file is answered in this project's words, before anything is set up
+    return str(path)
+
+
+def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved: str | None = None) -> int:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``; returns the process's exit code.
+
+    Args:
+        command: what to do.
+        config: the run.
+        ckpt_path: a checkpoint to resume (fit) or to use (others): ``last``, ``best`` or a path.
+        resolved: the resolved configuration as YAML, saved beside the results.
+    """
+    quiet_lightning()
+    folder = Path(config.run_dir)
+    check_run_dir(folder)
+    if command != "fit" and ckpt_path is None:
+        ckpt_path = "best"
+    checkpoint = resolve_checkpoint(ckpt_path, folder)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data = data_module(config)
+    data.setup("fit" if command == "fit" else {"validate": "validate", "test": "test", "predict": "predict"}[command])
+    task = build_task(config, data)
+    if config.init_from is not None:
+        _init_from(task, config.init_from)
+    trainer = build_trainer(config, fitting=command == "fit")
+    if trainer.is_global_zero and command == "fit":
+        if resolved is not None:
+            (folder / "config.yaml").write_text(resolved)
+        _write_provenance(folder, task, data)
+    if config.trainer.channels_last:
+        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.trainer.compile:
+        _compile(task)
+    if command == "fit":
+        trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+        code = exit_code(trainer)
+        if code == 0 and trainer.is_global_zero and not trainer.interrupted:
+            _summary(task, trainer, folder)
+            if config.evaluate_with is not None:
+                from explainer.cli import evaluate
+
+                code = evaluate(["--config", config.evaluate_with])
+        return 130 if trainer.interrupted and not code else code
+    if command == "predict":
+        return _predict(trainer, task, data, checkpoint, folder)
+    results = {"validate": trainer.validate, "test": trainer.test}[command](
+        task, data, ckpt_path=checkpoint, weights_only=True, verbose=False
+    )
+    if trainer.is_global_zero:
+        row = {k: float(v) for k, v in results[0].items()}
+        if isinstance(task, ClassifyTask) and task.per_class:
+            row["ap_per_class"] = dict(zip(task.hparams["class_names"], task.per_class, strict=True))  # type: ignore[assignment]
+        (folder / f"{command}.json").write_text(json.dumps(row, indent=1))
+        _table(f"{command}: {checkpoint}", row)
+    return 0
+
+
+def _init_from(task: ClassifyTask | ExplainTask, path: str) -> None:
+    kind, module = ("explainer", task.explainer) if isinstance(task, ExplainTask) else ("classifier", task.classifier)
+    content = read_weights(path)
+    hyper_parameters(content, kind, path)  # type: ignore[arg-type]
+    try:
+        module.load_state_dict(sub_state(content.get("state_dict", {}), f"{kind}."))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"init_from {path} does not fit the configured {kind}: {str(error).splitlines()[-1].strip()[:200]}"
+        ) from error
+
+
+def _compile(task: ClassifyTask | ExplainTask) -> None:
+    if isinstance(task, ExplainTask):
+        task.explainer.network.compile()
+        task.explanandum.classifier.compile()
+    else:
+        task.classifier.compile()
+
+
+def _write_provenance(folder: Path, task: ClassifyTask | ExplainTask, data: DataModule) -> None:
+    record = {
+        "versions": versions(),
+        "data": {split: d.fingerprint() for split, d in data._datasets.items()},
+        "hardware": {
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+    if isinstance(task, ExplainTask):
+        record["explanandum"] = task.fingerprint
+        record["parameters"] = sum(p.numel() for p in task.explainer.parameters())
+    (folder / "provenance.json").write_text(json.dumps(record, indent=1))
+
+
+def _summary(task: ClassifyTask | ExplainTask, trainer: pl.Trainer, folder: Path) -> None:
+    row = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    if isinstance(task, ClassifyTask) and task.per_class:
+        for name, value in zip(task.hparams["class_names"], task.per_class, strict=True):
+            row[f"val/ap/{name}"] = value
+    _table(f"{folder}: {trainer.global_step} steps, {trainer.current_epoch} epochs", row)
+    (folder / "summary.json").write_text(json.dumps(row, indent=1))
+
+
+def _table(title: str, row: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    for key, value in sorted(row.items()):
+        if isinstance(value, dict):
+            for name, part in value.items():
+                table.add_row(f"{key}/{name}", f"{part:.4f}")
+        else:
+            table.add_row(key, f"{value:.4f}")
+    Console().print(table)
+
+
+def _predict(trainer: pl.Trainer, task: ClassifyTask | ExplainTask, data: DataModule, checkpoint: str | None, folder: Path) -> int:
+    import numpy as np
+
+    from explainer.data.base import UnpaddedSampler
+
+    results = trainer.predict(task, data, ckpt_path=checkpoint, weights_only=True) or []
+    dataset = data.dataset(data.predict_split)
+    indices = UnpaddedSampler(len(dataset), trainer.global_rank, trainer.world_size).indices
+    out = folder / "predictions"
+    out.mkdir(exist_ok=True)
+    flat = torch.cat([r if isinstance(r, torch.Tensor) else r[0] for r in results]).float().cpu()
+    for index, value in zip(indices, flat, strict=True):
+        name = dataset.sample_id(index).replace("/", "_")
+        np.savez_compressed(
+            out / f"{name}.npz", **{"masks" if value.ndim == 3 else "logits": value.half().numpy() if value.ndim == 3 else value.numpy()}
+        )
+    log.warning("wrote %d files into %s", len(flat), out)
+    return 0
