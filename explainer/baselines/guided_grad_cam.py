@@ -43,5 +43,10 @@ class GuidedGradCam(ChannelBaseline):
         self.guided = GuidedBackprop(explanandum, convention=convention)
         self.cam = GradCam(explanandum, layer, interpolation=interpolation)
 
+    @property
+    def layer(self) -> str | None:
+        """Grad-CAM's layer; None until the first call has found it."""
+        return self.cam.layer
+
     def _channels(self, images: Tensor, class_index: Tensor, generator: torch.Generator) -> Tensor:
         return self.guided.channels(images, class_index) * self.cam(images, class_index)[:, None]

@@ -156,7 +156,8 @@ def test_rectifiers_without_a_rule_are_refused(method: str, activation: type[nn.
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_disguised_missing_and_scripted_relus_are_refused() -> None:
     images = random_images()
     with pytest.raises(UnsupportedLayerError, match="clamp"):
