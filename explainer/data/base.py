@@ -288,7 +288,7 @@ class DataModule(pl.LightningDataModule):
         """The data set of a split, built once."""
         if split not in self._datasets:
             extra = self.train_options if split == "train" else self.eval_options
-            built = plugins.build("explainer.data", self.name, split=split, **{**self.options, **extra})
+            built = plugins.build("explainer.data", str(self.name), split=split, **{**self.options, **extra})
             built.augmentation_seed = self.seed
             self._datasets[split] = built
         return self._datasets[split]

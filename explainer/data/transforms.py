@@ -86,7 +86,8 @@ class Augmentation:
         for key in value:
             if key not in known:
                 raise ConfigError(f"augment has no key {key!r}. Its keys: {', '.join(known)}.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return cls(**options)
 
     def working_size(self, size: int) -> int:
         """Side to which an image is squashed before the augmentation: the smallest crop then still has ``size`` pixels a side (at most

@@ -1,0 +1,177 @@
+"""Collation, skipping of bad samples, and the data module's loaders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from explainer.data.base import DataModule, ExplainerDataset, Sample, collate
+from explainer.errors import ConfigError, CorruptSampleError, ShapeError, UnknownNameError
+from tests.factories import NAMES, make_voc
+
+
+class Numbers(ExplainerDataset):
+    """Sample i is an image of i / 100 plus augmentation noise; the indices in ``bad`` are corrupt."""
+
+    class_names = ("a", "b")
+    task = "multilabel"
+
+    def __init__(self, length: int = 10, bad: tuple[int, ...] = (), split: str = "train") -> None:
+        super().__init__(split, 8)
+        self.length, self.bad = length, bad
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.bad:
+            raise CorruptSampleError(f"file{index}.jpg: broken")
+        noise = torch.rand(3, 8, 8, generator=self.generator(index)) / 1000
+        return Sample(noise + index / 100, torch.tensor([1.0, index % 2]), self.sample_id(index))
+
+
+def module(datasets: dict[str, ExplainerDataset], **options: object) -> DataModule:
+    data = DataModule("voc", **options)
+    data._datasets.update(datasets)
+    return data
+
+
+def sample(i: int = 0, masks: bool = True, void: bool = False, size: int = 4) -> Sample:
+    m = torch.zeros(2, size, size, dtype=torch.bool)
+    m[0, i % size] = True
+    v = torch.eye(size, dtype=torch.bool)
+    return Sample(torch.full((3, size, size), i / 10.0), torch.tensor([1.0, 0.0]), f"s{i}", m if masks else None, v if void else None)
+
+
+def test_collate_stacks_and_turns_masks_into_floats() -> None:
+    batch = collate([sample(0), sample(1)])
+    assert batch.images.shape == (2, 3, 4, 4) and batch.ids == ("s0", "s1") and batch.images[1].unique().item() == pytest.approx(0.1)
+    assert batch.masks is not None and batch.masks.dtype == torch.float32 and batch.masks[1, 0].sum(1).tolist() == [0, 4, 0, 0]
+    assert batch.void is None and batch.cues is None
+    assert collate([sample(0, masks=False)]).masks is None
+
+
+def test_samples_without_masks_beside_others_become_all_void() -> None:
+    batch = collate([sample(0), sample(1, masks=False), sample(2, void=True)])
+    assert batch.masks is not None and batch.void is not None
+    assert batch.masks[1].sum() == 0
+    assert batch.void[0].sum() == 0 and batch.void[1].all() and torch.equal(batch.void[2], torch.eye(4, dtype=torch.bool))
+
+
+def test_missing_cues_are_empty() -> None:
+    with_cue = sample(0)
+    with_cue.cues = torch.ones(2, 4, 4)
+    batch = collate([sample(1), with_cue])
+    assert batch.cues is not None and batch.cues.sum((1, 2, 3)).tolist() == [0, 32]
+
+
+def test_samples_of_different_sizes_are_named() -> None:
+    with pytest.raises(ShapeError, match=r"'s0' has image \(3, 4, 4\).*'s1' has \(3, 5, 5\)"):
+        collate([sample(0), sample(1, size=5)])
+    odd = sample(1)
+    odd.masks = torch.zeros(3, 4, 4)
+    with pytest.raises(ShapeError, match=r"masks of 's1' is \(3, 4, 4\), expected \(K,H,W\) = \(2, 4, 4\)"):
+        collate([sample(0), odd])
+
+
+def test_split_and_size_are_checked() -> None:
+    with pytest.raises(ConfigError, match=r"split must be one of train, val, test, got 'training'"):
+        Numbers(split="training")
+    with pytest.raises(ConfigError, match=r"size must be a whole number of pixels"):
+        ExplainerDataset.__init__(Numbers(), "train", 4)
+
+
+def test_fingerprints_tell_data_sets_apart() -> None:
+    assert Numbers().fingerprint() == Numbers().fingerprint()
+    assert len({Numbers().fingerprint(), Numbers(9).fingerprint(), Numbers(split="val").fingerprint()}) == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_do_not_depend_on_the_workers(workers: int) -> None:
+    def epochs(num_workers: int) -> list[tuple[tuple[str, ...], torch.Tensor]]:
+        loader = module({"train": Numbers(12)}, batch_size=4, num_workers=num_workers, seed=3).train_dataloader()
+        out = []
+        for epoch in range(2):  # persistent workers must follow the epoch too
+            loader.batch_sampler.set_epoch(epoch)
+            out += [(b.ids, b.images) for b in loader]
+        return out
+
+    one, many = epochs(0), epochs(workers)
+    assert len(one) == 6 and [i for i, _ in one] == [i for i, _ in many]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(one, many, strict=True))
+    first = {i: image for ids, images in one[:3] for i, image in zip(ids, images, strict=True)}
+    second = {i: image for ids, images in one[3:] for i, image in zip(ids, images, strict=True)}
+    assert all(not torch.equal(first[i], second[i]) for i in first)  # the augmentation changes with the epoch
+
+
+def test_the_seed_changes_order_and_augmentation() -> None:
+    def first(seed: int) -> tuple[tuple[str, ...], torch.Tensor]:
+        data = module({}, batch_size=4, seed=seed)
+        data._datasets["train"] = Numbers(12)
+        data._datasets["train"].augmentation_seed = data.seed
+        batch = next(iter(data.train_dataloader()))
+        return batch.ids, batch.images
+
+    assert first(0)[0] != first(1)[0] and torch.equal(first(0)[1], first(0)[1])
+
+
+def test_evaluation_serves_everything_once_in_order() -> None:
+    data = module({"val": Numbers(7, split="val")}, batch_size=3, eval_batch_size=2)
+    assert [len(b) for b in data.val_dataloader()] == [2, 2, 2, 1]
+    assert sum((b.ids for b in data.val_dataloader()), ()) == tuple(f"val/{i:06d}" for i in range(7))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_skipping_substitutes_in_training_and_leaves_out_in_evaluation(workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    sets = {"train": Numbers(8, bad=(2, 3)), "val": Numbers(8, bad=(0, 1, 5), split="val")}
+    data = module(sets, batch_size=2, num_workers=workers, on_error="skip")
+    train = list(data.train_dataloader())
+    assert [len(b) for b in train] == [2, 2, 2, 2]
+    assert sorted(i for b in train for i in b.ids) == sorted([f"train/{i:06d}" for i in (0, 1, 4, 4, 4, 5, 6, 7)])
+    val = list(data.val_dataloader())
+    assert [b.ids for b in val] == [("val/000002", "val/000003"), ("val/000004",), ("val/000006", "val/000007")]
+    assert data.skipped["val"]["val/000005"] == "file5.jpg: broken"
+    data.teardown()
+    assert "2 in train (train/0000" in caplog.text and "3 in val (val/000000, val/000001, val/000005)" in caplog.text
+
+
+def test_raising_names_the_file_and_nothing_readable_is_an_error() -> None:
+    with pytest.raises(CorruptSampleError, match=r"file5\.jpg: broken"):
+        list(module({"val": Numbers(8, bad=(5,))}, batch_size=2).val_dataloader())
+    everything = module({"train": Numbers(4, bad=(0, 1, 2, 3))}, batch_size=2, on_error="skip")
+    with pytest.raises(CorruptSampleError, match=r"none of the 4 samples can be read"):
+        list(everything.train_dataloader())
+
+
+def test_wrong_settings_are_explained() -> None:
+    with pytest.raises(ConfigError, match='on_error must be "raise" or "skip", got \'ignore\''):
+        DataModule("voc", on_error="ignore")
+    with pytest.raises(ConfigError, match=r"batch_size must be a whole number of at least 1, got 0"):
+        DataModule("voc", batch_size=0)
+    with pytest.raises(ConfigError, match=r"predict_split must be one of"):
+        DataModule("voc", predict_split="all")
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'voc'"):
+        DataModule("vocs").dataset("train")
+    with pytest.raises(ConfigError, match=r"voc has no option 'rot'. Did you mean 'root'"):
+        DataModule("voc", options={"rot": "x"}).dataset("train")
+    with pytest.raises(ConfigError, match=r"at least 2 per device"):
+        module({"train": Numbers()}, batch_size=1).train_dataloader()
+    with pytest.raises(ConfigError, match=r"batch_size 5 cannot be shared evenly by 2 devices"):
+        DataModule("voc", batch_size=5, global_batch=True)._per_device(2)
+    assert DataModule("voc", batch_size=6, global_batch=True)._per_device(2) == 3
+
+
+def test_options_of_splits(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    options = {"root": str(tmp_path), "class_names": list(NAMES), "size": 16}
+    data = DataModule("voc", options=options, train_options={"augment": "light", "masks": False}, eval_options={"size": 24}, seed=4)
+    data.setup("fit")
+    assert set(data._datasets) == {"train", "val"}
+    train, val = data.dataset("train"), data.dataset("val")
+    assert (train.augmentation.flip, val.augmentation.flip) == (0.5, 0.0) and (train.size, val.size) == (16, 24)
+    assert train[0].masks is None and val[0].masks is not None and train.augmentation_seed == 4
+    assert data.class_names == NAMES and data.num_classes == 3 and data.task == "multilabel"
+    data.setup()
+    assert len(data.predict_dataloader().dataset) == 3

@@ -1,0 +1,97 @@
+"""The order of images: the same for every split over processes, and from any point of a run."""
+
+from __future__ import annotations
+
+import functools
+import operator
+
+import pytest
+
+from explainer.data.samplers import ResumableBatchSampler, UnpaddedSampler, sample_seed
+from explainer.errors import ConfigError
+
+
+def epoch(sampler: ResumableBatchSampler, number: int) -> list[list[tuple[int, int]]]:
+    sampler.set_epoch(number)
+    return list(sampler)
+
+
+def test_an_epoch_is_a_permutation_cut_into_batches_and_depends_on_seed_and_epoch() -> None:
+    sampler = ResumableBatchSampler(10, 3, seed=1)
+    batches = epoch(sampler, 0)
+    assert [len(b) for b in batches] == [3, 3, 3] and len(sampler) == 3
+    seen = [i for batch in batches for _, i in batch]
+    assert len(set(seen)) == 9 and set(seen) <= set(range(10))
+    assert {e for batch in epoch(sampler, 4) for e, _ in batch} == {4}
+    assert epoch(sampler, 0) == batches
+    assert [i for b in epoch(sampler, 1) for _, i in b] != seen
+    assert epoch(ResumableBatchSampler(10, 3, seed=2), 0) != batches
+
+
+def test_without_shuffling_the_order_is_the_data_sets() -> None:
+    assert list(ResumableBatchSampler(5, 2, shuffle=False)) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)]]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_together_see_the_global_batch_of_one_process(world: int) -> None:
+    one = epoch(ResumableBatchSampler(26, 2 * world, seed=3), 2)
+    ranks = [epoch(ResumableBatchSampler(26, 2, seed=3, rank=r, world=world), 2) for r in range(world)]
+    assert all(len(r) == len(one) for r in ranks)
+    for j, batch in enumerate(one):
+        assert sorted(k for r in ranks for k in r[j]) == sorted(batch)
+        assert ranks[0][j] == batch[0::world]
+
+
+def test_starting_in_the_middle_gives_the_rest_of_the_epoch_and_whole_ones_after() -> None:
+    whole, cut = ResumableBatchSampler(20, 2, seed=5), ResumableBatchSampler(20, 2, seed=5)
+    cut.start_at(3, 4)
+    assert epoch(cut, 3) == epoch(whole, 3)[4:]
+    assert len(cut) == 10  # the length stays that of the epoch: Lightning counts from its start
+    assert epoch(cut, 4) == epoch(whole, 4)
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(None, 10), (6, 6)])
+def test_a_checkpoint_after_the_last_batch_goes_on_with_the_next_epoch(steps: int | None, batch: int) -> None:
+    sampler = ResumableBatchSampler(20, 2, seed=5, steps=steps)
+    sampler.start_at(3, batch)
+    assert epoch(sampler, 3) == epoch(ResumableBatchSampler(20, 2, seed=5), 4)
+
+
+def test_the_position_is_fixed_when_iteration_begins() -> None:
+    sampler = ResumableBatchSampler(8, 2)
+    iterator = iter(sampler)
+    sampler.set_epoch(7)
+    assert next(iterator)[0][0] == 0
+
+
+def test_lightning_finds_set_epoch() -> None:
+    sampler = ResumableBatchSampler(8, 2)
+    sampler.sampler.set_epoch(2)
+    assert sampler.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, 1), "batch_size must be at least 2 per device in training, got 1"),
+        ((5, 2, 0, 0, 3), "has 5 samples, fewer than one batch of 2 on each of 3 device"),
+        ((10, 2, 0, 2, 2), "got rank 2 of world 2"),
+    ],
+)
+def test_impossible_settings_are_explained(arguments: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ResumableBatchSampler(*arguments)
+
+
+def test_evaluation_shares_without_repeating() -> None:
+    parts = [list(UnpaddedSampler(17, r, 4)) for r in range(4)]
+    assert parts[1] == [1, 5, 9, 13] and sorted(functools.reduce(operator.iadd, parts, [])) == list(range(17))
+    assert [len(UnpaddedSampler(17, r, 4)) for r in range(4)] == [5, 4, 4, 4]
+    with pytest.raises(ConfigError, match=r"rank must lie in"):
+        UnpaddedSampler(3, -1, 2)
+
+
+def test_seeds_of_neighbours_are_unrelated() -> None:
+    seeds = {sample_seed(s, e, i) for s in range(3) for e in range(4) for i in range(50)}
+    assert len(seeds) == 600 and all(0 <= s < 2**63 for s in seeds)
+    assert sample_seed(1, 11) != sample_seed(11, 1)
