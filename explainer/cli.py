@@ -82,8 +82,8 @@ def parse_run(argv: Sequence[str]) -> tuple[str, RunConfig, Namespace]:
     _exists(rest)
     parser = _train_parser(command)
     namespace = parser.parse_args(rest)
-    resolved = parser.dump(namespace, skip_none=False)
-    values = parser.instantiate_classes(namespace)
+    resolved = parser.dump(namespace)
+    values = parser.instantiate(namespace)
     ckpt_path = values.ckpt_path
     config = RunConfig(**{k: v for k, v in vars(values).items() if k not in ("config", "ckpt_path")})
     resolved = "\n".join(line for line in resolved.splitlines() if not line.startswith("ckpt_path:")) + "\n"

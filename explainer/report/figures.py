@@ -78,12 +78,12 @@ def mask_sheet(
         picture = images[b].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
         axes[b, 0].imshow(picture)
         axes[b, 0].set_title(titles[b] if titles else "image", fontsize=8)
-        axes[b, 1].imshow(merged[b].cpu(), vmin=0, vmax=1, cmap="magma")
+        axes[b, 1].imshow(merged[b].cpu().numpy(), vmin=0, vmax=1, cmap="magma")
         axes[b, 1].set_title(f"mask, area {float(merged[b].mean()):.2f}", fontsize=8)
         axes[b, 2].imshow(overlay(images[b], merged[b]))
         axes[b, 2].set_title("what it keeps", fontsize=8)
         if truth is not None:
-            axes[b, 3].imshow(truth[b].cpu(), vmin=0, vmax=1, cmap="gray")
+            axes[b, 3].imshow(truth[b].cpu().numpy(), vmin=0, vmax=1, cmap="gray")
             axes[b, 3].set_title("ground truth", fontsize=8)
         for column, k in enumerate(chosen[b]):
             axes[b, fixed + column].imshow(overlay(images[b], class_masks[b, k]))
