@@ -5,7 +5,7 @@ arguments from one vocabulary, so that a runner can hand any metric what it asks
 
 - ``mask`` in [0,1], ``saliency`` (raw), ``least_saliency`` (of the least likely class), ``other_saliency`` (to compare with): ``[B,H,W]``;
 - ``class_masks`` ``[B,K,H,W]``, ``area_masks`` ``[B,A,H,W]``, all in [0,1];
-- ``truth`` in [0,1] and ``void`` bool: ``[B,H,W]``;
+- ``truth`` in [0,1] and ``void`` bool: ``[B,H,W]``; ``class_truth`` ``[B,K,H,W]``;
 - ``images`` ``[B,3,H,W]`` in [0,1], ``class_index`` ``[B]``, ``targets`` ``[B,K]`` multi-hot;
 - ``explanandum``, and ``attributor(images, class_index) -> [B,H,W]``.
 """

@@ -60,7 +60,8 @@ def infidelity(
     value = captum_infidelity(
         forward, perturb, torch.zeros_like(images[:, :1]), saliency.to(images)[:, None], n_perturb_samples=samples, normalize=normalize
     )
-    return value.double().masked_fill(unknown, torch.nan)
+    # With the optimal scale captum expands the square, which rounding can push below 0.
+    return value.double().clamp(min=0).masked_fill(unknown, torch.nan)
 
 
 def max_sensitivity(

@@ -14,14 +14,14 @@ from explainer.metrics.correlation import spearman
 
 
 def map_ssim(saliency: Tensor, other_saliency: Tensor, data_range: float = 1.0) -> Tensor:
-    """Structural similarity ``[B]`` in [-1,1] of maps ``[B,H,W]`` (Gaussian window, sigma 1.5).
+    """Structural similarity ``[B]`` in [-1,1] of maps ``[B,H,W]`` (11x11 Gaussian window, sigma 1.5, reflected borders).
 
     Prepare both maps alike first (:func:`explainer.metrics.preparation.prepare`); ``data_range`` is their span, 1 for [0,1], 2 for [-1,1].
-    Equal maps score 1, also constant ones. NaN where a map holds a NaN. Sides must be at least 11 pixels.
+    Equal maps score 1, also constant ones. NaN where a map holds a NaN. Sides of at least 6 pixels, half a window.
     """
     _check(saliency, other_saliency)
-    if min(saliency.shape[-2:]) < 11:
-        raise ShapeError(f"SSIM's window needs maps of at least 11x11 pixels, received {tuple(saliency.shape[-2:])}: resize them.")
+    if min(saliency.shape[-2:]) < 6:
+        raise ShapeError(f"SSIM's window needs maps of at least 6x6 pixels, received {tuple(saliency.shape[-2:])}: resize them.")
     first, second = (s.double()[:, None] for s in (saliency, other_saliency))
     value = structural_similarity_index_measure(first, second, data_range=data_range, reduction="none")
     assert isinstance(value, Tensor)
