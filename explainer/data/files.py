@@ -168,7 +168,7 @@ class ImageFileDataset(ExplainerDataset):
         generator = self.generator(index)
         image, layers = self.augmentation(image, layers, self.size, generator)
         masks, void = (None, None) if layers is None else self._expand(index, layers)
-        return Sample(image.float() / 255, self.target(index), record.id, masks, void)
+        return Sample(image.float().div_(255), self.target(index), record.id, masks, void)
 
     def _working(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Image and labels at the working size, from the cache where it has them."""
