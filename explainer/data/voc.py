@@ -9,7 +9,7 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from explainer.data.base import SPLITS
-from explainer.data.decoding import join_inside, read_lines, read_xml
+from explainer.data.decoding import MAX_SIDE, join_inside, read_lines, read_xml
 from explainer.data.files import ImageFileDataset, Record, checked_names, held_out, require_directory
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 
@@ -147,9 +147,11 @@ class Voc(ImageFileDataset):
                 x0, y0, x1, y1 = (round(float(item.findtext(f"bndbox/{k}") or "")) for k in ("xmin", "ymin", "xmax", "ymax"))
             except (ValueError, OverflowError) as error:
                 raise CorruptSampleError(f"{path}: an object of class {name!r} has no bndbox of four numbers.") from error
+            if not (-1 <= x0 < x1 <= MAX_SIDE and -1 <= y0 < y1 <= MAX_SIDE):
+                raise CorruptSampleError(f"{path}: an object of class {name!r} has the impossible box {x0}, {y0}, {x1}, {y1}.")
             difficult = (item.findtext("difficult") or "0").strip() == "1"
             # VOC counts pixels from 1 and includes the last one
-            boxes.append(Box(self.class_names.index(name), x0 - 1, y0 - 1, x1, y1, difficult))
+            boxes.append(Box(self.class_names.index(name), max(0, x0 - 1), max(0, y0 - 1), x1, y1, difficult))
         return boxes
 
     def boxes(self, index: int) -> tuple[Box, ...]:
