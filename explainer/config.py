@@ -84,16 +84,18 @@ class ExplainerConfig:
     """The Explainer network.
 
     Attributes:
-        network: deeplabv3, deeplabv3plus, unet, fpn, ... (segmentation-models-pytorch) or torchvision_deeplabv3.
+        network: deeplabv3, deeplabv3plus, unet, fpn, ... (segmentation-models-pytorch), torchvision_deeplabv3 or vgg_unet.
         options: of the network (encoder_name, encoder_weights, decoder_channels, ...).
         downscale: run at 1/downscale of the resolution and upsample the masks.
         stride: multiple to which images are padded.
+        init_encoder: start the encoder from the Explanandum's own weights (same architecture needed).
     """
 
     network: str = "deeplabv3"
     options: dict[str, Any] = field(default_factory=lambda: {"encoder_name": "resnet50"})
     downscale: int = 1
     stride: int = 32
+    init_encoder: bool = False
 
 
 @dataclass

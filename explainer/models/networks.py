@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from explainer.errors import CheckpointError, ConfigError, UnknownNameError
+from explainer.models.classifiers import SmallVGG
 
 _SMP = {
     "deeplabv3": "DeepLabV3",
@@ -39,9 +40,51 @@ class _TorchvisionDeepLab(nn.Module):
         return self.net(images)["out"]
 
 
+class VGGUNet(nn.Module):
+    """A U-Net on the encoder of :class:`~explainer.models.classifiers.SmallVGG`: skips from every resolution, full-resolution masks.
+
+    Args:
+        num_classes: K.
+        widths: channels per encoder stage, as in the classifier it may be initialised from.
+        decoder_channels: per decoder stage, one fewer than encoder stages.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        widths: tuple[int, ...] | list[int] = (32, 64, 96, 128),
+        decoder_channels: tuple[int, ...] | list[int] = (64, 48, 32),
+    ) -> None:
+        super().__init__()
+        if len(decoder_channels) != len(widths) - 1:
+            raise ValueError(f"decoder_channels needs {len(widths) - 1} entries for {len(widths)} widths, received {len(decoder_channels)}")
+        self.encoder = nn.Module()
+        self.encoder.features = SmallVGG(num_classes, widths).features
+        self.decoder = nn.ModuleList()
+        channels = widths[-1]
+        for skip, width in zip(reversed(widths[:-1]), decoder_channels, strict=True):
+            block = [nn.Conv2d(channels + skip, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            self.decoder.append(nn.Sequential(*block))
+            channels = width
+        self.head = nn.Conv2d(channels, num_classes, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images -> logits ``[B,K,H,W]``."""
+        skips: list[Tensor] = []
+        x = images
+        for layer in self.encoder.features:  # type: ignore[union-attr]
+            if isinstance(layer, nn.MaxPool2d):
+                skips.append(x)
+            x = layer(x)
+        for block in self.decoder:
+            skip = skips.pop()
+            x = block(torch.cat([nn.functional.interpolate(x, size=skip.shape[-2:], mode="nearest"), skip], dim=1))
+        return self.head(x)
+
+
 def network_names() -> list[str]:
     """Names accepted by :func:`build_network`."""
-    return [*_SMP, "torchvision_deeplabv3"]
+    return [*_SMP, "torchvision_deeplabv3", "vgg_unet"]
 
 
 def build_network(name: str, num_classes: int, **options: Any) -> nn.Module:
@@ -56,6 +99,8 @@ def build_network(name: str, num_classes: int, **options: Any) -> nn.Module:
     try:
         if name == "torchvision_deeplabv3":
             return _TorchvisionDeepLab(num_classes, **options)
+        if name == "vgg_unet":
+            return VGGUNet(num_classes, **options)
         if name not in _SMP:
             raise UnknownNameError(f"unknown Explainer network {name!r}. Known: {', '.join(network_names())}.")
         import segmentation_models_pytorch as smp
@@ -70,3 +115,28 @@ def build_network(name: str, num_classes: int, **options: Any) -> nn.Module:
             f"pretrained encoder weights for {name!r} could not be obtained ({error}). Without network, put the file into "
             f"{torch.hub.get_dir()}/checkpoints (or the Hugging Face cache), or set encoder_weights: null to train from scratch."
         ) from error
+
+
+def init_encoder(network: nn.Module, classifier: nn.Module) -> int:
+    """Copy the classifier's weights into the network's encoder wherever name and shape agree, e.g. a ResNet-50 classifier into a
+    DeepLabV3 with a ResNet-50 encoder. The Explainer then starts with features that know the classes, and learns far faster than from
+    random weights; at inference it remains a network of its own.
+
+    Returns:
+        Number of tensors copied.
+
+    Raises:
+        ConfigError: fewer than half of the encoder's tensors have a counterpart (another architecture).
+    """
+    inner = getattr(network, "encoder", None) or getattr(getattr(network, "net", None), "backbone", None)
+    if inner is None:
+        raise ConfigError(f"{type(network).__name__} has no encoder to initialise; set explainer.init_encoder to false.")
+    own, source = inner.state_dict(), classifier.state_dict()
+    same = {key: source[key] for key, value in own.items() if key in source and source[key].shape == value.shape}
+    if 2 * len(same) < len(own):
+        raise ConfigError(
+            f"explainer.init_encoder: only {len(same)} of the encoder's {len(own)} tensors exist in the classifier with the same name and "
+            "shape. Choose an encoder of the classifier's own architecture, or set explainer.init_encoder to false."
+        )
+    inner.load_state_dict({**own, **same})
+    return len(same)

@@ -23,6 +23,7 @@ from explainer.errors import CheckpointError, ConfigError
 from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, sub_state
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
+from explainer.models.networks import init_encoder
 from explainer.tasks.callbacks import AppendingCSVLogger, HealthAlarm, KeepEarlierRows, MaskPictures, StepSeed, exit_code, in_torchrun
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask
@@ -82,6 +83,8 @@ def build_task(config: RunConfig, data: DataModule) -> ClassifyTask | ExplainTas
         e.network, data.num_classes, e.options, data.class_names, config.classifier.mean, config.classifier.std,
         data.size, e.downscale, e.stride,
     )  # fmt: skip
+    if e.init_encoder:
+        init_encoder(net.network, explanandum.classifier)
     provenance = {"classifier": asdict(config.classifier), "data": asdict(config.data), "versions": versions()}
     return ExplainTask(net, explanandum, config.losses, config.masking, config.optimizer, config.seed, provenance)
 

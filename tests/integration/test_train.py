@@ -19,7 +19,12 @@ TINY = [
     "--trainer.max_epochs", "1", "--trainer.progress_bar", "false", "--trainer.accelerator", "cpu", "--logging.wandb", "off",
     "--trainer.log_every_n_steps", "1",
 ]  # fmt: skip
-SMALL_NET = ["--explainer.network", "unet", "--explainer.options", "{encoder_name: resnet18, encoder_depth: 3, decoder_channels: [16, 8, 8]}"]
+SMALL_NET = [
+    "--explainer.network",
+    "unet",
+    "--explainer.options",
+    "{encoder_name: resnet18, encoder_depth: 3, decoder_channels: [16, 8, 8]}",
+]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +149,18 @@ def test_errors_are_one_paragraph(arguments, message, tmp_path, capsys, monkeypa
 
 def test_another_classifiers_checkpoint_is_refused(runs, tmp_path, capsys):
     folder, fit = runs
-    other = ["fit", "--task", "classify", "--run_dir", str(tmp_path / "c2"), "--seed", "5", "--classifier.options", "{widths: [8, 8]}", *TINY]
+    other = [
+        "fit",
+        "--task",
+        "classify",
+        "--run_dir",
+        str(tmp_path / "c2"),
+        "--seed",
+        "5",
+        "--classifier.options",
+        "{widths: [8, 8]}",
+        *TINY,
+    ]
     assert train(other) == 0
     again = [*fit, "--run_dir", str(tmp_path / "e2"), "--classifier.checkpoint", str(tmp_path / "c2/checkpoints/best.ckpt")]
     assert train([*again, "--ckpt_path", f"{folder}/e/checkpoints/best.ckpt"]) == 2
