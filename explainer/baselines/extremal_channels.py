@@ -20,6 +20,8 @@ from explainer.baselines.mask_search import Ascent, History, Limits, maximise
 from explainer.baselines.smooth_mask import area_penalty
 from explainer.errors import ConfigError
 
+_TIE_BREAK = 0.01  # how far below 1 the mask of the least useful channel starts
+
 
 @dataclass(frozen=True)
 class ChannelMasks:
@@ -52,9 +54,11 @@ def _masked_output(module: nn.Module, path: str, mask: Tensor) -> Iterator[list[
     def hook(_: nn.Module, __: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ConfigError(f"layer {path!r} returns {got}; channel attribution needs a feature map [B,C,H,W]: name another layer.")
+            raise ConfigError(f"layer {path!r} returns {got}; channel attribution needs [B,C,H,W]: name another layer.")
         if seen:
-            raise ConfigError(f"layer {path!r} runs more than once in a forward pass: name a layer that runs once, e.g. the block around it.")
+            raise ConfigError(
+                f"layer {path!r} runs more than once in a forward pass: name a layer that runs once, e.g. the block around it."
+            )
         seen.append(output)
         return output * mask[:, :, None, None] if mask.numel() else output
 
@@ -78,8 +82,8 @@ def channel_masks(
 ) -> ChannelMasks:
     """Search the channel masks of all images and areas in one batch.
 
-    SGD with rate 0.01 and momentum 0.9 from all ones; the area's weight grows from 0 to 1500 over the first half of the iterations
-    (the first 150 of 300).
+    SGD with rate 0.01 and momentum 0.9 from all ones (less up to 0.01, the least where the reward's gradient is largest). The area's
+    weight grows from 0 to 1500 over the first half of the iterations (the first 150 of 300).
 
     Args:
         layer: module path relative to the user's classifier; it must return ``[B,C,h,w]`` once per forward pass.
@@ -115,9 +119,18 @@ def channel_masks(
         penalty = area_penalty(mask, zeros[rows])
         return gain - 1500 * min(1.0, t / half) * penalty, {"reward": gain, "area": penalty}
 
-    start = images.new_ones(len(row_image), channels)
+    def start() -> Tensor:
+        """All ones, but with the ties broken that would let the area term drop channels in an arbitrary order."""
+        ones = images.new_ones(len(row_image), channels).requires_grad_()
+        rows = torch.arange(len(row_image), device=images.device)
+        with torch.enable_grad():
+            gain = game_reward(classify, ones, rows, row_class, game, reward)
+            (slope,) = torch.autograd.grad(gain.sum(), ones)
+        least_first = slope.argsort(dim=1, stable=True).argsort(dim=1).to(ones)
+        return 1 - _TIE_BREAK * (1 - least_first / channels)
+
     with out_of_place(explanandum.classifier):
-        found = maximise(start, objective, Ascent("sgd", lambda _: 0.01), iterations, limits)
+        found = maximise(start(), objective, Ascent("sgd", lambda _: 0.01), iterations, limits)
         with torch.no_grad():
             rows = torch.arange(len(row_image), device=images.device)
             preserved = class_reward(classify(found.parameters, rows), row_class, reward)

@@ -132,9 +132,11 @@ class ExtremalPerturbation(Baseline):
             if value not in get_args(known):
                 raise ConfigError(f"{option} must be one of {', '.join(get_args(known))}, received {value!r}.")
         if reward == "contrastive" and self.num_classes < 2:
-            raise ConfigError("reward='contrastive' compares a class with the others and this classifier has one class: use reward='simple'.")
+            raise ConfigError("reward='contrastive' compares a class with the others and there is one class: use reward='simple'.")
         if area_on not in (None, "margin", "image"):
             raise ConfigError(f"area_on must be 'margin' or 'image', received {area_on!r}.")
+        if isinstance(origin, str) and origin not in ("black", "mean"):
+            raise ConfigError(f"origin must be 'black', 'mean' or a number, received {origin!r}.")
         if smooth < 0:
             raise ConfigError(f"smooth must not be negative, received {smooth}.")
         self.areas = _checked_areas(areas, channels=layer is not None)
@@ -156,8 +158,9 @@ class ExtremalPerturbation(Baseline):
         self.limits = Limits(max_iterations, budget_s, self.schedule.tolerance or None, patience, rows_per_pass)
         self.history = History()
 
-    def masks(self, images: Tensor, class_index: Tensor | int | list[int], *, init: Start = None,
-              generator: torch.Generator | None = None) -> ExtremalMasks:
+    def masks(
+        self, images: Tensor, class_index: Tensor | int | list[int], *, init: Start = None, generator: torch.Generator | None = None
+    ) -> ExtremalMasks:
         """The mask of each area.
 
         Args:
@@ -192,8 +195,9 @@ class ExtremalPerturbation(Baseline):
         found = self._search(images, torch.arange(len(images), device=images.device), class_index, None, generator)
         return self._smoothed(found.masks.sum(1))
 
-    def all_classes(self, images: Tensor, classes: list[int] | None = None, *, generator: torch.Generator | None = None,
-                    masks: Tensor | None = None) -> Tensor:
+    def all_classes(
+        self, images: Tensor, classes: list[int] | None = None, *, generator: torch.Generator | None = None, masks: Tensor | None = None
+    ) -> Tensor:
         """Maps of several classes ``[B,len(classes),H,W]``: images, classes and areas form one batch."""
         if self.layer is not None:
             return super().all_classes(images, classes, generator=generator, masks=masks)
@@ -221,7 +225,7 @@ class ExtremalPerturbation(Baseline):
 
     def _levels(self, images: Tensor, generator: torch.Generator | None) -> Perturbation:
         scale = min(images.shape[-2:]) / 224 if self.schedule.scaled else 1.0
-        origin = {"black": 0.0, "mean": self.explanandum.mean}.get(self.origin, self.origin) if isinstance(self.origin, str) else self.origin
+        origin = {"black": 0.0, "mean": self.explanandum.mean}[self.origin] if isinstance(self.origin, str) else self.origin
         blur = 20.0 * scale if self.max_blur is None else self.max_blur
         generator = generator or torch.Generator().manual_seed(0)
         return Perturbation(pyramid(images, self.perturbation, self.levels, blur, origin, self.schedule.renormalize, generator))
@@ -252,8 +256,15 @@ class ExtremalPerturbation(Baseline):
         return self._judge(found, family, classify, images, image, class_index)
 
     @torch.no_grad()
-    def _judge(self, found: Found, family: SmoothMask, classify: Callable[[Tensor, Tensor, bool], Tensor], images: Tensor,
-               image: Tensor, class_index: Tensor) -> ExtremalMasks:
+    def _judge(
+        self,
+        found: Found,
+        family: SmoothMask,
+        classify: Callable[[Tensor, Tensor, bool], Tensor],
+        images: Tensor,
+        image: Tensor,
+        class_index: Tensor,
+    ) -> ExtremalMasks:
         """Score the masks on the unflipped images."""
         number = len(self.areas)
         mask = family(found.parameters)

@@ -27,6 +27,9 @@ class Ascent:
         rule: ``sgd`` (heavy-ball momentum) or ``adam``.
         rate: step size at iteration t.
         momentum: of SGD, or the first moment's decay of Adam.
+        decay: of Adam: the second moment's.
+        shared: Adam's second moment is one number a row (the mean over its parameters), so that parameters keep the proportions of
+            their gradients and only the row's scale is adapted.
         dampening: of SGD: the gradient enters the momentum buffer times ``1 - dampening``, except the first one.
     """
 
@@ -35,6 +38,7 @@ class Ascent:
     momentum: float = 0.9
     dampening: float = 0.0
     decay: float = 0.999
+    shared: bool = False
 
     def step(self, parameters: Tensor, grad: Tensor, state: list[Tensor], t: int) -> Tensor:
         """New parameters; ``state`` is updated in place (filled at t = 0)."""
@@ -46,7 +50,10 @@ class Ascent:
             state[0].mul_(self.momentum).add_(grad, alpha=1 - self.dampening)
             return (parameters + self.rate(t) * state[0]).clamp_(0, 1)
         state[0].lerp_(grad, 1 - self.momentum)
-        state[1].lerp_(grad.square(), 1 - self.decay)
+        square = grad.square()
+        if self.shared:
+            square = square.flatten(1).mean(1).view(-1, *[1] * (grad.ndim - 1)).expand_as(grad)
+        state[1].lerp_(square, 1 - self.decay)
         scale = (state[1] / (1 - self.decay ** (t + 1))).sqrt_().add_(1e-8)
         return (parameters + self.rate(t) / (1 - self.momentum ** (t + 1)) * state[0] / scale).clamp_(0, 1)
 
@@ -128,8 +135,9 @@ def maximise(start: Tensor, objective: Objective, ascent: Ascent, iterations: in
     final = start.detach().clone().clamp_(0, 1)
     rows = torch.arange(len(start), device=start.device)
     taken = torch.zeros(len(start), dtype=torch.long, device=start.device)
-    current, state, history = final.clone(), [], History()
+    current, history = final.clone(), History()
     snapshot = current
+    state: list[Tensor] = []
     lines: dict[str, list[Tensor]] = {}
     for t in range(total):
         grad, values = _evaluate(current, rows, t, objective, limits.rows_per_pass)
@@ -163,7 +171,7 @@ def maximise(start: Tensor, objective: Objective, ascent: Ascent, iterations: in
     history.values = {name: torch.stack(line).cpu() for name, line in lines.items()}
     for name, record in history.values.items():
         if not bool(torch.isfinite(record).all()):
-            raise NumericalError(f"{name} became NaN or infinite during the mask search: check the classifier's logits on perturbed images.")
+            raise NumericalError(f"{name} became NaN or infinite in the mask search: check the classifier's logits on perturbed images.")
     return Found(final, taken, history)
 
 

@@ -58,7 +58,8 @@ def test_smooth_masks(name: str, dtype: torch.dtype) -> None:
     args, data = entry["args"], tensors(arrays, dtype)
     exact = dtype == torch.float64
     for clamp, key in (("block", "out/grad"), ("pass", "out/grad_oldclamp")):
-        generate = SmoothMask(*args["shape"], args["step"], args["sigma"], pooling=args["pooling_method"], dtype=dtype, clamp_gradient=clamp)
+        size, pooling = (*args["shape"], args["step"], args["sigma"]), args["pooling_method"]
+        generate = SmoothMask(*size, pooling=pooling, dtype=dtype, clamp_gradient=clamp)
         assert (generate.grid, generate.padded) == (tuple(args["shape_in"]), tuple(args["shape_out"]))
         assert (generate.padding, generate.radius, generate.margin) == (args["padding"], args["radius"], args["margin"])
         parameters = data["in/pmask"][:, 0].requires_grad_()

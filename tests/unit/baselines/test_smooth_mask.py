@@ -1,0 +1,104 @@
+"""Smooth masks and the area penalty against plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from explainer.baselines.smooth_mask import SmoothMask, area_penalty, excluded, kernel_profile
+from explainer.errors import ConfigError, ShapeError
+
+
+def looped_mask(parameters: list[list[float]], height: int, width: int, step: int, sigma: int) -> list[list[float]]:
+    """The definition, pixel by pixel: smax over the window of nodes around each pixel of k(distance / sigma) p(node)."""
+    radius, padding = 1 + math.ceil(sigma / step), 1 + math.ceil(2 * sigma / step)
+    result = []
+    for y in range(sigma, sigma + height):
+        line = []
+        for x in range(sigma, sigma + width):
+            numerator = denominator = 0.0
+            for a in range(2 * radius + 1):
+                for b in range(2 * radius + 1):
+                    i, j = y // step + a - padding, x // step + b - padding
+                    inside = 0 <= i < len(parameters) and 0 <= j < len(parameters[0])
+                    z = math.hypot(y - sigma - step * i, x - sigma - step * j) / sigma
+                    value = math.exp(-2 * max(0.0, z - 0.5) ** 2) * (parameters[i][j] if inside else 0.0)
+                    numerator += value * math.exp(20 * value)
+                    denominator += math.exp(20 * value)
+            line.append(numerator / denominator)
+        result.append(line)
+    return result
+
+
+@pytest.mark.parametrize(("height", "width", "step", "sigma"), [(8, 8, 2, 4), (7, 10, 3, 3), (6, 5, 1, 3)])
+def test_masks_equal_the_loops(height: int, width: int, step: int, sigma: int) -> None:
+    family = SmoothMask(height, width, step, sigma, dtype=torch.float64)
+    parameters = torch.rand(2, *family.grid, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.tensor([looped_mask(p.tolist(), height, width, step, sigma) for p in parameters], dtype=torch.float64)
+    torch.testing.assert_close(family(parameters), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("pooling", ["softmax", "sum", "sigmoid"])
+def test_gradient_is_the_finite_difference(pooling: str) -> None:
+    family = SmoothMask(5, 6, 2, 2, pooling=pooling, dtype=torch.float64)
+    parameters = torch.rand(2, *family.grid, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    assert torch.autograd.gradcheck(family.padded_masks, (parameters,))
+
+
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = SmoothMask(8, 8, 2, 4, dtype=torch.float64)
+    parameters = torch.rand(3, *family.grid, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    once = family(parameters)
+    (grad,) = torch.autograd.grad(once.square().sum(), parameters)
+    monkeypatch.setattr("explainer.baselines.smooth_mask._CPU_BLOCK", 1)
+    blocks = family(parameters)
+    torch.testing.assert_close(blocks, once)
+    torch.testing.assert_close(torch.autograd.grad(blocks.square().sum(), parameters)[0], grad)
+
+
+def test_profiles_by_hand() -> None:
+    z = torch.tensor([0.0, 0.5, 1.5, 3.0], dtype=torch.float64)
+    assert kernel_profile(z, "code").tolist() == pytest.approx([1, 1, math.exp(-2), math.exp(-12.5)])
+    assert kernel_profile(z, "paper").tolist() == pytest.approx([1, 1, math.exp(-0.0625), math.exp(-1)])
+    with pytest.raises(ConfigError, match="profile"):
+        kernel_profile(z, "gauss")  # type: ignore[arg-type]
+
+
+def test_saturated_masks_block_or_pass_gradient() -> None:
+    ones = torch.zeros(1, 3, 3, requires_grad=True)  # every mask value is exactly 0
+    for clamp, expected in (("pass", True), ("block", False)):
+        family = SmoothMask(6, 6, 2, 4, clamp_gradient=clamp)
+        (grad,) = torch.autograd.grad(family(ones).sum(), ones)
+        assert bool((grad > 0).all()) is expected
+
+
+def test_invalid_sizes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="multiple of step"):
+        SmoothMask(32, 32, step=4, sigma=6)
+    with pytest.raises(ConfigError, match="step and sigma"):
+        SmoothMask(32, 32, step=0, sigma=6)
+    with pytest.raises(ConfigError, match="pooling"):
+        SmoothMask(32, 32, 4, 8, pooling="max")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="clamp_gradient"):
+        SmoothMask(32, 32, 4, 8, clamp_gradient="both")  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"\(8, 8\)"):
+        SmoothMask(32, 32, 4, 8)(torch.ones(1, 7, 8))
+
+
+def test_parameters_from_masks_follow_the_mask() -> None:
+    family = SmoothMask(16, 16, 4, 8, dtype=torch.float64)
+    mask = torch.zeros(1, 16, 16, dtype=torch.float64)
+    mask[:, :, 9:] = 1
+    parameters = family.parameters_from(mask)
+    assert tuple(parameters.shape) == (1, *family.grid)
+    assert parameters[0, 0].tolist() == [0, 0, pytest.approx(2 / 5), 1]  # node at column 8: columns 6..10, of which 9 and 10 are 1
+
+
+def test_area_penalty_by_hand() -> None:
+    masks = torch.tensor([[0.2, 1.0, 0.0, 0.9], [1.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    penalty = area_penalty(masks, excluded(4, [0.5, 0.25]))
+    # row 0, two zeros wanted: 0, .2 -> 0; .9, 1 -> 1. Row 1, three zeros wanted: one of the ones is too many.
+    assert penalty.tolist() == pytest.approx([(0.2**2 + 0.1**2) / 4, 1 / 4])
+    assert excluded(2025, [0.1, 0.3]).tolist() == [1822, 1417]
