@@ -135,6 +135,25 @@ def vgg11(batch_norm):
     return nn.Sequential(OrderedDict(features=tvm.vgg.make_layers(tvm.vgg.cfgs["A"], batch_norm), **head))
 
 
+def test_a_convolution_with_two_consumers_is_not_folded():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.bn, self.act, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Linear(4, 3)
+            nn.init.normal_(self.bn.bias)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.fc(self.act(self.bn(x) + x).mean((2, 3)))
+
+    srd = explain(Net().eval(), start="constant")
+    assert record(srd.explanandum, images()).folds == {}
+    maps = srd.relevance(images(), 0, ["input", "conv", "act"])
+    totals = [float(m.sum()) for m in maps.values()]
+    assert totals == pytest.approx([totals[-1]] * 3, rel=1e-10) and totals[-1] == 36
+
+
 def random_statistics(net, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for m in net.modules():
