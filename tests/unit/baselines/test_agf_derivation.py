@@ -81,9 +81,11 @@ def reference(net: Net, image: torch.Tensor, target: int, o) -> np.ndarray:
         layer.weight.data = keep
         mats.append(m)
         shapes.append(s)
-    bias = [np.repeat(lay.bias.detach().numpy(), math.prod(s[1:])) for lay, s in zip((net.conv1, net.conv2, net.conv3), shapes[1:])]
+    bias = [
+        np.repeat(lay.bias.detach().numpy(), math.prod(s[1:])) for lay, s in zip((net.conv1, net.conv2, net.conv3), shapes[1:], strict=True)
+    ]
     x, inputs, gates = image.flatten().numpy(), [], []
-    for m, b in zip(mats, bias):
+    for m, b in zip(mats, bias, strict=True):
         inputs.append(x)
         y = m @ x + b
         gates.append(y > 0)
@@ -154,6 +156,6 @@ def test_dense_matrices_give_the_same_maps(mode: str, changes: dict) -> None:
     options = dataclasses.replace(MODES[mode], **changes)
     for target in (0, 2):
         maps = method(images, target)
-        for image, ours in zip(images, maps):
+        for image, ours in zip(images, maps, strict=True):
             slow = torch.from_numpy(reference(net, image, target, options))
             assert float((ours - slow).abs().max()) <= 2e-6 * float(slow.abs().max())
