@@ -19,7 +19,9 @@ def check_images(images: Tensor) -> None:
     """Raise :class:`ShapeError` unless ``images`` is a float tensor ``[B,C,H,W]`` with B >= 1."""
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or images.shape[0] == 0:
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ShapeError(f"images must be a float tensor [B,C,H,W] in [0,1] with B >= 1, received {got}; add the batch axis or divide by 255.")
+        raise ShapeError(
+            f"images must be a float tensor [B,C,H,W] in [0,1] with B >= 1, received {got}; add the batch axis or divide by 255."
+        )
 
 
 def check_class_index(class_index: Tensor | int | list[int], images: Tensor, num_classes: int) -> Tensor:
@@ -81,7 +83,7 @@ class Attributor(abc.ABC):
             raise ConfigError(f"{self.name} needs ground-truth masks: pass masks=[B,K,H,W], or leave this row out for data without masks.")
         if generator is None:
             generator = torch.Generator().manual_seed(0)
-        maps = self._explain(images, index, generator, masks)
+        maps = self._explain(images.detach(), index, generator, masks)
         expected = (images.shape[0], *images.shape[-2:])
         if tuple(maps.shape) != expected:
             raise ShapeError(f"{self.name} returned {tuple(maps.shape)}, expected {expected} (B,H,W).")
@@ -91,8 +93,9 @@ class Attributor(abc.ABC):
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
         """The method itself: checked arguments in, ``[B,H,W]`` out."""
 
-    def all_classes(self, images: Tensor, classes: list[int] | None = None, *, generator: torch.Generator | None = None,
-                    masks: Tensor | None = None) -> Tensor:
+    def all_classes(
+        self, images: Tensor, classes: list[int] | None = None, *, generator: torch.Generator | None = None, masks: Tensor | None = None
+    ) -> Tensor:
         """Maps of several classes, ``[B,len(classes),H,W]`` (all K when None). Methods that share work between classes override it."""
         chosen = range(self.num_classes) if classes is None else classes
         return torch.stack([self(images, k, generator=generator, masks=masks) for k in chosen], dim=1)
@@ -138,8 +141,9 @@ class FromDense(Attributor):
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
         return self.dense(images)[torch.arange(len(images), device=images.device), class_index]
 
-    def all_classes(self, images: Tensor, classes: list[int] | None = None, *, generator: torch.Generator | None = None,
-                    masks: Tensor | None = None) -> Tensor:
+    def all_classes(
+        self, images: Tensor, classes: list[int] | None = None, *, generator: torch.Generator | None = None, masks: Tensor | None = None
+    ) -> Tensor:
         """All classes from the one forward pass."""
         maps = self.dense(images)
         return maps if classes is None else maps[:, classes]

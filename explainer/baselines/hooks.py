@@ -17,12 +17,14 @@ _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Tanh, nn.ReL
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Whatever happens inside, the model leaves with its modes, ``requires_grad``, ``.grad``, hooks, ``inplace`` flags, ``forward``
-    overrides and the global RNG state (CPU, and CUDA where the model lives there) as they were.
+    overrides and the global RNG state (CPU, and CUDA where the model lives there) as they were, and without new attributes (captum
+    leaves some on its modules after an exception).
     """
     modules = list(model.modules())
     modes = [m.training for m in modules]
     inplace = [(m, m.inplace) for m in modules if hasattr(m, "inplace")]
     overrides = [m.__dict__.get("forward") for m in modules]
+    attributes = [set(vars(m)) for m in modules]
     tables = [[dict(getattr(m, t)) for t in _HOOK_TABLES] for m in modules]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     devices = sorted({p.device.index or 0 for p, _, _ in parameters if p.is_cuda})
@@ -40,6 +42,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     module.__dict__.pop("forward", None)
                 else:
                     module.__dict__["forward"] = override
+            for module, known in zip(modules, attributes, strict=True):
+                for name in set(vars(module)) - known:
+                    del module.__dict__[name]
             for module, flag in inplace:
                 module.inplace = flag  # type: ignore[assignment]
             for parameter, flag, grad in parameters:

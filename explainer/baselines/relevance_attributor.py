@@ -93,7 +93,7 @@ class RelevanceBaseline(Baseline):
             return self._map(self._relevance(self._trace(images, at), class_index.clone(), at), images)
 
     def _trace(self, images: Tensor, at: str) -> Trace:
-        return trace(self.explanandum, images, self._rules(images), self.name, self._watch(at))
+        return trace(self.explanandum, images.detach(), self._rules(images), self.name, self._watch(at))
 
     def _watch(self, at: str) -> dict[str, nn.Module]:
         return {} if at == "input" else {at: find_layer(self.explanandum.classifier, at)}
