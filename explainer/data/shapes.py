@@ -76,6 +76,12 @@ TEXTURES: dict[str, Callable[[Array, Array, float, float], Array]] = {
 DEFAULT_CLASSES = ("stripes", "checks", "dots", "rings", "grid", "wedges")
 
 
+def _symmetry(x: torch.Tensor, element: int) -> torch.Tensor:
+    """One of the eight symmetries of the square applied to ``[C,H,W]``."""
+    turned = torch.rot90(x, element % 4, (1, 2))
+    return turned.flip(2) if element >= 4 else turned
+
+
 class Shapes(ExplainerDataset):
     """Planted-evidence images, generated from ``(seed, split, index)`` alone: the same on every machine and for any worker count.
 
@@ -92,6 +98,8 @@ class Shapes(ExplainerDataset):
         shortcut_probability: P(cue | class present).
         shortcut_leak: P(cue | class absent).
         contrast: smallest distance between the two colours of a texture (RGB, Euclidean, at most 1.7).
+        augment: ``none``, or ``symmetry``: a random one of the square's eight flips and turns (textures and silhouettes have no
+            preferred direction).
         cache: keep generated images in memory (uint8).
     """
 
@@ -112,6 +120,7 @@ class Shapes(ExplainerDataset):
         shortcut_probability: float = 0.9,
         shortcut_leak: float = 0.0,
         contrast: float = 0.6,
+        augment: Literal["none", "symmetry"] = "none",
         cache: bool = True,
     ) -> None:
         super().__init__(split, size)
@@ -128,7 +137,9 @@ class Shapes(ExplainerDataset):
             raise ConfigError(f"shapes: length must be at least 1, received {length}.")
         if max_objects < 1 or max_distractors < 0:
             raise ConfigError(f"shapes: max_objects must be >= 1 and max_distractors >= 0, received {max_objects} and {max_distractors}.")
-        self.seed, self.contrast = seed, contrast
+        if augment not in ("none", "symmetry"):
+            raise ConfigError(f"shapes: augment must be none or symmetry, received {augment!r}.")
+        self.seed, self.contrast, self.augment = seed, contrast, augment
         self.length = _SPLIT_SIZE[split] if length is None else length
         self.class_names = tuple(class_names)
         self.max_objects, self.max_distractors, self.unlabelled = max_objects, max_distractors, tuple(unlabelled)
@@ -155,14 +166,13 @@ class Shapes(ExplainerDataset):
             cues = torch.zeros_like(masks)
             if cue is not None:
                 cues[self.class_names.index(self.shortcut_class)] = torch.from_numpy(cue).float()
-        return Sample(
-            image=torch.from_numpy(image).permute(2, 0, 1).float() / 255,
-            target=masks.flatten(1).amax(dim=1),
-            id=self.sample_id(index),
-            masks=masks,
-            void=None,
-            cues=cues,
-        )
+        picture = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+        target = masks.flatten(1).amax(dim=1)
+        if self.augment == "symmetry":
+            element = int(torch.randint(8, (1,), generator=self.generator(index)))
+            picture, masks = _symmetry(picture, element), _symmetry(masks, element)
+            cues = None if cues is None else _symmetry(cues, element)
+        return Sample(image=picture, target=target, id=self.sample_id(index), masks=masks, void=None, cues=cues)
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the images; ``version`` changes when the drawing does."""

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from explainer.data.base import collate
-from explainer.data.shapes import DEFAULT_CLASSES, TEXTURES, Shapes
+from explainer.data.shapes import DEFAULT_CLASSES, TEXTURES, Shapes, _symmetry
 from explainer.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def test_targets_are_the_classes_of_the_masks():
     counts = torch.zeros(data.num_classes)
     for i in range(60):
         s = data[i]
-        assert s.image.shape == (3, 64, 64) and 0 <= s.image.min() and s.image.max() <= 1
+        assert s.image.shape == (3, 64, 64) and s.image.min() >= 0 and s.image.max() <= 1
         assert torch.equal(s.target, s.masks.flatten(1).amax(dim=1))
         assert s.masks.sum(dim=0).max() <= 1, "objects do not overlap"
         assert 1 <= s.target.sum() <= 3
@@ -122,3 +122,21 @@ def test_fingerprint_follows_the_options():
 def test_errors(options, message):
     with pytest.raises(ConfigError, match=message):
         Shapes(**{"split": "val", **options})
+
+
+def test_symmetry_moves_image_and_masks_together_and_follows_the_epoch():
+    plain, turned = Shapes(split="train", length=8), Shapes(split="train", length=8, augment="symmetry")
+    changed = 0
+    for index in range(8):
+        a, b = plain[index], turned[index]
+        fits = [e for e in range(8) if torch.equal(_symmetry(a.image, e), b.image)]
+        assert len(fits) == 1 and torch.equal(_symmetry(a.masks, fits[0]), b.masks) and torch.equal(a.target, b.target)
+        changed += fits != [0]
+    assert changed >= 4
+    first = turned[3].image
+    turned.set_epoch(1)
+    others = []
+    for epoch in range(1, 6):
+        turned.set_epoch(epoch)
+        others.append(torch.equal(first, turned[3].image))
+    assert not all(others)
