@@ -176,8 +176,7 @@ class Graph:
         if not isinstance(expected, Tensor) or not torch.allclose(expected, output, rtol=1e-3, atol=1e-3 * scale):
             raise UnsupportedLayerError(
                 f"{self.method}: the traced operations of {type(self.network).__name__} do not reproduce its output. "
-                "In-place operations on "
-                "views and hooks that change outputs are not supported; write them out of place."
+                "In-place operations on views and hooks that change outputs are not supported; write them out of place."
             )
         self._checked = True
 
