@@ -83,7 +83,9 @@ class Explainer(nn.Module):
         x = (images - self.mean) / self.std
         height, width = images.shape[-2:]
         if self.downscale > 1:
-            x = F.interpolate(x, scale_factor=1 / self.downscale, mode="bilinear", antialias=True)
+            # A size and not a factor: runtimes disagree on the scale when a factor does not divide the size.
+            small = (max(1, height // self.downscale), max(1, width // self.downscale))
+            x = F.interpolate(x, size=small, mode="bilinear", antialias=True)
         bottom, right = -x.shape[-2] % self.stride, -x.shape[-1] % self.stride
         padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
         scores = self.network(padded)

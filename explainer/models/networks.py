@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def build_network(name: str, num_classes: int, **options: Any) -> nn.Module:
             raise UnknownNameError(f"unknown Explainer network {name!r}. Known: {', '.join(network_names())}.")
         import segmentation_models_pytorch as smp
 
-        return getattr(smp, _SMP[name])(classes=num_classes, **{"encoder_weights": None, **options})
+        return drop_unused(getattr(smp, _SMP[name])(classes=num_classes, **{"encoder_weights": None, **options}))
     except (TypeError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -140,3 +141,49 @@ def init_encoder(network: nn.Module, classifier: nn.Module) -> int:
         )
     inner.load_state_dict({**own, **same})
     return len(same)
+
+
+def drop_unused(network: nn.Module, side: int = 64) -> nn.Module:
+    """Replace every submodule whose parameters cannot influence the output by an identity, in place; returns the network.
+
+    Encoders of segmentation-models-pytorch keep the stages below ``encoder_depth`` and their classification heads. They would stop
+    DistributedDataParallel ("unused parameters") and fill three quarters of a file. Which they are is asked of autograd, on one random
+    image in eval mode; a network that cannot be asked is left as it is. Weights saved before still load: the dropped ones are ignored.
+
+    Args:
+        network: from normalised images to logits.
+        side: pixels of the probe image, a multiple of every stride.
+    """
+    training, required = network.training, {name: p.requires_grad for name, p in network.named_parameters()}
+    network.eval().requires_grad_(True)
+    used: set[int] = set()
+    try:
+        with torch.enable_grad():
+            parameters = list(network.parameters())
+            example = torch.zeros(1, 3, side, side, dtype=parameters[0].dtype, device=parameters[0].device)
+            gradients = torch.autograd.grad(network(example).sum(), parameters, allow_unused=True)
+        used = {id(p) for p, g in zip(parameters, gradients, strict=True) if g is not None}
+    except RuntimeError:
+        used = {id(p) for p in network.parameters()}
+    finally:
+        network.train(training)
+        for name, p in network.named_parameters():
+            p.requires_grad_(required[name])
+    dropped = []
+    for name, module in list(network.named_modules()):
+        own = list(module.parameters())
+        covered = any(name.startswith(above + ".") for above in dropped)
+        if name and own and not covered and not any(id(p) in used for p in own):
+            parent = network.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], nn.Identity())
+            dropped.append(name)
+    if dropped:
+        network.register_load_state_dict_pre_hook(functools.partial(_forget, dropped=tuple(dropped)))
+    return network
+
+
+def _forget(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any, dropped: tuple[str, ...]) -> None:
+    """Remove the entries of dropped submodules from a state that is about to be loaded."""
+    starts = tuple(f"{prefix}{name}." for name in dropped)
+    for key in [k for k in state if k.startswith(starts)]:
+        del state[key]

@@ -1,51 +1,65 @@
+from __future__ import annotations
+
+import copy
+
 import pytest
 import torch
 
-from explainer.errors import ConfigError, UnknownNameError
-from explainer.models.classifiers import SmallVGG, build_classifier
-from explainer.models.explainer import Explainer
-from explainer.models.networks import build_network, init_encoder
+from explainer.errors import ConfigError
+from explainer.models.networks import build_network, drop_unused
+
+OPTIONS = {"encoder_name": "resnet18", "encoder_depth": 3, "decoder_channels": [8, 8, 8]}
 
 
-def test_vgg_unet_starts_from_the_classifier():
+def _raw() -> torch.nn.Module:
+    import segmentation_models_pytorch as smp
+
     torch.manual_seed(0)
-    net, classifier = build_network("vgg_unet", 3, widths=[8, 12, 16], decoder_channels=[8, 8]), SmallVGG(3, (8, 12, 16))
-    assert init_encoder(net, classifier) == len(classifier.features.state_dict())
-    for a, b in zip(net.encoder.features.parameters(), classifier.features.parameters(), strict=True):
-        assert torch.equal(a, b) and a is not b
-    assert net(torch.rand(2, 3, 16, 24)).shape == (2, 3, 16, 24)
+    return smp.Unet(classes=3, encoder_weights=None, **OPTIONS)
 
 
-def test_smp_encoder_starts_from_a_torchvision_classifier():
-    classifier = build_classifier("torchvision:resnet18", 4)
-    net = build_network("deeplabv3plus", 4, encoder_name="resnet18")
-    assert init_encoder(net, classifier) >= 120
-    assert torch.equal(net.encoder.layer3[0].conv1.weight, classifier.layer3[0].conv1.weight)
+def test_unused_encoder_stages_are_dropped_and_the_output_stays() -> None:
+    raw = _raw().eval()
+    images = torch.rand(2, 3, 32, 48)
+    lean = drop_unused(copy.deepcopy(raw))
+    assert not lean.training and torch.equal(lean(images), raw(images))
+    count, before = (sum(p.numel() for p in net.parameters()) for net in (lean, raw))
+    # Of ResNet-18, layer3 (2,099,712) and layer4 (8,393,728) lie below depth 3.
+    assert before - count == 2_099_712 + 8_393_728
+    lean.train()(images).sum().backward()
+    assert all(p.grad is not None for p in lean.parameters())
 
 
-def test_another_architecture_is_refused():
-    with pytest.raises(ConfigError, match="Choose an encoder of the classifier's own architecture"):
-        init_encoder(build_network("unet", 3, encoder_name="resnet18"), SmallVGG(3))
+def test_dropping_restores_the_mode_and_the_flags_and_spares_statistics() -> None:
+    raw = _raw().train()
+    raw.encoder.conv1.requires_grad_(False)
+    statistics = raw.encoder.bn1.running_mean.clone()
+    random_state = torch.get_rng_state()
+    lean = drop_unused(raw)
+    assert lean.training and not lean.encoder.conv1.weight.requires_grad and lean.encoder.layer1[0].conv1.weight.requires_grad
+    assert torch.equal(lean.encoder.bn1.running_mean, statistics) and torch.equal(torch.get_rng_state(), random_state)
+    assert all(p.grad is None for p in lean.parameters())
 
 
-def test_explainer_accepts_any_size_and_is_a_function_of_the_image():
-    torch.manual_seed(0)
-    net = Explainer("vgg_unet", 3, {"widths": [8, 8], "decoder_channels": [8]}, stride=8).eval()
-    for size in ((32, 32), (17, 41), (8, 8)):
-        masks = net(torch.rand(1, 3, *size))
-        assert masks.shape == (1, 3, *size) and masks.min() >= 0 and masks.max() <= 1
-    x = torch.rand(2, 3, 24, 24)
-    torch.testing.assert_close(net(x)[1:], net(x[1:]))
-    half = Explainer("vgg_unet", 3, {"widths": [8, 8], "decoder_channels": [8]}, stride=8, downscale=2).eval()
-    assert half(torch.rand(1, 3, 30, 50)).shape == (1, 3, 30, 50)
+def test_weights_saved_with_the_unused_stages_still_load_strictly() -> None:
+    raw = _raw()
+    lean = build_network("unet", 3, **OPTIONS)
+    state = raw.state_dict()
+    assert not lean.load_state_dict(state).unexpected_keys
+    assert any(key.startswith("encoder.layer4") for key in state), "the caller's dictionary must not change"
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(lean.eval()(images), raw.eval()(images))
+    state["decoder.typo"] = torch.zeros(1)
+    with pytest.raises(RuntimeError, match=r"decoder\.typo"):
+        lean.load_state_dict(state)
 
 
-def test_names_are_answered():
-    with pytest.raises(UnknownNameError, match="Known: deeplabv3"):
-        build_network("deeplab", 2)
-    with pytest.raises(ConfigError, match="could not be built with options"):
-        build_network("unet", 2, encoder_name="resnet18", depth=3)
-    with pytest.raises(UnknownNameError, match="timm:<model>"):
-        build_classifier("vgg", 2)
-    with pytest.raises(UnknownNameError, match="cannot be imported"):
-        build_classifier("no.such.module:net", 2)
+def test_a_network_that_uses_everything_keeps_everything() -> None:
+    net = build_network("deeplabv3plus", 3, encoder_name="resnet18")
+    assert not net._load_state_dict_pre_hooks
+    assert not any(isinstance(m, torch.nn.Identity) for m in net.encoder.layer4.modules())
+
+
+def test_options_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"'unet' could not be built with options \{'encoder_name': 'resnet99'\}"):
+        build_network("unet", 3, encoder_name="resnet99")
