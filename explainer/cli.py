@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from explainer.config import RunConfig
 from explainer.errors import ConfigError, ExplainerError
+from explainer.evaluation.config import EvaluateConfig
 
 TRAIN_COMMANDS = {
     "fit": "train; resume with --ckpt_path last",
@@ -114,3 +115,63 @@ def _train(argv: Sequence[str]) -> int:
 def train(argv: Sequence[str] | None = None) -> int:
     """``train.py``: returns the exit code."""
     return _guarded(_train, sys.argv[1:] if argv is None else argv)
+
+
+def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateConfig, str]:
+    """``[options...]`` -> (configuration, the resolved configuration as YAML)."""
+    rest = list(argv)
+    _exists(rest)
+    parser = Parser(prog="evaluate.py", description="Evaluate explainers: methods x images x protocols.", default_env=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
+    parser.add_class_arguments(EvaluateConfig, as_group=False)
+    namespace = parser.parse_args(rest)
+    resolved = parser.dump(namespace)
+    values = parser.instantiate(namespace)
+    return EvaluateConfig(**{k: v for k, v in vars(values).items() if k != "config"}), resolved
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Evaluate; raises the project's errors (``evaluate_main`` prints them)."""
+    config, resolved = parse_evaluate(argv)
+    from explainer.evaluation.assembly import run
+
+    return run(config, resolved)
+
+
+def evaluate_main(argv: Sequence[str] | None = None) -> int:
+    """``evaluate.py``: returns the exit code."""
+    return _guarded(evaluate, sys.argv[1:] if argv is None else argv)
+
+
+def _train_command(name: str) -> Callable[[Sequence[str]], int]:
+    return lambda argv: _train([name, *argv])
+
+
+#: Subcommands of ``explainer``: what it does, and a function of the arguments after its name. The functions import what they need.
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    **{name: (text, _train_command(name)) for name, text in TRAIN_COMMANDS.items()},
+    "evaluate": ("methods x images x protocols -> tables with intervals", evaluate),
+}
+
+
+def _command(argv: Sequence[str]) -> int:
+    listing = "\n".join(f"  {name:10} {text}" for name, (text, _) in COMMANDS.items())
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: explainer COMMAND [--option value ...]\n\ncommands:\n{listing}\n\nexplainer COMMAND --help lists all options.")
+        return 0
+    if argv and argv[0] == "--version":
+        from explainer import __version__
+
+        print(__version__)
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        got = f"received {argv[0]!r}" if argv else "received none"
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1) if argv else []
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"the first argument must be one of the commands ({got}).{hint}\n{listing}")
+    return COMMANDS[argv[0]][1](argv[1:])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command ``explainer``: returns the exit code."""
+    return _guarded(_command, sys.argv[1:] if argv is None else argv)

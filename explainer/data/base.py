@@ -341,8 +341,8 @@ class DataModule(pl.LightningDataModule):
             )
         return self.batch_size // world
 
-    def _loader(self, split: str, **kwargs: Any) -> DataLoader:
-        guarded = _Guarded(self.dataset(split), self.on_error, substitute=split == "train" and "batch_sampler" in kwargs)
+    def _loader(self, split: str, substitute: bool = False, **kwargs: Any) -> DataLoader:
+        guarded = _Guarded(self.dataset(split), self.on_error, substitute)
         loader = _Loader(
             guarded,
             collate_fn=_collate_guarded,
@@ -364,12 +364,16 @@ class DataModule(pl.LightningDataModule):
         if self.trainer is not None:
             sampler.steps = _limited(len(sampler), self.trainer.limit_train_batches)
             sampler.start_at(*resume_position(self.trainer))
-        return self._loader("train", batch_sampler=sampler)
+        return self._loader("train", substitute=True, batch_sampler=sampler)
 
     def eval_dataloader(self, split: str) -> DataLoader:
         """Every sample of a split once over all ranks, in order; also without a Trainer."""
         rank, world = self._rank_world
         return self._loader(split, sampler=UnpaddedSampler(len(self.dataset(split)), rank, world), batch_size=self.eval_batch_size)
+
+    def batches(self, split: str, indices: Sequence[Sequence[int]]) -> DataLoader:
+        """Exactly these batches of a split, in this order and unshuffled: the same whatever the number of processes."""
+        return self._loader(split, batch_sampler=[list(part) for part in indices])
 
     def val_dataloader(self) -> DataLoader:
         """The validation split."""

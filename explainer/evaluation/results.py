@@ -2,7 +2,8 @@
 
 A results folder holds
 
-- ``results.jsonl``: one row per line, sorted by method, scale, protocol, image (order of the data set) and class::
+- ``results.jsonl``: one row per line; protocols about the classifier alone first, then by method, protocol, scale (raw
+  first), image (order of the data set) and class::
 
     {"method": "grad_cam",            label of the method in the configuration ("classifier" for protocols that explain nothing)
      "scale": "raw",                  raw: the map clamped to [0,1] where a mask is needed; minmax: the map rescaled to [0,1] first.
@@ -19,10 +20,10 @@ A results folder holds
   classifier, method, data, protocol and options; written line by line, so that a kill loses at most the batch in work;
 - ``maps/``: the map cache, if it is kept here; ``config.yaml``.
 
-Vectors by protocol: ``insertion_deletion``: ``insertion``, ``deletion`` (score at ``fractions`` of the pixels, 5 digits); ``negative_perturbation``:
-``negative``, ``positive``; ``masking_matrix``: ``masking``, row t of the class x class matrix in percent, last entry "none"
-(the row's ``class`` is t; the matrix is the mean over rows); ``classification_kept``: ``counts``, tp, fp, fn, tn of each threshold.
-``summary.json`` names the axes.
+Vectors by protocol: ``insertion_deletion``: ``insertion``, ``deletion`` (score at ``fractions`` of the pixels, 5 digits);
+``negative_perturbation``: ``negative``, ``positive``; ``masking_matrix``: ``masking``, row t of the class x class matrix in percent,
+last entry "none" (the row's ``class`` is t; the matrix is the mean over rows); ``classification_kept``: ``counts``, tp, fp, fn, tn of
+each threshold. ``summary.json`` names the axes. A row may lack a column that does not concern it.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Row:
 
     def order(self) -> tuple[Any, ...]:
         """Sorting key within one method and protocol."""
-        return (self.index, -1 if self.class_index is None else self.class_index, self.scale)
+        return (self.scale != "raw", self.index, -1 if self.class_index is None else self.class_index)
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def write_atomic(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.write_text(text)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def write_rows(folder: str | Path, rows: Iterable[Row]) -> Path:

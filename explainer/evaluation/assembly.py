@@ -1,0 +1,243 @@
+"""From an :class:`~explainer.evaluation.config.EvaluateConfig` to a finished results folder: the one place where methods are built."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import explainer
+from explainer import baselines
+from explainer.data.base import DataModule, collate
+from explainer.errors import CheckpointError, ConfigError
+from explainer.evaluation import summary
+from explainer.evaluation.config import EvaluateConfig, MethodConfig
+from explainer.evaluation.manipulation import gradient_map
+from explainer.evaluation.protocol import parse_protocols
+from explainer.evaluation.provenance import provenance
+from explainer.evaluation.results import Row, write_atomic, write_rows
+from explainer.evaluation.runner import Outcome, Runner, Settings
+from explainer.evaluation.scene import DifferentiableMap, Method, Scale
+from explainer.models.checkpoints import load_explanandum
+from explainer.models.explainer import TrainedExplainer
+from explainer.models.explanandum import Explanandum
+
+log = logging.getLogger(__name__)
+EXPLAINER, SELF_SUPERVISED = "explainer", "agf_self_supervised"
+_SCALES: dict[str, tuple[Scale, ...]] = {"raw": ("raw",), "minmax": ("minmax",), "both": ("raw", "minmax")}
+
+
+def data_module(config: EvaluateConfig) -> DataModule:
+    """The images."""
+    d = config.data
+    return DataModule(
+        d.name, max(d.batch_size, 2), d.eval_batch_size, d.num_workers, config.seed, d.options, d.train_options, d.eval_options, d.on_error
+    )
+
+
+def classifier(config: EvaluateConfig, data: DataModule) -> Explanandum:
+    """The Explanandum; a missing checkpoint is answered with where it comes from."""
+    c = config.classifier
+    if c.checkpoint is not None and not Path(c.checkpoint).is_file():
+        how = f"python train.py fit --config {c.train_with}" if c.train_with else "python train.py fit --config configs/classifier/*.yaml"
+        raise CheckpointError(f"classifier {c.checkpoint} does not exist. Train it ({how}), or give another with --classifier.checkpoint.")
+    data.dataset(config.split)
+    return load_explanandum(c.checkpoint, c.arch, c.options, data.num_classes, data.task, data.class_names, c.mean, c.std, c.input_size)
+
+
+def state_hash(module: nn.Module) -> str:
+    """16 hex digits of a module's weights."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+def build_method(label: str, method: MethodConfig, config: EvaluateConfig, explanandum: Explanandum, data: DataModule) -> Method:
+    """One entry of ``methods``.
+
+    Raises:
+        CheckpointError, FingerprintMismatchError: of a trained Explainer.
+        UnknownNameError, ConfigError: of a baseline's name or options.
+    """
+    name = method.name or label
+    scales = _SCALES[method.rescale or config.rescale]
+    size = method.batch_size or config.batch_size
+    if name == EXPLAINER:
+        return _trained(label, method, explanandum, scales, size)
+    if method.checkpoint is not None:
+        raise ConfigError(f"methods.{label}: only a trained Explainer has a checkpoint; write name: {EXPLAINER}, or leave it out.")
+    try:
+        if name == SELF_SUPERVISED:
+            attributor: Any = _self_supervised(explanandum, config, data, dict(method.options))
+        else:
+            attributor = baselines.build(name, explanandum, **method.options)
+    except ConfigError as error:
+        raise type(error)(f"methods.{label}: {error}") from error
+    fingerprint = {"name": name, "options": json.loads(json.dumps(method.options, sort_keys=True, default=str))}
+    attack, smooth = _differentiable(name, attributor, explanandum)
+    return Method(label, attributor, fingerprint, scales, size, attack, smooth)
+
+
+def _trained(label: str, method: MethodConfig, explanandum: Explanandum, scales: tuple[Scale, ...], size: int) -> Method:
+    if method.checkpoint is None:
+        raise ConfigError(
+            f"methods.{label}: name the trained Explainer with --methods.{label}.checkpoint runs/<run>/checkpoints/best.ckpt."
+        )
+    if method.options:
+        raise ConfigError(f"methods.{label}: a trained Explainer has no options, received {method.options}.")
+    if not Path(method.checkpoint).exists():
+        how = (
+            f"python train.py fit --config {method.train_with}"
+            if method.train_with
+            else "python train.py fit --config configs/explainer/*.yaml"
+        )
+        raise CheckpointError(
+            f"methods.{label}: checkpoint {method.checkpoint} does not exist. Train it ({how}), or give another with "
+            f"--methods.{label}.checkpoint."
+        )
+    net = explainer.load(method.checkpoint).to(explanandum.mean.device)
+    if net.num_classes != explanandum.num_classes or tuple(net.class_names) != tuple(explanandum.class_names):
+        raise ConfigError(
+            f"methods.{label}: {method.checkpoint} explains the classes {', '.join(net.class_names)}, "
+            f"the classifier has {', '.join(explanandum.class_names)}."
+        )
+    trained_for = net.metadata.get("fingerprint")
+    if trained_for is not None and not method.allow_mismatch:
+        explanandum.require_fingerprint(trained_for, f"methods.{label}: {method.checkpoint}")
+    fingerprint = {"name": EXPLAINER, "config": net.config, "weights": state_hash(net)}
+
+    def attack(images: Tensor, class_index: Tensor) -> Tensor:
+        return net(images)[torch.arange(len(images), device=images.device), class_index]
+
+    return Method(label, TrainedExplainer(net), fingerprint, scales, size, attack)
+
+
+def _differentiable(name: str, attributor: Any, explanandum: Explanandum) -> tuple[DifferentiableMap | None, bool]:
+    """``(map with a graph to the images, needs the softplus surrogate)``."""
+    own = getattr(attributor, "differentiable_map", None)
+    if own is not None:
+        return own, False
+    if name in ("gradient", "input_x_gradient", "integrated_gradients"):
+        return gradient_map(explanandum, name), True  # type: ignore[arg-type]
+    return None, False
+
+
+def _self_supervised(explanandum: Explanandum, config: EvaluateConfig, data: DataModule, options: dict[str, Any]) -> Any:
+    """The neighbours are the first ``candidates`` images of the val split."""
+    from explainer.baselines.agf_neighbour import AGFNeighbour
+
+    number = options.pop("candidates", 64)
+    dataset = data.dataset("val")
+    images = collate([dataset[i] for i in range(min(number, len(dataset)))]).images
+    return AGFNeighbour(explanandum, images.to(explanandum.mean.device), **options)
+
+
+def device_of(name: str) -> str:
+    """``auto`` is this process's GPU where there is one, else the CPU."""
+    if name != "auto":
+        return name
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[tuple[int, int]]:
+    """``(rank, number of processes)``; under torchrun the processes can wait for each other."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield 0, 1
+        return
+    ours = not torch.distributed.is_initialized()
+    if ours:
+        # Processes wait at the end only, as long as the slowest takes.
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+    try:
+        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
+    finally:
+        if ours:
+            torch.distributed.destroy_process_group()
+
+
+def build_runner(config: EvaluateConfig, rank: int = 0, world: int = 1) -> Runner:
+    """Everything but the run itself: protocols, data, classifier and methods are checked, in this order."""
+    protocols = parse_protocols(config.protocols, config.mode)
+    if not config.methods and any(p.uses_maps for p in protocols.values()):
+        raise ConfigError("methods is empty: name at least one, e.g. methods: {grad_cam: {}}.")
+    device = device_of(config.device)
+    data = data_module(config)
+    explanandum = classifier(config, data).to(device)
+    methods = [build_method(label, m, config, explanandum, data) for label, m in config.methods.items()]
+    cache = config.cache
+    settings = Settings(
+        Path(config.out), config.split, config.limit, config.classes, config.seed, config.batch_size, device,
+        None if cache.folder is None else Path(cache.folder), cache.dtype, config.time_budget, config.progress, rank, world,
+    )  # fmt: skip
+    return Runner(methods, protocols, explanandum, data, settings)
+
+
+def run(config: EvaluateConfig, resolved: str | None = None) -> int:
+    """Evaluate, write the results folder, print the tables.
+
+    Args:
+        config: the evaluation.
+        resolved: the configuration as YAML, saved beside the results.
+
+    Returns:
+        Exit code: 0; 1 if a method failed or the time budget cut the run short.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    start = time.monotonic()
+    with process_group() as (rank, world):
+        runner = build_runner(config, rank, world)
+        if rank == 0 and resolved is not None:
+            write_atomic(Path(config.out) / "config.yaml", resolved)
+        try:
+            outcome = runner.run()
+        except KeyboardInterrupt:
+            if rank == 0:
+                finish(runner, config, Outcome(skipped=runner.skipped()), world, start)
+                log.warning("stopped; what is finished is in %s. Run the same command again to go on.", config.out)
+            raise
+        outcomes: list[Any] = [outcome]
+        if world > 1:
+            outcomes = [None] * world
+            torch.distributed.all_gather_object(outcomes, outcome)
+        if rank != 0:
+            return int(any(o.failures for o in outcomes))
+        for other in outcomes:
+            outcome.failures.update(other.failures)
+            outcome.notices += [n for n in other.notices if n not in outcome.notices]
+        content = finish(runner, config, outcome, world, start)
+        summary.show(content)
+        print(f"{config.out}: {summary.TABLE}, {summary.SUMMARY}, {summary.CSV}, results.jsonl")
+        if data_note := runner.data.skipped_summary():
+            log.warning(data_note)
+        for name, message in outcome.failures.items():
+            log.error("%s was left out: %s", name, message)
+        return int(not outcome.complete)
+
+
+def finish(runner: Runner, config: EvaluateConfig, outcome: Outcome, world: int, start: float) -> dict[str, Any]:
+    """Write the results folder from the store; returns the content of ``summary.json``."""
+    units, complete = runner.collect()
+    outcome.complete = complete
+    rows = [row for part in units.values() for row in sorted((r for unit in part for r in unit.rows), key=Row.order)]
+    write_rows(config.out, rows)
+    fingerprints = {**runner.fingerprints, "methods": {m.label: m.fingerprint for m in runner.methods}}
+    record = provenance(asdict(config), fingerprints, runner.settings.device, world, time.monotonic() - start)
+    content = summary.build(runner, rows, outcome, record, config.bootstrap, config.confidence)
+    summary.write(Path(config.out), content)
+    return content

@@ -1,0 +1,115 @@
+"""Segmentation by the target mask: Table 2 of Stalder et al., NeurIPS 2022, and the same per class.
+
+Acc, IoU, MAE and Sal per image, with the merged mask of the explained classes against the union of their objects. The mode "corrected"
+leaves void pixels out; "paper" and "code" count them as object, as the published evaluation did, and an empty union as IoU 0 ("code").
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from explainer.evaluation.protocol import Column, Mode, Protocol, Score, scores
+from explainer.evaluation.scene import Maps, Scene
+from explainer.fills import FillKind
+from explainer.metrics.auc import roc_auc
+from explainer.metrics.coverage import background_coverage, object_coverage
+from explainer.metrics.f1 import f1
+from explainer.metrics.sal import sal
+from explainer.metrics.segmentation import iou, mean_absolute_error, soft_accuracy, soft_iou
+
+_COLUMNS = {
+    "acc": Column("Acc", True, percent=True),
+    "iou": Column("IoU", True, percent=True),
+    "iou_at": Column("IoU@t", True, percent=True),
+    "mae": Column("MAE", False, percent=True),
+    "sal": Column("Sal", False),
+    "f1": Column("F1@t", True, percent=True),
+    "auc": Column("AUC", True, percent=True),
+    "object": Column("object kept", True, percent=True),
+    "background": Column("background kept", False, percent=True),
+    "area": Column("area", None, percent=True),
+}
+
+
+class Segmentation(Protocol):
+    """One row per image.
+
+    Args:
+        mode: see the module's text.
+        threshold: of ``iou_at`` and ``f1``.
+        fill: replaces removed pixels for Sal.
+    """
+
+    name = "segmentation"
+    source = "Stalder et al. 2022, Table 2"
+    needs_truth = True
+    uses_scale = True
+
+    def __init__(self, mode: Mode = "corrected", threshold: float = 0.5, fill: FillKind = "mean") -> None:
+        super().__init__(mode)
+        self.threshold = threshold
+        self.fill: FillKind = fill
+
+    def columns(self) -> dict[str, Column]:
+        """Acc, IoU, MAE, Sal and what explains them."""
+        return _COLUMNS
+
+    def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
+        """See the module's text."""
+        assert maps is not None
+        mask = maps.merged()
+        targets = scene.explained.to(scene.images)
+        values = self.compare(mask, scene.merged_truth, scene.void())
+        values["sal"] = sal(scene.explanandum, scene.images, mask, targets, self.fill)
+        return scores(len(mask), None, values)
+
+    def compare(self, mask: Tensor, truth: Tensor, void: Tensor | None) -> dict[str, Tensor]:
+        """The columns that need ground truth, ``[B]`` each."""
+        truth, void, unknown = self.treat_void(truth.to(mask), void)
+        empty = 0.0 if self.mode == "code" else torch.nan
+        values = {
+            "acc": soft_accuracy(mask, truth, void),
+            "iou": soft_iou(mask, truth, void, empty),
+            "iou_at": iou(mask, truth, void, self.threshold, empty),
+            "mae": mean_absolute_error(mask, truth, void),
+            "f1": f1(mask, truth, void, self.threshold, empty),
+            "auc": roc_auc(mask, truth, void),
+            "object": object_coverage(mask, truth, void),
+            "background": background_coverage(mask, truth, void),
+            "area": mask.double().mean((1, 2)),
+        }
+        return values if unknown is None else {k: v.masked_fill(unknown, torch.nan) for k, v in values.items()}
+
+    def treat_void(self, truth: Tensor, void: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """``(ground truth, void, images without ground truth)`` as the mode says."""
+        if void is None or self.mode == "corrected":
+            return truth, void, None
+        return torch.maximum(truth, void.to(truth)), None, void.flatten(1).all(1)
+
+
+class SegmentationPerClass(Segmentation):
+    """One row per explained class of an image: the class's own mask against its own object; options as :class:`Segmentation`."""
+
+    name = "segmentation_per_class"
+    source = "Stalder et al. 2022, Table 2, per class"
+
+    def columns(self) -> dict[str, Column]:
+        """As per image, with the means over classes."""
+        extra = {
+            "class_iou": Column("IoU, mean of classes", True, percent=True, average="classes", value="iou"),
+            "class_iou_at": Column("IoU@t, mean of classes", True, percent=True, average="classes", value="iou_at"),
+        }
+        return {**_COLUMNS, **extra}
+
+    def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
+        """See the class."""
+        assert maps is not None
+        rows, classes = scene.pairs
+        if len(rows) == 0:
+            return []
+        mask = maps.mask(rows, classes)
+        values = self.compare(mask, scene.truth(rows, classes), scene.void(rows))
+        one_hot = torch.nn.functional.one_hot(classes, scene.labels.shape[1]).to(scene.images)
+        values["sal"] = sal(scene.explanandum, scene.images[rows], mask, one_hot, self.fill)
+        return scores(rows, classes, values)

@@ -1,0 +1,286 @@
+"""Methods x images x protocols -> rows. An interruption loses at most one batch; a rerun computes only what is missing.
+
+The unit of work is one fixed batch (images i*B ... of the split): it is computed in the same way whichever process takes it and however
+often the run was interrupted, so the numbers do not depend on either. Process r of n takes every n-th batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import explainer
+from explainer.errors import ConfigError, ExplainerError
+from explainer.evaluation.map_cache import MapCache, MapType, fetch_pairs
+from explainer.evaluation.progress import Progress
+from explainer.evaluation.protocol import Protocol
+from explainer.evaluation.results import Row, RowStore, Unit
+from explainer.evaluation.scene import Maps, Method, Scene
+from explainer.tensors import Batch
+
+log = logging.getLogger(__name__)
+#: Label of the rows of protocols that explain nothing.
+CLASSIFIER = "classifier"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run; see :class:`explainer.evaluation.config.EvaluateConfig`.
+
+    Attributes:
+        out: results folder.
+        split, limit, classes, seed, batch_size, device, time_budget, progress: as in the configuration.
+        cache: folder of the map cache, or None.
+        cache_dtype: of the cache.
+        rank, world: of this process.
+    """
+
+    out: Path
+    split: str = "test"
+    limit: int | None = None
+    classes: Literal["labels", "predicted"] = "labels"
+    seed: int = 0
+    batch_size: int = 50
+    device: str = "cpu"
+    cache: Path | None = None
+    cache_dtype: MapType = "float16"
+    time_budget: float | None = None
+    progress: bool = False
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass
+class Outcome:
+    """What a run left.
+
+    Attributes:
+        complete: every expected unit is stored.
+        computed: units that this process computed.
+        failures: ``{method: message}`` of methods that refused this classifier or these images.
+        skipped: ``{(method, protocol): reason}`` of combinations that do not apply.
+        notices: of the map cache.
+    """
+
+    complete: bool = False
+    computed: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    skipped: dict[tuple[str, str], str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+
+class Runner:
+    """One evaluation.
+
+    Args:
+        methods: ready-made, in the order of the tables.
+        protocols: by label, in the order of the tables.
+        explanandum: the classifier, on the device.
+        data: :class:`explainer.data.base.DataModule`.
+        settings: how to run.
+    """
+
+    def __init__(
+        self, methods: Sequence[Method], protocols: Mapping[str, Protocol], explanandum: Any, data: Any, settings: Settings
+    ) -> None:
+        self.methods, self.protocols = list(methods), dict(protocols)
+        self.explanandum, self.data, self.settings = explanandum, data, settings
+        if len({m.label for m in methods}) != len(methods) or CLASSIFIER in {m.label for m in methods}:
+            raise ConfigError(f"methods need labels of their own, and {CLASSIFIER!r} is taken: {[m.label for m in methods]}.")
+        if settings.batch_size < 1 or (settings.limit is not None and settings.limit < 1):
+            raise ConfigError(f"batch_size and limit must be at least 1, received {settings.batch_size} and {settings.limit}.")
+        self.dataset = data.dataset(settings.split)
+        number = len(self.dataset) if settings.limit is None else min(settings.limit, len(self.dataset))
+        if number == 0:
+            raise ConfigError(f"the {settings.split} split has no images.")
+        self.images = number
+        self.batches = [range(i, min(i + settings.batch_size, number)) for i in range(0, number, settings.batch_size)]
+        self.fingerprints = {"classifier": explanandum.fingerprint(), "data": self.dataset.fingerprint()}
+        self.store = RowStore(settings.out, settings.rank)
+        self._caches: dict[str, MapCache] = {}
+
+    # ------------------------------------------------------------------ what there is to do
+    def combinations(self) -> list[tuple[Method | None, str]]:
+        """(method, protocol label) in the order of the tables; the method is None for protocols about the classifier alone."""
+        alone: list[tuple[Method | None, str]] = [(None, label) for label, p in self.protocols.items() if not p.uses_maps]
+        return alone + [
+            (m, label) for m in self.methods for label, p in self.protocols.items() if p.uses_maps and p.not_applicable(m) is None
+        ]
+
+    def skipped(self) -> dict[tuple[str, str], str]:
+        """Combinations that do not apply, with the reason."""
+        found = {}
+        for method in self.methods:
+            for label, protocol in self.protocols.items():
+                reason = protocol.not_applicable(method) if protocol.uses_maps else None
+                if reason is not None:
+                    found[method.label, label] = reason
+        return found
+
+    def key(self, method: Method | None, label: str, batch: int) -> str:
+        """Stands for everything that decides a unit's rows."""
+        protocol, s = self.protocols[label], self.settings
+        indices = self._cut(protocol, batch)
+        plain = {
+            **self.fingerprints,
+            "version": explainer.__version__,
+            "images": [s.split, indices.start, indices.stop, s.batch_size],
+            "ids": [self.dataset.sample_id(indices[0]), self.dataset.sample_id(indices[-1])] if len(indices) else [],
+            "method": None if method is None else [method.label, method.fingerprint, list(method.scales), method.batch_size],
+            "protocol": [label, protocol.identity()],
+            "classes": s.classes,
+            "seed": s.seed,
+            "cache": s.cache_dtype if s.cache is not None and protocol.uses_maps else None,
+        }
+        return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+    def _cut(self, protocol: Protocol, batch: int) -> range:
+        """The batch's images that the protocol looks at; empty beyond its limit."""
+        indices = self.batches[batch]
+        return indices if protocol.images is None else range(indices.start, max(indices.start, min(indices.stop, protocol.images)))
+
+    def expected(self, batch: int) -> list[tuple[Method | None, str, str]]:
+        """``(method, protocol label, key)`` of every unit of a batch."""
+        return [(m, p, self.key(m, p, batch)) for m, p in self.combinations() if len(self._cut(self.protocols[p], batch))]
+
+    def collect(self) -> tuple[dict[str, list[Unit]], bool]:
+        """``({"<method>/<protocol>": units in order of the data}, complete)`` from the store: what every summary is made of."""
+        stored = self.store.load()
+        found: dict[str, list[Unit]] = {f"{_label(m)}/{p}": [] for m, p in self.combinations()}
+        complete = True
+        for batch in range(len(self.batches)):
+            for method, label, key in self.expected(batch):
+                if key in stored:
+                    found[f"{_label(method)}/{label}"].append(stored[key])
+                else:
+                    complete = False
+        return found, complete
+
+    # ------------------------------------------------------------------ doing it
+    def run(self) -> Outcome:
+        """Compute what is missing of this process's batches. KeyboardInterrupt passes through; everything finished is stored."""
+        s, stored = self.settings, self.store.load()
+        outcome = Outcome(skipped=self.skipped())
+        todo: dict[int, list[tuple[Method | None, str, str]]] = {}
+        for batch in range(s.rank, len(self.batches), s.world):
+            missing = [entry for entry in self.expected(batch) if entry[2] not in stored]
+            if missing:
+                todo[batch] = missing
+        start = time.monotonic()
+        number = {self.dataset.sample_id(i): i for b in todo for i in self.batches[b]}
+        batch_of = {i: b for b in todo for i in self.batches[b]}
+        loader = self.data.batches(s.split, [self.batches[b] for b in todo]) if todo else []
+        with Progress(sum(len(m) for m in todo.values()), s.progress and s.rank == 0) as progress:
+            for loaded in loader:
+                if s.time_budget is not None and time.monotonic() - start > s.time_budget:
+                    log.warning("the time budget of %g s is used up: run the same command again to go on", s.time_budget)
+                    break
+                indices = [number[i] for i in loaded.ids]
+                batch = batch_of[indices[0]]
+                self._batch(batch, loaded, indices, todo[batch], outcome, progress)
+        outcome.notices = [notice for cache in self._caches.values() for notice in cache.notices]
+        return outcome
+
+    def _batch(
+        self,
+        batch: int,
+        loaded: Batch,
+        indices: list[int],
+        missing: list[tuple[Method | None, str, str]],
+        outcome: Outcome,
+        progress: Progress,
+    ) -> None:
+        whole = Scene(loaded.to(self.settings.device), indices, self.explanandum, self.settings.classes, self.settings.seed, self.dataset)
+        scenes = {len(indices): whole}
+
+        def scene_of(label: str) -> Scene:
+            size = sum(i in self._cut(self.protocols[label], batch) for i in indices)
+            if size not in scenes:
+                scenes[size] = replace(whole, batch=whole.batch[:size], indices=indices[:size])
+            return scenes[size]
+
+        by_method: dict[str, tuple[Method | None, list[tuple[str, str]]]] = {}
+        for method, label, key in missing:
+            by_method.setdefault(_label(method), (method, []))[1].append((label, key))
+        for name, (method, wanted) in by_method.items():
+            progress.show(name)
+            if name not in outcome.failures:
+                try:
+                    units = self._method(batch, method, wanted, scene_of, whole)
+                except ExplainerError as error:
+                    outcome.failures[name] = str(error)
+                    log.error("%s cannot be evaluated and is left out: %s", name, error)
+                else:
+                    self.store.append(units)
+                    outcome.computed += len(units)
+            progress.advance(len(wanted))
+
+    def _method(
+        self, batch: int, method: Method | None, wanted: list[tuple[str, str]], scene_of: Callable[[str], Scene], whole: Scene
+    ) -> list[Unit]:
+        """The units of one method on one batch; the maps are made once for all protocols."""
+        name = _label(method)
+        usable = {label: self._has_truth(self.protocols[label], method, scene_of(label)) for label, _ in wanted}
+        raw, seconds = torch.empty(0), math.nan
+        if method is not None:
+            raw, seconds = self._maps(method, [label for label, _ in wanted if usable[label]], scene_of, whole)
+        units = []
+        for label, key in wanted:
+            protocol, scene = self.protocols[label], scene_of(label)
+            rows: list[Row] = []
+            if usable[label]:
+                for scale in method.scales if method is not None and protocol.uses_scale else ("raw",):
+                    maps = None if method is None else Maps(method, scene, raw[: len(scene.images)], scale, self._generator)
+                    rows += [score.labelled(name, scale, label, scene) for score in protocol.score(scene, maps)]
+            units.append(Unit(key, name, label, batch, tuple(sorted(rows, key=Row.order)), seconds))
+        return units
+
+    @staticmethod
+    def _has_truth(protocol: Protocol, method: Method | None, scene: Scene) -> bool:
+        """Whether the ground truth that protocol and method read is there; without it the batch gives no rows."""
+        return scene.batch.masks is not None or not (protocol.needs_truth or (method is not None and method.needs_truth))
+
+    def _maps(self, method: Method, labels: list[str], scene_of: Callable[[str], Scene], whole: Scene) -> tuple[Tensor, float]:
+        """``(raw maps [B,K,H,W], seconds)`` of all classes that the protocols ask for; NaN elsewhere."""
+        B, _, H, W = whole.images.shape
+        K = self.explanandum.num_classes
+        wanted = torch.zeros(B, K, dtype=torch.bool, device=whole.images.device)
+        for label in labels:
+            scene = scene_of(label)
+            wanted[: len(scene.images)] |= self.protocols[label].wanted(scene)
+        if not bool(wanted.any()):
+            # Nothing is read: a view of one NaN takes no memory.
+            return whole.images.new_full((), torch.nan).expand(B, K, H, W), math.nan
+        start = time.perf_counter()
+        pairs, computed = fetch_pairs(self._cache(method), method.attributor, whole.batch, wanted, self._generator, method.batch_size)
+        seconds = time.perf_counter() - start if computed else math.nan
+        raw = whole.images.new_full((B, K, H, W), torch.nan)
+        raw[wanted] = pairs
+        return raw, seconds
+
+    def _cache(self, method: Method) -> MapCache | None:
+        s = self.settings
+        if s.cache is None:
+            return None
+        if method.label not in self._caches:
+            key = {**self.fingerprints, "method": method.fingerprint, "seed": s.seed, "split": s.split, "version": explainer.__version__}
+            self._caches[method.label] = MapCache(s.cache, key, s.cache_dtype, s.rank)
+        return self._caches[method.label]
+
+    def _generator(self) -> torch.Generator:
+        # The same seed for every call: a map then does not depend on which batch, process or rerun computed it.
+        return torch.Generator().manual_seed(self.settings.seed)
+
+
+def _label(method: Method | None) -> str:
+    return CLASSIFIER if method is None else method.label
