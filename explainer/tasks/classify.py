@@ -152,7 +152,7 @@ class ClassifyTask(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """See :func:`explainer.tasks.optim.configure`."""
-        return configure(self.classifier.parameters(), self.optimizer_config, int(self.trainer.estimated_stepping_batches))
+        return configure(self.classifier.parameters(), self.optimizer_config, lambda: int(self.trainer.estimated_stepping_batches))
 
 
 def _scores(task: str, K: int, stage: str) -> MetricCollection:

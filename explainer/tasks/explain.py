@@ -211,7 +211,7 @@ class ExplainTask(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Only the Explainer is trained."""
-        return configure(self.explainer.parameters(), self.optimizer_config, int(self.trainer.estimated_stepping_batches))
+        return configure(self.explainer.parameters(), self.optimizer_config, lambda: int(self.trainer.estimated_stepping_batches))
 
 
 def diagnostics(e: Explanation) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,13 @@ from torch import nn
 from explainer.config import OptimizerConfig
 
 
-def configure(parameters: Iterable[nn.Parameter], config: OptimizerConfig, total_steps: int) -> dict[str, Any]:
+def configure(parameters: Iterable[nn.Parameter], config: OptimizerConfig, total_steps: Callable[[], int]) -> dict[str, Any]:
     """What ``LightningModule.configure_optimizers`` returns.
 
     Args:
         parameters: those that require gradients are trained.
         config: names and numbers.
-        total_steps: optimiser steps of the whole run, for schedules that end with it.
+        total_steps: gives the optimiser steps of the whole run, for schedules that end with it.
     """
     trained = [p for p in parameters if p.requires_grad]
     if config.name == "adam":
@@ -30,7 +30,13 @@ def configure(parameters: Iterable[nn.Parameter], config: OptimizerConfig, total
         optimizer = torch.optim.SGD(trained, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     if config.schedule == "constant":
         return {"optimizer": optimizer}
-    factor = partial(one_cycle if config.schedule == "one_cycle" else cosine, total=total_steps, warmup=config.warmup)
+    shape = partial(one_cycle, warmup=config.warmup) if config.schedule == "one_cycle" else cosine
+
+    def factor(step: int) -> float:
+        # The total is asked for only once training has begun: Lightning builds the loaders to know it, and a resumed run must not
+        # build them before its position has been restored. Step 0 has the same factor for every total.
+        return shape(step, total_steps() if step else 1_000_000)
+
     # LambdaLR keeps no total in the checkpoint: a resumed run with another length follows the new schedule instead of failing.
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -44,6 +50,6 @@ def one_cycle(step: int, total: int, warmup: float) -> float:
     return cosine(int(step - rise), max(1, int(total - rise)))
 
 
-def cosine(step: int, total: int, warmup: float = 0.0) -> float:
+def cosine(step: int, total: int) -> float:
     """Learning-rate factor: cosine from 1 to 0 over ``total`` steps, 0 afterwards."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))

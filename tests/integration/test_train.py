@@ -77,7 +77,7 @@ def test_explanandum_is_the_same_after_fit(runs):
 
 
 def test_command_line_beats_the_checkpoint_and_a_second_run_in_one_folder_works(runs, tmp_path, capsys):
-    folder, fit = runs
+    _folder, fit = runs
     here = [*fit, "--run_dir", str(tmp_path / "r")]
     assert train(here) == 0
     before = (tmp_path / "r/metrics.csv").read_text().count("\n")
@@ -168,7 +168,7 @@ def test_another_classifiers_checkpoint_is_refused(runs, tmp_path, capsys):
 
 
 def test_classes_of_classifier_and_data_must_agree(runs, tmp_path, capsys):
-    folder, fit = runs
+    _folder, fit = runs
     changed = [*fit, "--run_dir", str(tmp_path / "e3"), "--data.options", "{size: 32, length: 24, class_names: [dots, rings]}"]
     assert train(changed) == 2
     assert "was trained for the classes stripes" in capsys.readouterr().err

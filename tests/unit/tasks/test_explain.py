@@ -1,0 +1,122 @@
+"""The training step of the Explainer."""
+
+import pytest
+import torch
+from torch import nn
+
+import explainer
+from explainer.config import MaskingConfig
+from explainer.errors import ConfigError
+from explainer.losses.base import build_terms
+from explainer.models.explainer import Explainer
+from explainer.tasks.callbacks import health_messages
+from explainer.tasks.explain import ExplainTask, diagnostics
+from explainer.tasks.optim import cosine, one_cycle
+from explainer.tensors import Batch
+
+LOSSES = {"classification": {}, "entropy": {}, "target_area": {"weight": 0.1}, "area_bound": {"min_area": 0.1, "max_area": 0.5}}
+
+
+def make_task(masking=None, losses=None):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    e = explainer.Explanandum(net, 4, mean=(0.3, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    seen = Explainer("vgg_unet", 4, {"widths": [8, 8], "decoder_channels": [8]}, stride=4)
+    return ExplainTask(seen, e, losses or LOSSES, masking or MaskingConfig())
+
+
+def make_batch():
+    g = torch.Generator().manual_seed(1)
+    targets = torch.tensor([[1.0, 1.0, 0, 0], [0, 0, 1.0, 0], [1.0, 1.0, 1.0, 0], [0, 0, 0, 0]])
+    return Batch(
+        torch.rand(4, 3, 16, 16, generator=g), targets, (torch.rand(4, 4, 16, 16, generator=g) > 0.5).float(), None, ("a", "b", "c", "d")
+    )
+
+
+def test_merged_pass_equals_two_passes_on_masked_normalised_images():
+    """The published code multiplies the normalised image by the mask; filling with the mean colour is the same."""
+    task, batch = make_task(), make_batch()
+    e = task._explanation(batch, "val")
+    inner = task.explanandum.classifier
+    normalised = task.explanandum.normalize(batch.images)
+    torch.testing.assert_close(e.logits_masked, inner(normalised * e.target_mask[:, None]))
+    torch.testing.assert_close(e.logits_inverse, inner(normalised * (1 - e.target_mask[:, None])))
+
+
+def test_only_the_explainer_learns():
+    task, batch = make_task(), make_batch()
+    before = task.fingerprint
+    task.train()
+    assert not any(m.training for m in task.explanandum.modules())
+    e = task._explanation(batch, "train")
+    sum(t.value(e) for t in build_terms(LOSSES).values()).backward()
+    assert all(p.grad is None for p in task.explanandum.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in task.explainer.parameters())
+    assert task.explanandum.fingerprint() == before
+
+
+def test_checkpoint_state_has_no_explanandum():
+    task = make_task()
+    assert task.state_dict() and not [k for k in task.state_dict() if k.startswith("explanandum")]
+
+
+def test_subset_shows_part_of_the_labels_and_never_none():
+    task, batch = make_task(MaskingConfig(subset=1.0)), make_batch()
+    seen = set()
+    for step in range(40):
+        shown = task._subset(batch.targets, torch.Generator().manual_seed(step))
+        assert ((batch.targets - shown) >= 0).all()
+        assert torch.equal(shown.sum(dim=1) > 0, batch.targets.sum(dim=1) > 0)
+        seen.add(tuple(shown[0].tolist()))
+    assert seen == {(1, 1, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0)}
+    assert torch.equal(make_task()._subset(batch.targets, torch.Generator()), batch.targets)
+
+
+def test_binarize_is_hard_forward_and_soft_backward():
+    task = make_task(MaskingConfig(binarize=1.0))
+    mask = torch.rand(4, 6, 6, requires_grad=True)
+    hard = task._binarize(mask, torch.Generator().manual_seed(0))
+    assert ((hard - hard.round()).abs() < 1e-6).all() and hard.mean() not in (0.0, 1.0)
+    (grad,) = torch.autograd.grad((hard * torch.arange(36.0).view(6, 6)).sum(), mask)
+    torch.testing.assert_close(grad, torch.arange(36.0).view(1, 6, 6).expand(4, 6, 6))
+
+
+def test_same_step_same_random_choices():
+    task, batch = make_task(MaskingConfig(binarize=0.5, subset=0.5, fill="random")), make_batch()
+    a, b = task._explanation(batch, "train"), task._explanation(batch, "train")
+    assert torch.equal(a.logits_masked, b.logits_masked) and torch.equal(a.shown, b.shown)
+
+
+def test_diagnostics_by_hand():
+    task, batch = make_task(), make_batch()
+    e = task._explanation(batch, "val")
+    e.logits_masked = torch.tensor([[9.0, -9.0, 0, 0], [-9.0, 0, 9.0, 0], [9.0, 9.0, 9.0, 9.0], [9.0, 9, 9, 9]])
+    e.logits_inverse = torch.tensor([[9.0, 9.0, 0, 0], [9.0, 0, -9.0, 0], [-9.0, -9.0, 9.0, 9.0], [9.0, 9, 9, 9]])
+    e.target_mask = torch.stack([torch.full((16, 16), v) for v in (0.0, 0.5, 1.0, 0.95)])
+    d = diagnostics(e)
+    torch.testing.assert_close(d["kept"], torch.tensor([0.5, 1.0, 1.0, float("nan")]), equal_nan=True)
+    torch.testing.assert_close(d["left"], torch.tensor([1.0, 0.0, 1 / 3, float("nan")]), equal_nan=True)
+    assert d["drop"][1].item() == pytest.approx(1.0, abs=1e-3)
+    assert d["grey"].tolist() == [0.0, 1.0, 0.0, 0.0] and d["area"][1].item() == 0.5
+
+
+def test_health_messages():
+    assert health_messages({"val/grey": 0.1, "val/area": 0.2, "val/left": 0.0}) == []
+    assert "grey solution" in health_messages({"val/grey": 0.8, "val/area": 0.2, "val/left": 0.9})[0]
+    assert "dead masks" in health_messages({"val/area": 0.0})[0]
+    assert "full masks" in health_messages({"val/area": 0.99})[0]
+
+
+def test_errors():
+    with pytest.raises(ConfigError, match="the Explainer has 3 classes, the Explanandum 4"):
+        ExplainTask(Explainer("vgg_unet", 3, {"widths": [8, 8], "decoder_channels": [8]}), make_task().explanandum, LOSSES)
+    single = explainer.Explanandum(nn.Sequential(nn.Flatten(), nn.Linear(3, 4)), 4, task="multiclass")
+    with pytest.raises(ConfigError, match="subset needs a multilabel classifier"):
+        ExplainTask(Explainer("vgg_unet", 4, {"widths": [8, 8], "decoder_channels": [8]}), single, LOSSES, MaskingConfig(subset=0.5))
+
+
+def test_learning_rate_schedules():
+    assert one_cycle(0, 100, 0.2) == pytest.approx(1 / 25) and one_cycle(20, 100, 0.2) == pytest.approx(1.0)
+    assert one_cycle(60, 100, 0.2) == pytest.approx(0.5) and one_cycle(100, 100, 0.2) == pytest.approx(0.0)
+    assert one_cycle(250, 100, 0.2) == 0.0 and one_cycle(0, 1, 0.2) <= 1
+    assert [round(cosine(s, 10), 3) for s in (0, 5, 10, 20)] == [1.0, 0.5, 0.0, 0.0]
