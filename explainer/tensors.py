@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ class Batch:
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply ``function`` to every tensor (``ids`` stay)."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
+        changed: dict[str, Any] = {k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""

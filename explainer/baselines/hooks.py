@@ -47,8 +47,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     del module.__dict__[name]
             for module, flag in inplace:
                 module.inplace = flag  # type: ignore[assignment]
-            for parameter, flag, grad in parameters:
-                parameter.requires_grad_(flag)
+            for parameter, wanted, grad in parameters:
+                parameter.requires_grad_(wanted)
                 parameter.grad = grad
 
 

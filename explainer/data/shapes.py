@@ -21,7 +21,7 @@ _SPLIT_CODE = {"train": 0, "val": 1, "test": 2}
 _SPLIT_SIZE = {"train": 4000, "val": 400, "test": 1000}
 
 
-def _square(wave: Array, sharpness: float) -> Array:
+def _square(wave: Array, sharpness: float | Array) -> Array:
     """A wave in [-1,1] as two colours with a soft edge about one pixel wide: values in [0,1]."""
     return np.clip(0.5 + sharpness * wave, 0.0, 1.0)
 
@@ -52,7 +52,7 @@ def _grid(u: Array, v: Array, period: float, phase: float) -> Array:
 
 
 def _wedges(u: Array, v: Array, period: float, phase: float) -> Array:
-    return _square(np.sin(5 * np.arctan2(v, u) + 2 * np.pi * phase), 1.0 + np.hypot(u, v) / 5)
+    return _square(np.sin(5 * np.arctan2(v, u) + 2 * np.pi * phase), (1.0 + np.hypot(u, v) / 5).astype(np.float32))
 
 
 def _waves(u: Array, v: Array, period: float, phase: float) -> Array:

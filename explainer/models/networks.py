@@ -169,7 +169,7 @@ def drop_unused(network: nn.Module, side: int = 64) -> nn.Module:
         network.train(training)
         for name, p in network.named_parameters():
             p.requires_grad_(required[name])
-    dropped = []
+    dropped: list[str] = []
     for name, module in list(network.named_modules()):
         own = list(module.parameters())
         covered = any(name.startswith(above + ".") for above in dropped)

@@ -87,7 +87,7 @@ class MaskPictures(pl.Callback):
         with torch.no_grad():
             masks = pl_module.explainer(batch.images).float()  # type: ignore[operator]
         path = self.folder / f"epoch_{trainer.current_epoch:03d}.png"
-        names = pl_module.explainer.class_names  # type: ignore[union-attr]
+        names: Any = pl_module.explainer.class_names  # type: ignore[union-attr]
         mask_sheet(batch.images, masks, batch.targets, names, path, merged=aggregate(masks, batch.targets)[0])
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):

@@ -73,7 +73,7 @@ class ExplainTask(pl.LightningModule):
         self.meters = nn.ModuleDict({"val": nn.ModuleDict(), "test": nn.ModuleDict()})
 
     # ------------------------------------------------------------------ checkpoints
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Without the Explanandum, which would double the size of every checkpoint."""
         state = super().state_dict(*args, **kwargs)
         for key in [k for k in state if k.startswith("explanandum.")]:
