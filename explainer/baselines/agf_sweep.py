@@ -8,6 +8,7 @@ proportion to its terms; a tensor read by several operations receives ``x * sum_
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,7 +145,7 @@ class Sweep:
         if call.inputs[0].ndim != 2:
             raise unsupported(call, self.method, SUPPORTED, f"its input has shape {tuple(call.inputs[0].shape)}, expected (B,features)")
         x = _wide(call.inputs[0])
-        given = call.module.weight if call.module is not None else call.arguments[0][1]
+        given: Any = call.module.weight if call.module is not None else call.arguments[0][1]
         w = given.detach().abs().to(x.dtype)
         c = x.abs() * (share(phi, F.linear(x.abs(), w)) @ w)
         if self.roles[call.index] != "map":

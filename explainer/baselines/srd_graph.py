@@ -121,7 +121,7 @@ _RULES: dict[str, Callable[..., Rule]] = {
     "dropout": _dropout, "dropout2d": _dropout, "alpha_dropout": _dropout, "feature_dropout": _dropout,
     **dict.fromkeys(POINTWISE, lambda *a, **k: Source()),
 }  # fmt: skip
-_NUM_INPUTS = {Add: 2}
+_NUM_INPUTS: dict[type[Rule], int] = {Add: 2}
 
 
 class _Recorder(TorchFunctionMode):

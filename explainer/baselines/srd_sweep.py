@@ -87,7 +87,9 @@ def mu_sums(graph: Graph, start: int) -> dict[int, Tensor]:
         ``{target node: [B,h,w]}`` for every activation that feeds ``start``, and ``start`` itself. Found forwards: what has no owner
         is pushed through the linear maps until the next activation, where ``1 - <w,v>/||v||^2`` is what was shared.
     """
-    nodes, ownerless, sums = graph.nodes, {}, {}
+    nodes = graph.nodes
+    ownerless: dict[int, Tensor | None] = {}
+    sums: dict[int, Tensor] = {}
     live = graph.between([0], start)
     graph.require_rules(live, [0])
     for i in live:
