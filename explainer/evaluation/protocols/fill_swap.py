@@ -90,7 +90,7 @@ class FillSwap(Check):
             )
             return [undecided(check, *who, self.kept, "at least", why)]
         low, high = bootstrap(swapped, [r.index for r in rows])
-        each = {fill: mean(column(rows, f"swapped_{fill}")) for fill in self.fills}
+        each: dict[str, float] = {fill: mean(column(rows, f"swapped_{fill}")) for fill in self.fills}
         value = mean(swapped) / trained
         parts = ", ".join(f"{fill} {number:+.3f}" for fill, number in each.items())
         sentence = (

@@ -92,4 +92,4 @@ class Shortcut(Check):
             text = f"{seen}: it is not used. {shown}"
             return [decide("a cue that is not used is left out", *who, ratio, self.factor, "at most", text, details)]
         why = f"{seen}: too little to call it used (from {self.used}), too much to call it unused (up to {self.unused}). {shown}"
-        return [undecided("a cue that is used is shown", *who, self.factor, "at least", why, **details)]
+        return [undecided("a cue that is used is shown", *who, self.factor, "at least", why, details)]
