@@ -75,8 +75,9 @@ def main() -> None:
     images = torch.rand(args.images, 3, args.side, args.side, generator=generator).to(args.device)
     methods = {
         "rise": (1.10, {"n_masks": args.masks, "batch_size": args.batch}),
-        "igos_pp": (1.15, {"iterations": 1, "points": args.points, "batch_size": args.batch, "step": 0.1}),
-        "igos": (1.15, {"iterations": 1, "points": args.points, "batch_size": args.batch, "step": 0.1}),
+        # So short a step ends the line search after at most two tries.
+        "igos_pp": (1.15, {"iterations": 1, "points": args.points, "batch_size": args.batch, "step": 1e-5}),
+        "igos": (1.15, {"iterations": 1, "points": args.points, "batch_size": args.batch, "step": 1e-5}),
     }
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} thread(s), {args.images} image(s) of {args.side} pixels")
     for name, (target, options) in methods.items():
@@ -92,7 +93,8 @@ def main() -> None:
         forwards, both = (sum(n for n, g in passes if g == kind) for kind in (False, True))
         print(
             f"{name:8} {forwards} forwards, {both} forwards+backwards: {statistics.median(whole):.2f} s, passes alone "
-            f"{statistics.median(bare):.2f} s, ratio {ratio:.3f} (target <= {target}), peak {peak(args.device):.2f} GiB"
+            f"{statistics.median(bare):.2f} s, ratio {ratio:.3f} (target <= {target}), peak {peak(args.device):.2f} GiB",
+            flush=True,
         )
 
 
