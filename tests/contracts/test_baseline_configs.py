@@ -14,7 +14,7 @@ from tests.contracts.networks import tiny
 
 FOLDER = Path(__file__).parents[2] / "configs" / "baselines"
 METHODS = plugins.discover("explainer.baselines")
-PUBLIC = [  # noqa: E501
+PUBLIC = [
     "gradient",
     "input_x_gradient",
     "integrated_gradients",
