@@ -19,6 +19,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from explainer.config import RunConfig
 from explainer.errors import ConfigError, ExplainerError
 from explainer.evaluation.config import EvaluateConfig
+from explainer.export.commands import bench_command, explain_command, export_command
 
 TRAIN_COMMANDS = {
     "fit": "train; resume with --ckpt_path last",
@@ -151,6 +152,9 @@ def _train_command(name: str) -> Callable[[Sequence[str]], int]:
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     **{name: (text, _train_command(name)) for name, text in TRAIN_COMMANDS.items()},
     "evaluate": ("methods x images x protocols -> tables with intervals", evaluate),
+    "explain": ("class masks, overlays and numbers for images and folders", explain_command),
+    "export": ("safetensors, ONNX, torch.export or OpenVINO, checked against the network", export_command),
+    "bench": ("latency, throughput and memory of exported models and of the classifier", bench_command),
 }
 
 

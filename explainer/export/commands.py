@@ -1,0 +1,229 @@
+"""``explainer export | explain | bench``: arguments only. Importing this module imports neither torch nor a runtime."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from explainer.errors import ConfigError
+
+FORMATS = ("safetensors", "onnx", "torch_export", "openvino")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one paragraph."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and the nearest option."""
+        flags = [s for action in self._actions for s in action.option_strings]
+        wrong = next((word for word in message.split() if word.startswith("--")), "")
+        close = difflib.get_close_matches(wrong, flags, n=1) if "unrecognized" in message else []
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"{message}.{hint}\nSee all options with: {self.prog} --help")
+
+
+def _parser(name: str, description: str) -> _Parser:
+    return _Parser(prog=f"explainer {name}", description=description, allow_abbrev=False)
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) > 2:
+        raise argparse.ArgumentTypeError(f"expected a side (224) or HEIGHTxWIDTH (240x320) in pixels, received {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, received {text!r}")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, received {text!r}")
+    return value
+
+
+def export_parser() -> argparse.ArgumentParser:
+    """Options of ``explainer export``."""
+    p = _parser("export", "Write a trained Explainer for another runtime, and check it against the network in torch.")
+    p.add_argument("model", help="a .ckpt of train.py, or an export folder with model.safetensors")
+    p.add_argument("--out", required=True, help="folder for the file, drift.json and README.md (the model card)")
+    p.add_argument("--format", nargs="+", default=["safetensors"], choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
+    p.add_argument(
+        "--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="fp16: half-size weights; int8: needs --calibration"
+    )
+    p.add_argument("--size", type=_size, help="side, or HEIGHTxWIDTH, the file is fixed to; default: the side it was trained at")
+    p.add_argument("--dynamic-size", action="store_true", help="accept any image size (10-25 %% slower); the batch size is always free")
+    p.add_argument("--fused", action="store_true", help="one model: image -> probabilities, class masks, merged mask, areas")
+    p.add_argument("--classifier", help="checkpoint of the explained classifier: for --fused, and to measure the change in faithfulness")
+    p.add_argument("--threshold", type=_fraction, default=0.5, help="probability from which a class counts as predicted (--fused)")
+    p.add_argument("--calibration", help="folder of images like those the model will see: for int8, and to measure drift on")
+    p.add_argument("--calibration-images", type=_positive, default=128, help="how many of them are used")
+    p.add_argument("--tolerance", type=_fraction, help="largest allowed mask difference, instead of the precision's own limits")
+    p.add_argument("--allow-drift", action="store_true", help="write the file even if it drifts further")
+    p.add_argument("--metrics", help="JSON file of numbers for the model card; default: summary.json of the run, if it is there")
+    p.add_argument("--licence", help="licence of the weights, for the model card")
+    return p
+
+
+def export_command(argv: Sequence[str]) -> int:
+    """``explainer export``."""
+    args = export_parser().parse_args(argv)
+    import explainer
+    from explainer.export.exporting import DEFAULT_SIDE, export
+    from explainer.export.pictures import read_calibration
+
+    net = explainer.load(args.model)
+    side = net.image_size or DEFAULT_SIDE
+    explanandum = _classifier(args.classifier)
+    calibration = None
+    if args.calibration is not None:
+        calibration = read_calibration(args.calibration, args.size or (side, side), args.calibration_images)
+    metrics = _metrics(args.metrics, Path(args.model))
+    for name in dict.fromkeys(args.format):
+        path, report = export(
+            net, name, args.out, size=args.size, dynamic_size=args.dynamic_size, precision=args.precision, fused=args.fused,
+            explanandum=explanandum, threshold=args.threshold, calibration=calibration, tolerance=args.tolerance,
+            allow_drift=args.allow_drift, metrics=metrics, licence=args.licence,
+        )  # fmt: skip
+        _print_table(f"{path}", ["quantity", "value"], [list(row) for row in report.rows()])
+    return 0
+
+
+def explain_parser() -> argparse.ArgumentParser:
+    """Options of ``explainer explain``."""
+    p = _parser("explain", "Masks, overlays, a contact sheet and numbers for images (frames of a video: extract them as files first).")
+    p.add_argument("model", help="a .ckpt of train.py, an export folder, or an exported file (.onnx, .pt2, .xml, .safetensors)")
+    p.add_argument("images", nargs="+", help="images and folders")
+    p.add_argument("--out", required=True, help="folder for the results")
+    p.add_argument("--classes", type=lambda t: [c.strip() for c in t.split(",") if c.strip()], help="names, separated by commas")
+    p.add_argument("--classifier", help="checkpoint of the explained classifier: gives the scores and chooses the classes")
+    p.add_argument("--batch-size", type=_positive, default=8)
+    p.add_argument("--size", type=_positive, help="side at which the network runs; default: the side it was trained at")
+    p.add_argument("--threshold", type=_fraction, default=0.5, help="probability from which a class counts as predicted")
+    p.add_argument("--on-error", choices=("skip", "raise"), default="skip", help="what an unreadable file does")
+    p.add_argument("--threads", type=_positive, help="processor threads")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    return p
+
+
+def explain_command(argv: Sequence[str]) -> int:
+    """``explainer explain``."""
+    args = explain_parser().parse_args(argv)
+    from explainer.export.explaining import ExplainOptions, explain
+    from explainer.export.runtime import open_model
+
+    runtime = open_model(args.model, args.threads)
+    explanandum = _classifier(args.classifier)
+    if explanandum is not None:
+        expected = runtime.description.get("explained_classifier")
+        if expected is not None:
+            explanandum.require_fingerprint(expected, args.model)
+    options = ExplainOptions(args.classes, args.batch_size, args.size, args.threshold, args.on_error)
+    with _Bar("explaining", args.quiet) as progress:
+        found = explain(args.images, runtime, args.out, options, explanandum, progress)
+    rows = [[row["name"], ", ".join(_class_line(row, c) for c in row["chosen"]) or "none"] for row in found["images"][:20]]
+    _print_table(f"{args.out}: {len(found['images'])} images, {len(found['failed'])} not readable", ["image", "class and mask area"], rows)
+    for name, reason in found["failed"].items():
+        print(f"skipped {name}: {reason}")
+    return 0
+
+
+def _class_line(row: dict[str, Any], name: str) -> str:
+    score = f" (p {row['scores'][name]:.2f})" if row["scores"] else ""
+    return f"{name} {row['areas'][name]:.2f}{score}"
+
+
+def bench_parser() -> argparse.ArgumentParser:
+    """Options of ``explainer bench``."""
+    p = _parser("bench", "Latency, throughput and memory of exported models and of the classifier alone, paired in one run.")
+    p.add_argument("models", nargs="*", help="checkpoints, export folders (all their files) and exported files")
+    p.add_argument("--classifier", help="checkpoint of the classifier; last row, to which the others are compared")
+    p.add_argument("--batch", type=_positive, nargs="+", default=[1, 16], help="batch sizes")
+    p.add_argument("--repeats", type=_positive, default=11, help="timed rounds")
+    p.add_argument("--threads", type=_positive, default=1, help="processor threads")
+    p.add_argument("--size", type=_positive, help="side for models that take any size")
+    p.add_argument("--out", help="JSON file for the numbers")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    return p
+
+
+def bench_command(argv: Sequence[str]) -> int:
+    """``explainer bench``."""
+    args = bench_parser().parse_args(argv)
+    from explainer.export.bench import bench, contestants, table
+
+    rivals = contestants(args.models, args.threads, _classifier(args.classifier), args.size)
+    with _Bar("measuring", args.quiet) as progress:
+        report = bench(rivals, args.batch, args.repeats, args.threads, progress)
+    head, *rows = table(report)
+    load = report.load["before"]
+    busy = f"load {load[0]} before, {report.load['after'][0]} after" if load and report.load["after"] else "load unknown"
+    _print_table(f"{report.threads} thread(s), {report.cores} cores, {busy}, medians of {report.repeats}", head, rows)
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.out).write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+    return 0
+
+
+def _classifier(checkpoint: str | None) -> Any:
+    if checkpoint is None:
+        return None
+    from explainer.models.checkpoints import load_explanandum
+
+    return load_explanandum(checkpoint)
+
+
+def _metrics(given: str | None, model: Path) -> dict[str, Any] | None:
+    """Numbers for the card: those asked for, or the summary of the run that the checkpoint lies in."""
+    path = Path(given) if given is not None else model.resolve().parent.parent / "summary.json"
+    if given is None and not (model.suffix == ".ckpt" and path.is_file()):
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--metrics {path} cannot be read ({error}). Give a JSON file with an object of numbers.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--metrics {path} holds a {type(content).__name__}, expected an object of numbers.")
+    return content
+
+
+def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in head:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+class _Bar:
+    """A progress bar as a callable ``(done, total)``."""
+
+    def __init__(self, label: str, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._bar = Progress(console=Console(stderr=True), disable=quiet)
+        self._task = self._bar.add_task(label, total=None)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self._bar.start()
+        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

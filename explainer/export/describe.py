@@ -1,0 +1,44 @@
+"""The plain values stored with every exported file: enough to use it and to know what it was made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import explainer
+from explainer.export.base import DESCRIPTION, ExportOptions, fingerprint
+from explainer.models.explainer import Explainer
+from explainer.models.explanandum import Explanandum
+
+
+def describe(
+    net: Explainer, options: ExportOptions | None = None, explanandum: Explanandum | None = None, outputs: tuple[str, ...] = ("masks",)
+) -> dict[str, Any]:
+    """Classes, size, precision, outputs, fingerprints, architecture, data and versions.
+
+    Folder names of the training machine are left out: they mean nothing elsewhere and may be private.
+    """
+    fixed = options is not None and not options.dynamic_size
+    data = net.metadata.get("data")
+    return {
+        "format": DESCRIPTION,
+        "classes": list(net.class_names),
+        "size": list(options.size) if options is not None and fixed else None,
+        "image_size": net.image_size,
+        "precision": options.precision if options is not None else "fp32",
+        "outputs": list(outputs),
+        "task": explanandum.task if explanandum is not None else None,
+        "explained_classifier": net.metadata.get("fingerprint"),
+        "weights": fingerprint(net),
+        "explainer": net.config,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "data": _data(data) if isinstance(data, dict) else None,
+        "losses": net.metadata.get("losses"),
+        "versions": {"explainer": explainer.__version__, "torch": str(torch.__version__), "trained_with": net.metadata.get("versions")},
+    }
+
+
+def _data(data: dict[str, Any]) -> dict[str, Any]:
+    options = data.get("options") or {}
+    return {"name": data.get("name"), **{k: v for k, v in options.items() if not isinstance(v, str) or not {"/", "\\"} & set(v)}}

@@ -1,0 +1,206 @@
+"""``explainer explain``: photographs in; masks, overlays, contact sheets and numbers out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from explainer.errors import ConfigError, CorruptSampleError
+from explainer.export.base import Array, Runtime
+from explainer.export.exporting import DEFAULT_SIDE
+from explainer.export.pictures import OnError, Picture, batches, find_pictures
+from explainer.models.explanandum import Explanandum
+
+ROWS = 12  # images per contact sheet
+SHOWN = 5  # columns of class masks in a contact sheet
+
+
+@dataclass
+class ExplainOptions:
+    """How a folder is explained.
+
+    Attributes:
+        classes: names whose masks are written; None: those the classifier predicts, or, without classifier, those with a mask that
+            reaches 0.5 (the five with the largest area).
+        batch_size: images per forward pass.
+        side: square side in pixels at which the network runs, for models that take any size; None: the side it was trained at.
+        threshold: probability from which a class counts as predicted (multi-label).
+        on_error: raise stops at an unreadable file, skip leaves it out and reports it.
+    """
+
+    classes: list[str] | None = None
+    batch_size: int = 8
+    side: int | None = None
+    threshold: float = 0.5
+    on_error: OnError = "skip"
+
+
+def explain(
+    inputs: Sequence[str | Path],
+    runtime: Runtime,
+    out: str | Path,
+    options: ExplainOptions | None = None,
+    explanandum: Explanandum | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Explain images and write, below ``out``: ``<image>/mask_<class>.png``, ``<image>/overlay_<class>.png``, ``<image>/overlay.png``
+    (all chosen classes), ``<image>/masks.npz`` (all classes, float16, at the network's size), ``contact_sheet_001.png``, ... and
+    ``results.json``. PNGs have the resolution of the image.
+
+    Args:
+        explanandum: gives the scores, and chooses the classes if none are named. A fused model has its own.
+        progress: called with (images done, images in all).
+
+    Returns:
+        What is in ``results.json``: ``classes``, ``images`` (each with name, size, chosen, areas, peaks, scores) and ``failed``.
+
+    Raises:
+        CorruptSampleError: no image could be read, or ``on_error`` is "raise" and one could not.
+        ConfigError: a class does not exist.
+    """
+    o, out = options or ExplainOptions(), Path(out)
+    names = runtime.classes
+    wanted = _indices(o.classes, names)
+    files = find_pictures(inputs)
+    size = _size(runtime, o.side)
+    failed: dict[str, str] = {}
+    rows: list[dict[str, Any]] = []
+    sheet = _Sheets(out, names)
+    for group in batches(files, size, o.batch_size, o.on_error, failed):
+        images = np.stack([p.small for p in group])
+        result = runtime.run(images)
+        scores = _scores(result, images, explanandum)
+        for i, picture in enumerate(group):
+            masks = result["masks"][i]
+            row_scores = scores[i] if scores is not None else None
+            chosen = wanted if wanted is not None else _choose(masks, row_scores, explanandum, runtime, o.threshold)
+            rows.append(_write(picture, masks, row_scores, chosen, names, out))
+            sheet.add(picture, masks, chosen)
+        progress(len(rows) + len(failed), len(files))
+    progress(len(files), len(files))
+    sheet.finish()
+    if not rows:
+        raise CorruptSampleError(f"none of the {len(files)} files could be read. The first: {next(iter(failed.values()))}")
+    precision = runtime.description.get("precision")
+    found = {"classes": names, "network_size": list(size), "precision": precision, "images": rows, "failed": failed}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _indices(classes: Sequence[str] | None, names: Sequence[str]) -> list[int] | None:
+    if classes is None:
+        return None
+    unknown = [c for c in classes if c not in names]
+    if unknown:
+        raise ConfigError(f"unknown class {unknown[0]!r}. This model has: {', '.join(names)}.")
+    return [names.index(c) for c in dict.fromkeys(classes)]
+
+
+def _size(runtime: Runtime, side: int | None) -> tuple[int, int]:
+    if runtime.size is not None:
+        if side is not None and runtime.size != (side, side):
+            raise ConfigError(f"this model was exported for {runtime.size[0]} x {runtime.size[1]} px; leave out --size, or export again.")
+        return runtime.size
+    chosen = side or runtime.description.get("image_size") or DEFAULT_SIDE
+    return chosen, chosen
+
+
+def _scores(result: dict[str, Array], images: Array, explanandum: Explanandum | None) -> Array | None:
+    if "probabilities" in result:
+        return result["probabilities"]
+    if explanandum is None:
+        return None
+    with torch.inference_mode():
+        return explanandum.probabilities(explanandum(torch.from_numpy(images))).numpy()
+
+
+def _choose(masks: Array, scores: Array | None, explanandum: Explanandum | None, runtime: Runtime, threshold: float) -> list[int]:
+    if scores is not None:
+        task = explanandum.task if explanandum is not None else runtime.description.get("task")
+        if task == "multiclass":
+            return [int(scores.argmax())]
+        return [int(k) for k in np.argsort(-scores, kind="stable") if scores[k] >= threshold]
+    areas = masks.mean(axis=(1, 2))
+    return [int(k) for k in np.argsort(-areas, kind="stable") if masks[k].max() >= 0.5][:SHOWN]
+
+
+def _write(picture: Picture, masks: Array, scores: Array | None, chosen: Sequence[int], names: Sequence[str], out: Path) -> dict[str, Any]:
+    """The files of one image, and its row of ``results.json``."""
+    from explainer.report.figures import overlay
+
+    folder = out / picture.name
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / "masks.npz", masks=masks.astype(np.float16), classes=np.array(names))
+    image = picture.pixels.float() / 255
+    large = upsample(masks[list(chosen)], (int(image.shape[1]), int(image.shape[2])))
+    for k, mask in zip(chosen, large, strict=True):
+        name = f"{k:03d}_{safe_name(names[k])}"
+        Image.fromarray((mask * 255).round().to(torch.uint8).numpy()).save(folder / f"mask_{name}.png")
+        Image.fromarray(overlay(image, mask)).save(folder / f"overlay_{name}.png")
+    merged = large.amax(dim=0) if len(large) else image.new_zeros(image.shape[1:])
+    Image.fromarray(overlay(image, merged)).save(folder / "overlay.png")
+    return {
+        "name": picture.name,
+        "height": int(image.shape[1]),
+        "width": int(image.shape[2]),
+        "chosen": [names[k] for k in chosen],
+        "areas": {n: round(float(m.mean()), 6) for n, m in zip(names, masks, strict=True)},
+        "peaks": {n: round(float(m.max()), 6) for n, m in zip(names, masks, strict=True)},
+        "scores": {n: round(float(s), 6) for n, s in zip(names, scores, strict=True)} if scores is not None else None,
+    }
+
+
+def upsample(masks: Array, size: tuple[int, int]) -> Tensor:
+    """``[N,h,w]`` -> ``[N,H,W]``, bilinear, in [0,1]."""
+    tensor = torch.from_numpy(np.ascontiguousarray(masks)).float()
+    if len(tensor) == 0 or tuple(tensor.shape[-2:]) == size:
+        return tensor.new_zeros(0, *size) if len(tensor) == 0 else tensor.clamp(0, 1)
+    return F.interpolate(tensor[None], size=size, mode="bilinear", align_corners=False)[0].clamp(0, 1)
+
+
+def safe_name(name: str) -> str:
+    """A class name as part of a file name."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._")[:80] or "class"
+
+
+class _Sheets:
+    """Contact sheets of :data:`ROWS` images each, drawn at the network's size."""
+
+    def __init__(self, out: Path, names: Sequence[str]) -> None:
+        self.out, self.names, self.pages = out, names, 0
+        self.rows: list[tuple[str, Array, Array, list[int]]] = []
+
+    def add(self, picture: Picture, masks: Array, chosen: Sequence[int]) -> None:
+        self.rows.append((picture.name, picture.small, masks, list(chosen)[:SHOWN]))
+        if len(self.rows) == ROWS:
+            self.finish()
+
+    def finish(self) -> None:
+        if not self.rows:
+            return
+        from explainer.report.figures import mask_sheet
+
+        self.pages += 1
+        targets = torch.zeros(len(self.rows), len(self.names))
+        for row, (_, _, _, chosen) in zip(targets, self.rows, strict=True):
+            row[chosen] = 1
+        mask_sheet(
+            torch.from_numpy(np.stack([small for _, small, _, _ in self.rows])),
+            torch.from_numpy(np.stack([masks for _, _, masks, _ in self.rows])).float(),
+            targets,
+            self.names,
+            self.out / f"contact_sheet_{self.pages:03d}.png",
+            titles=[name[-24:] for name, *_ in self.rows],
+        )
+        self.rows = []

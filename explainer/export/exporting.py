@@ -1,0 +1,129 @@
+"""From a trained Explainer to a checked file: write, open again, compare, and only then put it where it was asked for."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from explainer import plugins
+from explainer.errors import ConfigError, ExportError
+from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions
+from explainer.export.card import add_report, write_card
+from explainer.export.describe import describe
+from explainer.export.fused import FusedExplainer
+from explainer.export.parity import DriftReport, measure
+from explainer.models.explainer import Explainer
+from explainer.models.explanandum import Explanandum
+
+DEFAULT_SIDE = 224
+
+
+def build_format(name: str) -> ExportFormat:
+    """The format called ``name``; unknown names are answered with the known ones."""
+    return plugins.build(__package__, name)
+
+
+def format_names() -> list[str]:
+    """All formats."""
+    return list(plugins.discover(__package__))
+
+
+def export(
+    net: Explainer,
+    format_name: str,
+    out: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    dynamic_size: bool = False,
+    precision: str = "fp32",
+    fused: bool = False,
+    explanandum: Explanandum | None = None,
+    threshold: float = 0.5,
+    calibration: Array | None = None,
+    tolerance: float | None = None,
+    allow_drift: bool = False,
+    metrics: dict[str, Any] | None = None,
+    licence: str | None = None,
+) -> tuple[Path, DriftReport]:
+    """Write ``net`` into the folder ``out`` with its drift report (``drift.json``) and model card (``README.md``).
+
+    Args:
+        size: ``(height, width)``; default the side it was trained at.
+        dynamic_size: accept any size.
+        precision: fp32, fp16 or int8.
+        fused: put the classifier into the same file; needs ``explanandum``.
+        explanandum: the classifier; also used to measure the change in faithfulness.
+        threshold: of the probabilities in a fused multi-label model.
+        calibration: ``[N,3,H,W]`` images for int8, and to measure drift on.
+        tolerance: largest allowed mask difference instead of the limits in :data:`explainer.export.parity.LIMITS`.
+        allow_drift: write the file even if it exceeds them.
+
+    Returns:
+        The file and its report.
+
+    Raises:
+        ExportError: the model cannot be exported, or drifts further than allowed; nothing is left behind then.
+        ConfigError: an option does not fit, or an optional package is missing (names the extra).
+    """
+    form = build_format(format_name)
+    side = net.image_size or DEFAULT_SIDE
+    options = ExportOptions(size or (side, side), dynamic_size, precision, calibration)
+    form.check(options)
+    if min(options.size) < 1:
+        raise ConfigError(f"size must be positive, received {options.size}.")
+    net = net.eval()
+    model = _model(net, form, options, fused, explanandum, threshold)
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be created ({error.strerror}). Choose another folder.") from error
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder:
+        path = Path(folder) / file_name(form, options, fused)
+        form.write(model, path, options)
+        report = measure(
+            model, form.open(path), path, form.name, precision, parity_shapes(options, form), calibration, explanandum, tolerance
+        )
+        if report.violations and not allow_drift:
+            raise ExportError(
+                f"{path.name} was not written: {'; '.join(report.violations)}. Largest mask difference {report.max_difference:.3g}, "
+                f"mean {report.mean_difference:.3g}, IoU at 0.5 {report.iou:.4f}. Use a higher precision, other or more calibration "
+                "images, or accept it with --allow-drift (or a --tolerance of your own)."
+            )
+        for made in sorted(Path(folder).iterdir()):
+            made.replace(out / made.name)
+    add_report(out, report.as_dict())
+    write_card(out, model.description, metrics, licence)
+    return out / path.name, report
+
+
+def _model(
+    net: Explainer, form: ExportFormat, options: ExportOptions, fused: bool, explanandum: Explanandum | None, threshold: float
+) -> ExportModel:
+    if not fused:
+        if explanandum is not None and (expected := net.metadata.get("fingerprint")) is not None:
+            explanandum.require_fingerprint(expected, "this Explainer")
+        return ExportModel(net, ("masks",), net.stride * net.downscale, describe(net, options, explanandum))
+    if explanandum is None:
+        raise ConfigError("a fused model needs the classifier: --classifier CHECKPOINT.")
+    if not form.fusable:
+        raise ConfigError(f"format {form.name} stores the Explainer alone; choose onnx, torch_export or openvino for --fused.")
+    both = FusedExplainer(net, explanandum, threshold)
+    return ExportModel(both, both.outputs, net.stride * net.downscale, describe(net, options, explanandum, both.outputs))
+
+
+def file_name(form: ExportFormat, options: ExportOptions, fused: bool = False) -> str:
+    """``model.onnx``, ``model-int8.onnx``, ``fused.xml``, ..."""
+    if form.name == "safetensors":
+        return "model.safetensors"
+    return ("fused" if fused else "model") + ("" if options.precision == "fp32" else f"-{options.precision}") + form.suffix
+
+
+def parity_shapes(options: ExportOptions, form: ExportFormat) -> list[tuple[int, int, int]]:
+    """Batch sizes 1, 3 and 8 at the size asked for; where any size is accepted, also two that are no multiples of anything."""
+    height, width = options.size
+    found = [(1, height, width), (3, height, width), (8, height, width)]
+    if options.dynamic_size or form.name == "safetensors":
+        found[1:] = [(3, height * 3 // 4 + 5, width + 13), (8, height, max(16, width // 2 + 1))]
+    return found

@@ -1,0 +1,226 @@
+"""Does the exported file compute what the network computes? Measured on real runs of both, at several batch sizes and image sizes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from explainer.errors import ConfigError, ExportError
+from explainer.export.base import Array, ExportModel, Runtime
+from explainer.fills import blend, make_fill
+from explainer.models.explanandum import Explanandum
+
+# Quantised masks differ by a lot at single edge pixels and hardly elsewhere, so their largest difference says nothing (ecosystem facts:
+# mean .0009 beside max .42); what counts is the mask at 0.5.
+LIMITS: dict[str, dict[str, float]] = {
+    "fp32": {"max_difference": 1e-4},
+    "fp16": {"max_difference": 0.05, "mean_difference": 2e-3, "iou": 0.98},
+    "int8": {"iou": 0.97},
+}
+
+
+@dataclass
+class DriftReport:
+    """What :func:`measure` found.
+
+    Attributes:
+        file, format, precision: what was checked.
+        shapes: ``[B,H,W]`` of each run.
+        real_images: the images were given (calibration), not generated.
+        max_difference, mean_difference: of the class masks, absolute.
+        iou: of the class masks at 0.5 against eager, mean over masks that are not empty in both; 1 if all are.
+        outputs: largest absolute difference of every other output of a fused model; merged masks are compared where the predicted classes
+            agree.
+        faithfulness: mean probability of the most probable class on the masked image, eager and exported, and the difference; None
+            without classifier.
+        latency_ms, eager_latency_ms: batch 1, median of interleaved runs.
+        file_bytes: size on disk.
+        limits: applied.
+        violations: which of them were exceeded, in words.
+    """
+
+    file: str
+    format: str
+    precision: str
+    shapes: list[list[int]]
+    real_images: bool
+    max_difference: float
+    mean_difference: float
+    iou: float
+    outputs: dict[str, float] = field(default_factory=dict)
+    faithfulness: dict[str, float] | None = None
+    latency_ms: float = 0.0
+    eager_latency_ms: float = 0.0
+    file_bytes: int = 0
+    limits: dict[str, float] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each line of the printed report."""
+        found = [
+            ("format", f"{self.format}, {self.precision}"),
+            ("images", f"{'given' if self.real_images else 'generated'}; (B,H,W): " + ", ".join(_shape(s) for s in self.shapes)),
+            ("largest mask difference", f"{self.max_difference:.2e}"),
+            ("mean mask difference", f"{self.mean_difference:.2e}"),
+            ("IoU at 0.5 against eager", f"{self.iou:.4f}"),
+            *((f"largest difference, {name}", f"{value:.2e}") for name, value in self.outputs.items()),
+        ]
+        if self.faithfulness is not None:
+            f = self.faithfulness
+            found.append(("faithfulness change", f"{f['change']:+.4f} ({f['eager']:.4f} -> {f['exported']:.4f})"))
+        found += [
+            ("latency, batch 1", f"{self.latency_ms:.1f} ms (eager {self.eager_latency_ms:.1f} ms)"),
+            ("file size", f"{self.file_bytes / 2**20:.2f} MiB"),
+            ("verdict", "; ".join(self.violations) or "within " + ", ".join(f"{k} {v:g}" for k, v in self.limits.items())),
+        ]
+        return found
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(str(v) for v in shape)
+
+
+def measure(
+    model: ExportModel,
+    runtime: Runtime,
+    file: Path,
+    format_name: str,
+    precision: str,
+    shapes: Sequence[tuple[int, int, int]],
+    images: Array | None = None,
+    explanandum: Explanandum | None = None,
+    tolerance: float | None = None,
+) -> DriftReport:
+    """Run both and compare.
+
+    Args:
+        shapes: ``(B,H,W)``, at least two batch sizes.
+        images: ``[N,3,h,w]`` in [0,1] to run on, repeated and resized as needed; generated colour blobs and noise if None.
+        explanandum: for the change in faithfulness.
+        tolerance: largest difference of the masks, instead of the precision's own limits.
+    """
+    if len({shape[0] for shape in shapes}) < 2:
+        raise ConfigError(f"parity needs at least two batch sizes, received {[shape[0] for shape in shapes]}.")
+    largest, total, count = 0.0, 0.0, 0
+    ious: list[float] = []
+    outputs: dict[str, float] = {}
+    probabilities: list[tuple[float, float]] = []
+    for shape in shapes:
+        batch = probe(shape, images)
+        expected, actual = model.reference(batch), runtime.run(batch)
+        difference = np.abs(expected["masks"].astype(np.float64) - actual["masks"])
+        if difference.shape != expected["masks"].shape or not np.isfinite(difference).all():
+            raise ExportError(f"{file.name}: the exported masks are {actual['masks'].shape}, expected finite {expected['masks'].shape}.")
+        largest, total, count = max(largest, float(difference.max())), total + float(difference.sum()), count + difference.size
+        ious += _ious(expected["masks"], actual["masks"])
+        for name, value in _others(expected, actual).items():
+            outputs[name] = max(outputs.get(name, 0.0), value)
+        if explanandum is not None:
+            probabilities += _faithfulness(batch, expected["masks"], actual["masks"], explanandum)
+    one = probe((1, *shapes[0][1:]), images)
+    latency, eager = interleaved([lambda: runtime.run(one), lambda: model.reference(one)], repeats=5)
+    report = DriftReport(
+        file.name, format_name, precision, [list(s) for s in shapes], images is not None, largest, total / count,
+        float(np.mean(ious)) if ious else 1.0, outputs, _summary(probabilities), latency, eager, file_bytes(file),
+        dict(LIMITS[precision]) if tolerance is None else {"max_difference": tolerance},
+    )  # fmt: skip
+    report.violations = violations(report)
+    return report
+
+
+def violations(report: DriftReport) -> list[str]:
+    """The limits that a report exceeds, each in words. Other outputs of a fused model share the limit of the masks."""
+    found = []
+    for name, limit in report.limits.items():
+        value = max([report.max_difference, *report.outputs.values()]) if name == "max_difference" else getattr(report, name)
+        if value < limit if name == "iou" else value > limit:
+            found.append(f"{name.replace('_', ' ')} {value:.3g} is {'below' if name == 'iou' else 'above'} the limit {limit:g}")
+    return found
+
+
+def probe(shape: tuple[int, int, int], images: Array | None, seed: int = 0) -> Array:
+    """``(B,H,W)`` -> ``[B,3,H,W]`` in [0,1]: the given images, or blobs of colour with noise on them."""
+    count, height, width = shape
+    if images is not None:
+        chosen = torch.from_numpy(np.ascontiguousarray(images[np.arange(count) % len(images)]))
+    else:
+        generator = torch.Generator().manual_seed(seed + count)
+        coarse = torch.rand(count, 3, 5, 5, generator=generator)
+        chosen = 0.8 * nn.functional.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+        chosen = chosen + 0.2 * torch.rand(chosen.shape, generator=generator)
+    if chosen.shape[-2:] != (height, width):
+        chosen = nn.functional.interpolate(chosen, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+    return chosen.clamp(0, 1).contiguous().numpy()
+
+
+def interleaved(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median milliseconds of each call, called in turn so that all meet the same load; one untimed round first."""
+    times: list[list[float]] = [[] for _ in calls]
+    for round_ in range(repeats + 1):
+        for call, taken in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            if round_:
+                taken.append((time.perf_counter() - start) * 1000)
+    return [statistics.median(taken) for taken in times]
+
+
+def file_bytes(path: Path) -> int:
+    """Of a file, and of the weights beside it that carry its stem (OpenVINO's .bin)."""
+    weights = path.with_suffix(".bin")
+    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" and weights.is_file() else 0)
+
+
+def _ious(expected: Array, actual: Array) -> list[float]:
+    a, b = expected >= 0.5, actual >= 0.5
+    union = (a | b).sum(axis=(2, 3))
+    return ((a & b).sum(axis=(2, 3))[union > 0] / union[union > 0]).tolist()
+
+
+def _others(expected: dict[str, Array], actual: dict[str, Array]) -> dict[str, float]:
+    found = {}
+    for name, value in expected.items():
+        if name == "masks":
+            continue
+        difference = np.abs(value - actual[name])
+        if name == "merged":
+            same = [_same_classes(p, q) for p, q in zip(expected["probabilities"], actual["probabilities"], strict=True)]
+            difference = difference[np.array(same)]
+        found[name] = float(difference.max(initial=0.0))
+    return found
+
+
+def _same_classes(p: Array, q: Array) -> bool:
+    """No probability is so close to a decision that rounding may turn it. Both rules (0.5, largest) are asked."""
+    return bool(((p >= 0.5) == (q >= 0.5)).all() and p.argmax() == q.argmax())
+
+
+def _faithfulness(images: Array, eager: Array, exported: Array, explanandum: Explanandum) -> list[tuple[float, float]]:
+    """Probability of the most probable class when only its mask is kept, on the classifier's mean colour: (eager's, exported's)."""
+    x = torch.from_numpy(images)
+    with torch.inference_mode():
+        best = explanandum(x).argmax(dim=1)
+        rows = torch.arange(len(x))
+        fill = make_fill(x, "mean", mean=explanandum.mean)
+        masked = [blend(x, torch.from_numpy(masks)[rows, best], fill) for masks in (eager, exported)]
+        kept = [explanandum.probabilities(explanandum(m))[rows, best].tolist() for m in masked]
+    return list(zip(kept[0], kept[1], strict=True))
+
+
+def _summary(pairs: list[tuple[float, float]]) -> dict[str, float] | None:
+    if not pairs:
+        return None
+    eager, exported = (float(np.mean(values)) for values in zip(*pairs, strict=True))
+    return {"eager": eager, "exported": exported, "change": exported - eager}

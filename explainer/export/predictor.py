@@ -1,0 +1,125 @@
+"""An exported Explainer in onnxruntime, without torch: this file needs numpy, Pillow and onnxruntime only and may be copied alone
+(with :mod:`explainer.errors`) into a service.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from explainer.errors import CheckpointError, ConfigError, CorruptSampleError, ShapeError
+
+Array = NDArray[np.float32]
+_MAX_PIXELS = 64_000_000
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
+
+
+class Predictor:
+    """Class masks of images, from a ``.onnx`` file that ``explainer export`` wrote.
+
+    Args:
+        path: the file.
+        threads: of one call; None lets onnxruntime choose.
+        providers: of onnxruntime, default the CPU's.
+
+    Attributes:
+        classes: names in the order of the masks.
+        size: ``(height, width)`` the file is fixed to, or None if it takes any.
+        description: all that was stored with the file.
+
+    Example:
+        >>> predictor = Predictor("model.onnx")                # doctest: +SKIP
+        >>> result = predictor("street.jpg")                   # doctest: +SKIP
+        >>> result["masks"][predictor.classes.index("car")]    # [H,W] in [0,1], at the photograph's resolution  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ConfigError(f"onnxruntime is not installed ({error}). pip install onnxruntime") from error
+        if not Path(path).is_file():
+            raise CheckpointError(f"{path} does not exist. Write it with `explainer export MODEL --format onnx --out FOLDER`.")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+            stored = self._session.get_modelmeta().custom_metadata_map
+            self.description: dict[str, Any] = json.loads(stored["explainer"])
+        except Exception as error:  # onnxruntime raises its own types for damaged files; a foreign file lacks the description
+            raise CheckpointError(
+                f"{path} is not a model written by `explainer export --format onnx` ({type(error).__name__}: {str(error)[:200]})."
+            ) from error
+        self._input = self._session.get_inputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.classes: list[str] = list(self.description["classes"])
+        size = self.description.get("size")
+        self.size: tuple[int, int] | None = (int(size[0]), int(size[1])) if size else None
+
+    def run(self, images: Array) -> dict[str, Array]:
+        """``[B,3,H,W]`` float32 in [0,1] -> ``masks`` ``[B,K,H,W]``; fused files also probabilities, merged and areas."""
+        values = self._session.run(self._outputs, {self._input: np.ascontiguousarray(images, dtype=np.float32)})
+        return dict(zip(self._outputs, values, strict=True))
+
+    def __call__(self, image: str | Path | Image.Image | NDArray[Any], side: int | None = None) -> dict[str, Array]:
+        """One image -> its class masks ``[K,H,W]`` (and merged mask) at the image's own resolution, probabilities and areas ``[K]``.
+
+        Args:
+            image: a file, a PIL image, uint8 ``[H,W,3]``, or float ``[H,W,3]`` in [0,1].
+            side: square side in pixels at which the network runs, for files that take any size. Default: the side it was trained at.
+        """
+        picture = _picture(image)
+        if self.size is not None:
+            height, width = self.size
+        else:
+            trained = side or self.description.get("image_size")
+            height, width = (trained, trained) if trained else (picture.height, picture.width)
+        small = picture.resize((width, height), Image.Resampling.BILINEAR)
+        batch = np.asarray(small, dtype=np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+        result = {name: value[0] for name, value in self.run(batch).items()}
+        shape = (picture.width, picture.height)
+        result.setdefault("areas", result["masks"].mean(axis=(1, 2)))
+        result["masks"] = np.stack([_resized(mask, shape) for mask in result["masks"]])
+        if "merged" in result:
+            result["merged"] = _resized(result["merged"], shape)
+        return result
+
+
+def _resized(mask: Array, shape: tuple[int, int]) -> Array:
+    """A mask at ``(width, height)``, bilinear."""
+    return np.asarray(Image.fromarray(mask.astype(np.float32)).resize(shape, Image.Resampling.BILINEAR), dtype=np.float32).clip(0, 1)
+
+
+def _picture(image: Any) -> Image.Image:
+    """RGB, upright, from any of the accepted inputs."""
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise ShapeError(f"an array must be [H,W,3], received {image.shape}.")
+        pixels = image if image.dtype == np.uint8 else (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+        return Image.fromarray(pixels)
+    if isinstance(image, Image.Image):
+        return _rgb(image)
+    try:
+        with Image.open(image, formats=_FORMATS) as opened:
+            if opened.width * opened.height > _MAX_PIXELS:
+                raise CorruptSampleError(f"{image}: {opened.width} x {opened.height} is over the limit of {_MAX_PIXELS} pixels.")
+            return _rgb(opened)
+    except CorruptSampleError:
+        raise
+    except Exception as error:  # codecs raise whatever they like
+        raise CorruptSampleError(f"{image}: not a readable image ({str(error)[:200]}). Known formats: {', '.join(_FORMATS)}.") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    return upright.convert("RGB")

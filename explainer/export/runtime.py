@@ -1,0 +1,50 @@
+"""Open whatever can explain: a checkpoint, an export folder, or one exported file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from explainer import plugins
+from explainer.errors import CheckpointError
+from explainer.export.base import ExportFormat, Runtime
+from explainer.export.loading import WEIGHTS, load
+
+
+def formats_by_suffix() -> dict[str, ExportFormat]:
+    """Formats by the suffix of their files."""
+    return {cls.suffix: cls() for cls in plugins.discover(__package__).values()}  # type: ignore[attr-defined]
+
+
+def model_files(path: str | Path) -> list[Path]:
+    """The model files in an export folder, sorted; a file is returned as it is."""
+    path = Path(path)
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.suffix in formats_by_suffix())
+    return [path]
+
+
+def open_model(path: str | Path, threads: int | None = None) -> Runtime:
+    """Open a model for inference.
+
+    Args:
+        path: a ``.ckpt`` of train.py, an export folder (its ``model.safetensors``, or its only model file), or an exported file.
+        threads: of one call, where the runtime can be told.
+
+    Raises:
+        CheckpointError: nothing usable there, or several files of which one must be chosen.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"model {path} does not exist. Give a .ckpt, an export folder, or an exported file.")
+    if path.is_dir() and not (path / WEIGHTS).is_file():
+        found = model_files(path)
+        if len(found) != 1:
+            listing = ", ".join(p.name for p in found) or "none"
+            raise CheckpointError(f"{path} holds {len(found)} model files ({listing}), expected {WEIGHTS} or exactly one. Give the file.")
+        path = found[0]
+    form = formats_by_suffix().get(path.suffix)
+    if form is not None and path.is_file():
+        return form.open(path, threads)
+    from explainer.export.safetensors import EagerRuntime
+
+    return EagerRuntime(load(path), threads)
