@@ -6,6 +6,7 @@ blending with the classifier's mean colour equals multiplying the normalised ima
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -54,6 +55,56 @@ def make_fill(
     if kind == "noise":
         return torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device)
     return images.roll(1, dims=0)
+
+
+def alternative_fill(
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    generator: torch.Generator | None = None,
+    kind: Literal["blur", "colour", "random"] = "random",
+    blur_sigma: float = 10.0,
+) -> Tensor:
+    """The alternative image of Dabkowski & Gal (2017), as adapted by Stalder et al.'s public code; made from normalised images.
+
+    ``blur``: Gaussian of the normalised image, surrounded by zeros (the mean colour). ``colour``: per image and channel one value uniform
+    in [-0.33, 0.33], plus noise of mean 0.11 and standard deviation 1 per pixel (so in the code; 0.11 was meant as the deviation).
+    ``random``: one of the two for the whole batch.
+
+    Args:
+        images: ``[B,3,H,W]`` in [0,1].
+        mean, std: of the classifier's normalisation, ``[3]`` or one number.
+        generator: CPU generator; None: torch's own.
+        kind: which of the two.
+        blur_sigma: pixels.
+
+    Returns:
+        ``[B,3,H,W]``; ``colour`` may leave [0,1].
+    """
+    if kind not in ("blur", "colour", "random"):
+        raise ConfigError(f"the alternative image must be blur, colour or random, received {kind!r}.")
+    if kind == "random":
+        kind = "blur" if bool(torch.rand((), generator=generator) < 0.5) else "colour"
+    centre, scale = mean.to(images).reshape(1, -1, 1, 1), std.to(images).reshape(1, -1, 1, 1)
+    if kind == "blur":
+        return zero_padded_blur((images - centre) / scale, blur_sigma) * scale + centre
+    colour = torch.rand((*images.shape[:2], 1, 1), generator=generator, dtype=images.dtype) * 0.66 - 0.33
+    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype) + 0.11
+    return (colour + noise).to(images) * scale + centre
+
+
+def zero_padded_blur(images: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian blur of ``[B,C,H,W]`` (window ``+- ceil(4 sigma)``) with zeros outside the image."""
+    if sigma <= 0:
+        raise ConfigError(f"blur_sigma must be positive, received {sigma}.")
+    half = math.ceil(4 * sigma)
+    offsets = torch.arange(-half, half + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    flat = images.flatten(0, 1).unsqueeze(1)
+    flat = torch.nn.functional.conv2d(flat, kernel.view(1, 1, -1, 1), padding=(half, 0))
+    flat = torch.nn.functional.conv2d(flat, kernel.view(1, 1, 1, -1), padding=(0, half))
+    return flat.view_as(images)
 
 
 def blend(images: Tensor, mask: Tensor, fill: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class Explanation:
         generator: CPU generator of this step.
         progress: share of the training done, in [0,1].
         ids: of the images.
+        teacher: ``[B,K,H,W]`` other methods' maps in [0,1], NaN where there is none; None while no term asks for them.
     """
 
     images: Tensor
@@ -49,6 +50,7 @@ class Explanation:
     generator: torch.Generator
     progress: float = 0.0
     ids: tuple[str, ...] = ()
+    teacher: Tensor | None = None
 
 
 class LossTerm(abc.ABC):
@@ -58,11 +60,14 @@ class LossTerm(abc.ABC):
         weight: a number, or a piecewise linear schedule ``[[progress, weight], ...]`` over training progress in [0,1].
 
     Class attributes:
-        needs_passes: the term reads ``logits_masked`` or ``logits_inverse``; if no term does, the classifier is not run on them.
+        needs_passes: the term reads ``logits_masked`` or ``logits_inverse``, through which its gradient reaches the masks; if no term
+            does, the classifier is not run on them.
+        needs_teacher: the term reads ``teacher``; if no term does, the teachers are not asked.
     """
 
     name: ClassVar[str]
     needs_passes: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
 
     def __init__(self, weight: Weight = 1.0) -> None:
         self.schedule = _schedule(weight, type(self).name)
