@@ -54,7 +54,7 @@ def _masked_output(module: nn.Module, path: str, mask: Tensor) -> Iterator[list[
     def hook(_: nn.Module, __: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ConfigError(f"layer {path!r} returns {got}; channel attribution needs [B,C,H,W]: name another layer.")
+            raise ConfigError(f"layer {path!r} returns {got}; expected a feature map [B,C,H,W]: name another layer.")
         if seen:
             raise ConfigError(
                 f"layer {path!r} runs more than once in a forward pass: name a layer that runs once, e.g. the block around it."

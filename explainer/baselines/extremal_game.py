@@ -67,6 +67,7 @@ class Schedule:
         tolerance: mean parameter change over a few iterations below which a mask has converged; None: masks stay to the end.
         profile, area_on, renormalize: the kernel profile, where the area is imposed, and whether blur is renormalised at the border,
             unless the caller chooses them.
+        informed: without ``init``, masks start where the reward's gradient points, with the area asked for, instead of at all ones.
         scaled: distances in pixels (step, sigma, blur) follow the image's size instead of the constants published for 224 pixels.
     """
 
@@ -78,6 +79,7 @@ class Schedule:
     area_on: Literal["margin", "image"] = "margin"
     renormalize: bool = False
     scaled: bool = False
+    informed: bool = False
 
 
 def make_schedule(name: ScheduleName, iterations: int | None = None) -> Schedule:
@@ -86,8 +88,9 @@ def make_schedule(name: ScheduleName, iterations: int | None = None) -> Schedule
     - ``code``: 800 steps of SGD (rate 0.01, momentum and dampening 0.9), the weight growing from 300 by 1.0035 a step.
     - ``paper``: 1600 steps of SGD (rate 0.01, momentum 0.9), weight 300, doubled after each third; the paper's kernel profile, the area
       imposed on the image alone, blur renormalised at the border.
-    - ``fast``: Adam with a rate that falls along a half cosine, the weight growing geometrically over the range that ``code`` covers
-      in its 800 steps, converged masks leaving the batch.
+    - ``fast``: 120 steps of Adam, the rate falling from 0.05 along a half cosine, the weight growing geometrically from 300 to 1800, a
+      start informed by the gradient, converged masks leaving the batch. What it gains over ``code`` comes mostly from the start: from
+      all ones a mask first has to be carved out, and where the cutting begins is decided by ties.
     """
     if name not in get_args(ScheduleName):
         raise ConfigError(f"schedule must be one of {', '.join(get_args(ScheduleName))}, received {name!r}.")
@@ -105,11 +108,12 @@ def make_schedule(name: ScheduleName, iterations: int | None = None) -> Schedule
             area_on="image",
             renormalize=True,
         )
-    length = iterations or 100
+    length = iterations or 120
     return Schedule(
         length,
-        Ascent("adam", lambda t: 0.1 * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * t / length)))),
-        lambda t: 300 * 1.0035 ** (800 * t / length),
+        Ascent("adam", lambda t: 0.05 * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * t / length)))),
+        lambda t: 300 * 6 ** (t / length),
         tolerance=2e-4,
         scaled=True,
+        informed=True,
     )

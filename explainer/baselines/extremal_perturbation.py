@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,8 +24,11 @@ from explainer.baselines.extremal_game import Game, Reward, Schedule, ScheduleNa
 from explainer.baselines.hooks import find_layer, untouched
 from explainer.baselines.mask_search import Found, History, Limits, maximise
 from explainer.baselines.perturbation import Perturbation, PerturbationKind, imsmooth, pyramid
-from explainer.baselines.smooth_mask import KernelProfile, SmoothMask, area_penalty, excluded
+from explainer.baselines.smooth_mask import KernelProfile, SmoothMask, area_penalty, excluded, parameters_of_area
 from explainer.errors import ConfigError, ShapeError
+
+_STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)  # uniform masks at which the informed start reads the reward's gradient
+_SMOOTH = 1.5  # its smoothing, in grid cells
 
 Start = Tensor | float | Callable[[Tensor, Tensor], Tensor] | None
 
@@ -75,7 +79,8 @@ class ExtremalPerturbation(Baseline):
         perturbation: ``blur`` or ``fade`` (the paper's), ``constant`` (mean colour), ``noise``.
         iterations: length of the schedule; with ``schedule=None`` the published schedule cut or stretched to it.
         init: start: parameters ``[B,h,w]``, ``[B,A,h,w]`` or ``[h,w]``, full-size masks of the same ranks, one number, or a callable
-            (images, class_index) -> masks ``[B,H,W]``. None: all ones.
+            (images, class_index) -> masks ``[B,H,W]``. None: all ones; ``fast`` starts where the reward's gradient
+            points.
         jitter: flip the image and its mask horizontally on even iterations.
         schedule: ``paper``, ``code`` or ``fast`` (see :func:`~explainer.baselines.extremal_game.make_schedule`). None: ``fast``, or
             ``code`` where ``iterations`` is given.
@@ -246,11 +251,15 @@ class ExtremalPerturbation(Baseline):
             full = family.padded_masks(parameters)
             mask = family.crop(full)
             flip = self.jitter and t % 2 == 0
-            gain = game_reward(lambda m, r: classify(m, r, flip), mask, rows, row_class[rows], self.game, self.reward)
+            gain = game_reward(partial(classify, flip=flip), mask, rows, row_class[rows], self.game, self.reward)
             penalty = area_penalty(full if self.schedule.area_on == "margin" else mask, zeros[rows])
             return gain - self.schedule.weight(t) * penalty, {"reward": gain, "area": penalty}
 
-        start = self._start(images, image, class_index, init, family)
+        init = self.init if init is None else init
+        if init is None and self.schedule.informed:
+            start = self._informed_start(family, classify, row_class, pairs)
+        else:
+            start = self._start(images, image, class_index, init, family)
         found = maximise(start, objective, self.schedule.ascent, self.schedule.iterations, self.limits)
         self.history = found.history
         return self._judge(found, family, classify, images, image, class_index)
@@ -260,7 +269,7 @@ class ExtremalPerturbation(Baseline):
         self,
         found: Found,
         family: SmoothMask,
-        classify: Callable[[Tensor, Tensor, bool], Tensor],
+        classify: Callable[..., Tensor],
         images: Tensor,
         image: Tensor,
         class_index: Tensor,
@@ -283,9 +292,28 @@ class ExtremalPerturbation(Baseline):
             found.parameters.unflatten(0, shape), found.iterations.view(shape), found.history,
         )  # fmt: skip
 
+    def _informed_start(self, family: SmoothMask, classify: Callable[..., Tensor], row_class: Tensor, pairs: int) -> Tensor:
+        """Reward gradient with respect to uniform masks of several strengths, summed and smoothed, cut at each area: ``[P*A,h,w]``.
+
+        All areas share the passes: one row per pair and strength.
+        """
+        number = len(self.areas)
+        rows = torch.arange(0, pairs * number, number, device=row_class.device)
+        slope = torch.zeros(pairs, *family.grid, dtype=family.dtype, device=row_class.device)
+        for strength in _STRENGTHS:
+            for flip in (False, True) if self.jitter else (False,):
+                for part in rows.split(self.limits.rows_per_pass or len(rows)):
+                    level = torch.full((len(part), *family.grid), strength, dtype=family.dtype, device=part.device).requires_grad_()
+                    with torch.enable_grad():
+                        mask = family(level)
+                        gain = game_reward(partial(classify, flip=flip), mask, part, row_class[part], self.game, self.reward)
+                        slope[part // number] += torch.autograd.grad(gain.sum(), level)[0]
+        smooth = imsmooth(slope[:, None], _SMOOTH, renormalize=True)[:, 0].repeat_interleave(number, 0)
+        with torch.no_grad():
+            return parameters_of_area(family, smooth, self.areas * pairs, self.schedule.area_on == "margin")
+
     def _start(self, images: Tensor, image: Tensor, class_index: Tensor, init: Start, family: SmoothMask) -> Tensor:
         """Start parameters ``[P*A,h,w]``."""
-        init = self.init if init is None else init
         pairs, number = len(image), len(self.areas)
         if init is None:
             init = 1.0

@@ -129,7 +129,7 @@ class SmoothMask:
             raise ConfigError(f"pooling must be 'softmax', 'sum' or 'sigmoid', received {pooling!r}.")
         if clamp_gradient not in ("pass", "block"):
             raise ConfigError(f"clamp_gradient must be 'pass' or 'block', received {clamp_gradient!r}.")
-        self.height, self.width, self.margin = height, width, sigma
+        self.height, self.width, self.margin, self.dtype = height, width, sigma, dtype
         self.step, self.pooling, self.coldness, self.clamp_gradient = step, pooling, coldness, clamp_gradient
         self.grid = (math.ceil(height / step), math.ceil(width / step))
         self.radius = 1 + math.ceil(sigma / step)
@@ -185,6 +185,15 @@ class SmoothMask:
         """Masks ``[N,H,W]`` of parameters ``[N,h,w]``."""
         return self.crop(self.padded_masks(parameters))
 
+    def footprint(self) -> Tensor:
+        """Part of each node's kernel that lies over the image, ``[h,w]`` in (0,1]."""
+        nodes = torch.zeros(1, *self.grid, dtype=self.dtype, device=self._weight.device).requires_grad_()
+        with torch.enable_grad():
+            full = self.padded_masks(nodes)
+            (inside,) = torch.autograd.grad(self.crop(full).sum(), nodes, retain_graph=True)
+            (whole,) = torch.autograd.grad(full.sum(), nodes)
+        return (inside / whole)[0]
+
     def parameters_from(self, masks: Tensor) -> Tensor:
         """Parameters ``[N,h,w]`` whose masks resemble full-size masks ``[N,H,W]``: their mean around each node.
 
@@ -193,6 +202,40 @@ class SmoothMask:
         size = 2 * (self.step // 2) + 1
         local = F.avg_pool2d(masks.unsqueeze(1), size, stride=1, padding=size // 2, count_include_pad=False).squeeze(1)
         return local[..., :: self.step, :: self.step].clamp(0, 1).contiguous()
+
+
+def parameters_of_area(
+    family: SmoothMask, score: Tensor, areas: Sequence[float], on_margin: bool = True, gain: float = 1.0, border: float = 4.0
+) -> Tensor:
+    """Parameters that are large where a score is large and whose masks have the areas asked for.
+
+    ``clamp(0.5 + gain (score - threshold))`` of the standardised score, the threshold found by bisection. A node at the border, part of
+    whose kernel falls on the margin where it shows nothing, is put back by ``border`` times that part.
+
+    Args:
+        family: the masks.
+        score: ``[N,h,w]`` on its grid.
+        areas: N mean values that the masks should have.
+        on_margin: of the mask with its margin, or of the part over the image.
+
+    Returns:
+        ``[N,h,w]`` in [0,1].
+    """
+    score = (score - score.mean((1, 2), keepdim=True)) / score.flatten(1).std(1).clamp_min(torch.finfo(score.dtype).tiny)[:, None, None]
+    score = score - border * (1 - family.footprint())
+    wanted = torch.tensor(areas, dtype=score.dtype, device=score.device)
+    low = score.amin((1, 2)) - 1 / gain
+    high = score.amax((1, 2)) + 1 / gain
+
+    def at(threshold: Tensor) -> Tensor:
+        return (0.5 + gain * (score - threshold[:, None, None])).clamp(0, 1)
+
+    for _ in range(10):  # a thousandth of the range of thresholds
+        middle = (low + high) / 2
+        full = family.padded_masks(at(middle))
+        too_large = (full if on_margin else family.crop(full)).mean((1, 2)) > wanted
+        low, high = torch.where(too_large, middle, low), torch.where(too_large, high, middle)
+    return at((low + high) / 2)
 
 
 def excluded(count: int, areas: Sequence[float], device: torch.device | str | None = None) -> Tensor:

@@ -333,3 +333,17 @@ def test_channel_attribution_refuses_unsuitable_layers() -> None:
         ExtremalPerturbation(explanandum, layer="0").masks(images, 0)
     with pytest.raises(ConfigError, match="layer"):
         ExtremalPerturbation(explanandum).channel_masks(images, 0)
+
+
+def test_fast_starts_where_the_evidence_is_with_the_area_asked_for() -> None:
+    images = torch.ones(2, 3, 16, 16)
+    options: dict[str, Any] = {"perturbation": "fade", "jitter": False, "step": 1, "sigma": 3, "area_on": "image", "max_iterations": 1}
+    method = ExtremalPerturbation(quadrants(), [0.1, 0.25], schedule="fast", **options)
+    found = method.masks(images, [3, 0])  # a single iteration takes no step
+    assert found.masks.mean((2, 3)).flatten().tolist() == pytest.approx([0.1, 0.25] * 2, abs=0.01)
+    assert found.masks[0, 1, 8:, 8:].mean() > 0.7
+    assert found.masks[1, 1, :8, :8].mean() > 0.7
+    chunked = ExtremalPerturbation(quadrants(), [0.1, 0.25], schedule="fast", rows_per_pass=1, **options).masks(images, [3, 0])
+    torch.testing.assert_close(chunked.parameters, found.parameters)
+    given = ExtremalPerturbation(quadrants(), [0.25], schedule="fast", init=0.5, **options).masks(images, [3, 0])
+    assert (given.parameters == 0.5).all()

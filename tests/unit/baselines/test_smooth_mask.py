@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from explainer.baselines.smooth_mask import SmoothMask, area_penalty, excluded, kernel_profile
+from explainer.baselines.smooth_mask import SmoothMask, area_penalty, excluded, kernel_profile, parameters_of_area
 from explainer.errors import ConfigError, ShapeError
 
 
@@ -102,3 +102,24 @@ def test_area_penalty_by_hand() -> None:
     # row 0, two zeros wanted: 0, .2 -> 0; .9, 1 -> 1. Row 1, three zeros wanted: one of the ones is too many.
     assert penalty.tolist() == pytest.approx([(0.2**2 + 0.1**2) / 4, 1 / 4])
     assert excluded(2025, [0.1, 0.3]).tolist() == [1822, 1417]
+
+
+def test_parameters_of_area_have_the_area_and_follow_the_score() -> None:
+    family = SmoothMask(24, 24, 2, 4, dtype=torch.float64)
+    score = torch.zeros(2, *family.grid, dtype=torch.float64)
+    score[:, :6] = torch.linspace(1, 2, 12, dtype=torch.float64)  # the upper half, more to the right
+    for on_margin in (True, False):
+        parameters = parameters_of_area(family, score, [0.1, 0.3], on_margin)
+        full = family.padded_masks(parameters)
+        masks = full if on_margin else family.crop(full)
+        assert masks.mean((1, 2)).tolist() == pytest.approx([0.1, 0.3], abs=0.005)
+        assert (parameters[0, :, 2:-2].diff(dim=1) >= 0).all()
+        assert parameters[1, 2, -3] > parameters[1, -3, -3]
+
+
+def test_footprint_of_inner_and_corner_nodes() -> None:
+    part = SmoothMask(60, 60, 3, 3, dtype=torch.float64).footprint()
+    assert part.shape == (20, 20)
+    assert part[8:12, 8:12].min().item() == pytest.approx(1)
+    assert 0.2 < part[0, 0].item() < 0.5  # a quarter of the disc, and the axes' share
+    assert part[0, 10].item() < part[1, 10].item() < part[2, 10].item()
