@@ -41,6 +41,10 @@ class UnsupportedLayerError(ExplainerError, TypeError):
     """A method has no rule for a layer of the classifier."""
 
 
+class QueryBudgetError(ExplainerError):
+    """A classifier that gives scores only was asked about more images than its budget allows."""
+
+
 class NumericalError(ExplainerError, ArithmeticError):
     """A loss or a map became NaN or infinite."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from explainer.errors import CheckpointError, ConfigError
+from explainer.models.black_box import build_black_box, is_black_box
 from explainer.models.classifiers import build_classifier
 from explainer.models.explanandum import IMAGENET_MEAN, IMAGENET_STD, Explanandum
 
@@ -95,6 +96,12 @@ def load_explanandum(
         CheckpointError: the file is unusable or does not fit the architecture.
         ConfigError: its classes are not the data's.
     """
+    if is_black_box(arch):
+        if checkpoint is not None or num_classes is None:
+            raise ConfigError(
+                f"classifier {arch} gives scores only: it needs num_classes and takes no checkpoint, received {checkpoint!r}."
+            )
+        return build_black_box(arch, num_classes, options, task=task, mean=mean, std=std, class_names=class_names, input_size=input_size)
     content = read_weights(checkpoint) if checkpoint is not None else {}
     saved = hyper_parameters(content, "classifier", checkpoint) if checkpoint is not None else None
     if saved is not None:

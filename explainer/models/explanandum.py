@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,12 @@ class Explanandum(nn.Module):
         mean, std: per-channel or one number, in units of [0,1] images. 0 and 1 switch normalisation off.
         class_names: K names, or None for "0".."K-1".
         input_size: side in pixels to which images are resized (bilinear) before the classifier; None leaves them as they are.
+
+    Class attributes:
+        differentiable: gradients flow through it to the image (:class:`~explainer.models.black_box.BlackBox`: they do not).
     """
+
+    differentiable: ClassVar[bool] = True
 
     def __init__(
         self,
