@@ -38,6 +38,16 @@ def _size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def _formats(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in FORMATS:
+            close = difflib.get_close_matches(name, FORMATS, n=1)
+            hint = f". Did you mean {close[0]}?" if close else ""
+            raise argparse.ArgumentTypeError(f"unknown format {name!r}; known: {', '.join(FORMATS)}{hint}")
+    return names
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, received {text!r}")
@@ -59,7 +69,7 @@ def export_parser() -> argparse.ArgumentParser:
     p = _parser("export", "Write a trained Explainer for another runtime, and check it against the network in torch.")
     p.add_argument("model", help="a .ckpt of train.py, or an export folder with model.safetensors")
     p.add_argument("--out", required=True, help="folder for the file, drift.json and README.md (the model card)")
-    p.add_argument("--format", nargs="+", default=["safetensors"], choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
+    p.add_argument("--format", type=_formats, default=["safetensors"], help=f"one or more, separated by commas: {', '.join(FORMATS)}")
     p.add_argument(
         "--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="fp16: half-size weights; int8: needs --calibration"
     )

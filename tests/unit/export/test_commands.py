@@ -1,0 +1,229 @@
+"""``explainer explain | export | bench`` from the command line to the files they write."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import explainer
+from explainer.cli import main
+from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
+from explainer.export import explaining, pictures
+from explainer.export.bench import Contestant, bench, contestants, onnx_contestant, table
+from explainer.export.explaining import ExplainOptions, explain, safe_name, upsample
+from explainer.export.pictures import batches, find_pictures, read_calibration
+from explainer.export.runtime import open_model
+from explainer.models.explainer import Explainer
+from explainer.models.explanandum import Explanandum
+from tests.unit.export.conftest import coloured
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_explain_a_folder_with_a_checkpoint(checkpoint: Path, net: Explainer, folder: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    assert main(["explain", str(checkpoint), str(folder), "--out", str(out), "--quiet", "--batch-size", "2"]) == 0
+    result = read(out / "results.json")
+    assert [row["name"] for row in result["images"]] == ["deep/one.png", "one.png"]
+    assert list(result["failed"]) == ["broken.png"] and "broken.png" in result["failed"]["broken.png"]
+    assert "skipped broken.png" in capsys.readouterr().out
+    row = result["images"][1]
+    assert (row["height"], row["width"], row["scores"]) == (40, 48, None) and row["chosen"] == ["red"]
+    files = sorted(p.name for p in (out / "one.png").iterdir())
+    assert files == ["mask_000_red.png", "masks.npz", "overlay.png", "overlay_000_red.png"]
+    with Image.open(out / "one.png" / "mask_000_red.png") as mask:
+        assert mask.size == (48, 40) and mask.mode == "L"
+        written = np.asarray(mask)
+    stored = np.load(out / "one.png" / "masks.npz")
+    pixels = pictures.load_picture("one", folder / "one.png", (32, 32))
+    with torch.no_grad():
+        expected = net(torch.from_numpy(pixels.small)[None])[0]
+    assert np.abs(stored["masks"].astype(np.float32) - expected.numpy()).max() < 1e-3 and list(stored["classes"])[2] == "a/b blue"
+    assert row["areas"]["red"] == pytest.approx(float(expected[0].mean()), abs=1e-4)
+    assert row["peaks"]["red"] == pytest.approx(float(expected[0].max()), abs=1e-4)
+    large = torch.nn.functional.interpolate(expected[None, :1], size=(40, 48), mode="bilinear", align_corners=False)[0, 0]
+    assert np.abs(written / 255 - large.numpy()).max() <= 0.5 / 255 + 1e-6
+    assert (out / "contact_sheet_001.png").stat().st_size > 1000
+
+
+def test_explain_with_the_fused_onnx_and_named_classes(onnx_fused: tuple[Path, Any], folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    files = [str(folder / "one.png"), str(folder / "deep" / "one.png")]
+    assert main(["explain", str(onnx_fused[0]), *files, "--out", str(out), "--quiet", "--classes", "a/b blue, red"]) == 0
+    result = read(out / "results.json")
+    assert [row["name"] for row in result["images"]] == ["one.png", "2_one.png"]
+    assert all(row["chosen"] == ["a/b blue", "red"] and 0 <= row["scores"]["green"] <= 1 for row in result["images"])
+    assert (out / "2_one.png" / "mask_002_a_b_blue.png").is_file()
+
+
+def test_the_classifier_chooses_the_classes(
+    onnx_any: tuple[Path, Any], classifier: Explanandum, classifier_checkpoint: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["explain", str(onnx_any[0]), str(folder), "--out", str(out), "--quiet", "--classifier", str(classifier_checkpoint)]
+    assert main(arguments) == 0
+    for row in read(out / "results.json")["images"]:
+        small = torch.from_numpy(pictures.load_picture("x", folder / row["name"], (32, 32)).small)[None]
+        with torch.no_grad():
+            scores = dict(zip(classifier.class_names, classifier(small).sigmoid()[0].tolist(), strict=True))
+        assert row["scores"] == pytest.approx(scores, abs=1e-5)
+        assert row["chosen"] == sorted((c for c in scores if scores[c] >= 0.5), key=lambda c: -scores[c])
+
+
+def test_a_corrupt_image_stops_where_asked(checkpoint: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["explain", str(checkpoint), str(folder), "--out", str(tmp_path / "out"), "--quiet", "--on-error", "raise"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "broken.png" in error and "--on-error skip" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ["explain", "{model}", "{folder}", "--out", "{out}", "--classes", "blu"],
+            "unknown class 'blu'. This model has: red, green, a/b blue.",
+        ),
+        (["explain", "{model}", "{folder}/absent", "--out", "{out}"], "absent does not exist"),
+        (["explain", "{folder}/absent.ckpt", "{folder}", "--out", "{out}"], "absent.ckpt does not exist"),
+        (["explain", "{model}", "{folder}", "--out", "{out}", "--treshold", "0.4"], "Did you mean --threshold?"),
+        (["explain", "{model}", "{folder}", "--out", "{out}", "--batch-size", "0"], "whole number of at least 1, received '0'"),
+        (["export", "{model}", "--out", "{out}", "--format", "onxx"], "Did you mean onnx?"),
+        (["export", "{model}", "--out", "{out}", "--size", "32x"], "expected a side (224) or HEIGHTxWIDTH (240x320)"),
+        (["export", "{model}", "--out", "{out}", "--fused", "--format", "onnx"], "needs the classifier: --classifier CHECKPOINT"),
+        (["export", "{model}"], "the following arguments are required: --out"),
+        (["export", "{model}", "--out", "{out}", "--metrics", "{folder}/notes.txt"], "notes.txt cannot be read"),
+        (["bench"], "nothing to measure"),
+    ],
+)
+def test_mistakes_end_in_one_paragraph(
+    checkpoint: Path, folder: Path, tmp_path: Path, capsys: Any, arguments: list[str], text: str
+) -> None:
+    filled = [a.format(model=checkpoint, folder=folder, out=tmp_path / "out") for a in arguments]
+    assert main(filled) == 2
+    error = capsys.readouterr().err
+    assert text in error and "Traceback" not in error
+
+
+def test_all_unreadable_is_an_error_and_no_image_too(net: Explainer, checkpoint: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    with pytest.raises(DatasetNotFoundError, match="no images in"):
+        find_pictures([bad])
+    (bad / "a.jpg").write_bytes(b"x")
+    with pytest.raises(CorruptSampleError, match=r"none of the 1 files could be read.*a\.jpg"):
+        explain([bad], open_model(checkpoint), tmp_path / "out")
+
+
+def test_export_command_writes_and_loads_again(checkpoint: Path, net: Explainer, folder: Path, tmp_path: Path, capsys: Any) -> None:
+    (checkpoint.parent.parent / "summary.json").write_text(json.dumps({"val/iou": 0.75}))
+    (folder / "broken.png").unlink()
+    out = tmp_path / "export"
+    assert main(["export", str(checkpoint), "--out", str(out), "--format", "safetensors,torch_export", "--calibration", str(folder)]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.json", "drift.json", "model.pt2", "model.safetensors"]
+    printed = capsys.readouterr().out
+    assert "largest mask difference" in printed and "IoU at 0.5 against eager" in printed and "file size" in printed
+    assert "| val/iou | 0.7500 |" in (out / "README.md").read_text()
+    images = coloured(2, 32, 5)[0]
+    with torch.no_grad():
+        assert torch.equal(explainer.load(out)(images), net(images))
+    assert np.abs(open_model(out / "model.pt2").run(images.numpy())["masks"] - net(images).numpy()).max() < 1e-5
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from explainer.cli import main\n"
+        "for c in ('explain', 'export', 'bench'):\n"
+        "    try: main([c, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "print([m for m in ('torch', 'onnx', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False)
+    assert done.stdout.strip().endswith("[]") and "--calibration" in done.stdout and "--dynamic-size" in done.stdout, done.stderr[-1000:]
+
+
+def test_bench_command_pairs_files_and_classifier(
+    onnx_fused: tuple[Path, Any], classifier_checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "bench.json"
+    arguments = ["bench", str(onnx_fused[0]), "--classifier", str(classifier_checkpoint), "--batch", "1", "2", "--repeats", "2"]
+    arguments += ["--quiet", "--out", str(out)]
+    assert main(arguments) == 0
+    report = read(out)
+    names = [(row["name"].split("/")[-1], row["batch"]) for row in report["rows"]]
+    assert names == [(n, b) for b in (1, 2) for n in ("fused.onnx", "classifier (torch)", "classifier (onnxruntime)")]
+    for row in report["rows"]:
+        assert row["images_per_s"] == pytest.approx(1000 * row["batch"] / row["wall_ms"]) and row["file_bytes"] > 0
+    assert report["rows"][-1]["relative"] == 1.0 and report["threads"] == 1 and report["load"]["before"]
+    assert "load" in capsys.readouterr().out
+
+
+def test_bench_is_interleaved_and_relative_to_the_last() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def rival(name: str, seconds: float) -> Contestant:
+        def call(images: np.ndarray) -> None:
+            import time
+
+            calls.append((name, len(images)))
+            time.sleep(seconds)
+
+        return Contestant(name, call, (4, 4))
+
+    report = bench([rival("slow", 0.03), rival("fast", 0.01)], batches=(1, 3), repeats=3)
+    assert calls == [("slow", 1), ("fast", 1)] * 4 + [("slow", 3), ("fast", 3)] * 4
+    assert report.rows[0].wall_ms >= 30 and 1.2 < report.rows[0].relative < 5 and report.rows[1].relative == 1.0
+    assert report.rows[0].cpu_ms < report.rows[0].wall_ms
+    rows = table(report)
+    assert rows[0][0] == "model" and len(rows) == 5 and rows[1][0] == "slow"
+    with pytest.raises(ConfigError, match="repeats and batch sizes"):
+        bench([], repeats=0)
+
+
+def test_models_of_different_sizes_are_not_paired(onnx_fused: tuple[Path, Any], checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"different sizes cannot be paired.*Set --size"):
+        contestants([onnx_fused[0], checkpoint], 1, side=48)
+
+
+def test_prefetching_keeps_order_and_skips(folder: Path) -> None:
+    failed: dict[str, str] = {}
+    groups = list(batches(find_pictures([folder, folder / "one.png"]), (16, 24), 2, "skip", failed))
+    assert [[p.name for p in g] for g in groups] == [["deep/one.png", "one.png"]] and list(failed) == ["broken.png"]
+    assert groups[0][0].small.shape == (3, 16, 24) and groups[0][0].small.dtype == np.float32 and groups[0][0].small.max() <= 1
+    with pytest.raises(CorruptSampleError, match="--on-error skip"):
+        list(batches(find_pictures([folder]), (16, 16), 2, "raise", {}))
+    (folder / "broken.png").unlink()
+    assert read_calibration(folder, (8, 8), limit=1).shape == (1, 3, 8, 8)
+    assert read_calibration(folder, (8, 12)).shape == (2, 3, 8, 12)
+
+
+def test_small_pieces() -> None:
+    assert safe_name("a/b: c") == "a_b_c" and safe_name("../..") == "class" and safe_name("Katze-1") == "Katze-1"
+    assert upsample(np.zeros((0, 4, 4), np.float32), (9, 7)).shape == (0, 9, 7)
+    ramp = upsample(np.array([[[0.0, 1.0]]], np.float32), (1, 4))[0, 0]
+    assert torch.allclose(ramp, torch.tensor([0.0, 0.25, 0.75, 1.0]))
+
+
+def test_more_images_than_a_sheet_holds(checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explaining, "ROWS", 1)
+    found = explain([folder], open_model(checkpoint), tmp_path / "out", ExplainOptions(side=40))
+    assert found["network_size"] == [40, 40]
+    assert sorted(p.name for p in (tmp_path / "out").glob("contact*")) == ["contact_sheet_001.png", "contact_sheet_002.png"]
+
+
+@pytest.mark.slow
+def test_any_module_can_be_timed_in_onnxruntime(net: Explainer) -> None:
+    from explainer.export.base import ExportModel
+
+    rival = onnx_contestant("half", ExportModel(net), (32, 32), 1, "fp16")
+    assert rival.call(np.zeros((3, 3, 32, 32), np.float32))["masks"].shape == (3, 3, 32, 32) and rival.file_bytes > 0

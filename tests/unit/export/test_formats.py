@@ -1,0 +1,322 @@
+"""Every format computes what the network computes, for any batch, and opens in a process that has its runtime alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import explainer
+from explainer.errors import CheckpointError, ConfigError, ExportError, FingerprintMismatchError, ShapeError, UnknownNameError
+from explainer.export import base
+from explainer.export.base import ExportModel, ExportOptions
+from explainer.export.exporting import build_format, export, format_names
+from explainer.export.fused import FusedExplainer
+from explainer.export.onnx import half_weights, quantize
+from explainer.export.parity import probe
+from explainer.export.runtime import open_model
+from explainer.export.safetensors import from_pretrained, push_to_hub, save_pretrained
+from explainer.models.classifiers import SmallVGG
+from explainer.models.explainer import Explainer
+from explainer.models.explanandum import Explanandum
+from tests.unit.export.conftest import NAMES, coloured
+
+ODD = [(1, 32, 32), (3, 37, 53), (5, 64, 40), (8, 21, 90)]
+
+
+def eager(net: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return net(torch.from_numpy(images)).numpy()
+
+
+def test_the_test_network_segments(net: Explainer) -> None:
+    images, masks = coloured(9, 32, 1)
+    found = eager(net, images.numpy()) > 0.5
+    assert (found & (masks.numpy() > 0.5)).sum() / (found | (masks.numpy() > 0.5)).sum() > 0.8
+
+
+def test_onnx_takes_any_batch_and_size(net: Explainer, onnx_any: tuple[Path, Any]) -> None:
+    path, report = onnx_any
+    runtime = open_model(path, threads=1)
+    assert runtime.classes == list(NAMES) and runtime.size is None
+    for shape in [*ODD, *((b, 32, 32) for b in range(2, 9))]:
+        images = probe(shape, None)
+        masks = runtime.run(images)["masks"]
+        assert masks.shape == (shape[0], 3, *shape[1:]) and np.abs(masks - eager(net, images)).max() < 1e-4
+    assert report.max_difference < 1e-4 and report.iou == 1.0 and not report.violations and report.real_images
+    assert abs(report.faithfulness["change"]) < 1e-5 and 0 < report.faithfulness["eager"] < 1
+    assert report.file_bytes == path.stat().st_size and report.latency_ms > 0
+    assert len({s[0] for s in report.shapes}) >= 2 and len({tuple(s[1:]) for s in report.shapes}) >= 2
+    model = onnx.load(path)
+    assert [o.version for o in model.opset_import if o.domain == ""] == [20]
+    assert json.loads({p.key: p.value for p in model.metadata_props}["classes"]) == list(NAMES)
+    assert not any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+
+
+def test_drift_and_card_lie_beside_the_file(net: Explainer, onnx_any: tuple[Path, Any], classifier: Explanandum) -> None:
+    path, report = onnx_any
+    assert json.loads((path.parent / "drift.json").read_text())["model.onnx"] == json.loads(json.dumps(report.as_dict()))
+    card = (path.parent / "README.md").read_text()
+    for text in (
+        classifier.fingerprint(),
+        "red, green, a/b blue",
+        "CC-BY-4.0",
+        "## Limits",
+        "| model.onnx | fp32 |",
+        '"name": "shapes"',
+        "unet with resnet18",
+    ):
+        assert text in card
+    assert "/home/someone" not in card and "/home/someone" not in json.dumps(onnx_description(path))
+    assert not list(path.parent.glob(".partial*"))
+
+
+def onnx_description(path: Path) -> dict[str, Any]:
+    return json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["explainer"])
+
+
+def test_fused_onnx_gives_probabilities_masks_merged_and_areas(
+    net: Explainer, classifier: Explanandum, onnx_fused: tuple[Path, Any], images: np.ndarray
+) -> None:
+    path, report = onnx_fused
+    assert path.name == "fused.onnx" and not report.violations
+    result = open_model(path).run(images)
+    with torch.no_grad():
+        probabilities = classifier(torch.from_numpy(images)).sigmoid().numpy()
+    masks = eager(net, images)
+    assert np.abs(result["probabilities"] - probabilities).max() < 1e-5 and np.abs(result["masks"] - masks).max() < 1e-4
+    assert np.allclose(result["areas"], masks.mean(axis=(2, 3)), atol=1e-5)
+    for p, m, merged in zip(probabilities, masks, result["merged"], strict=True):
+        expected = m[p >= 0.5].max(axis=0) if (p >= 0.5).any() else np.zeros_like(m[0])
+        assert np.abs(expected - merged).max() < 1e-4
+
+
+def test_fused_merges_only_predicted_classes(net: Explainer, images: np.ndarray) -> None:
+    class Fixed(torch.nn.Module):
+        def __init__(self, logits: list[float]) -> None:
+            super().__init__()
+            self.logits = torch.nn.Parameter(torch.tensor(logits))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.logits.expand(len(x), 3)
+
+    plain = Explainer.from_config(net.config)
+    plain.load_state_dict(net.state_dict())
+    x = torch.from_numpy(images[:2])
+    for logits, task, kept in (
+        ([3.0, -3.0, 2.0], "multilabel", [0, 2]),
+        ([-3.0, -3.0, -2.0], "multilabel", []),
+        ([-3.0, -1.0, -2.0], "multiclass", [1]),
+    ):
+        fused = FusedExplainer(plain, Explanandum(Fixed(logits), 3, task))  # type: ignore[arg-type]
+        with torch.no_grad():
+            probabilities, masks, merged, _ = fused(x)
+        expected = masks[:, kept].amax(dim=1) if kept else torch.zeros_like(merged)
+        assert torch.equal(merged, expected)
+        assert torch.allclose(probabilities[0], torch.tensor(logits).sigmoid() if task == "multilabel" else torch.tensor(logits).softmax(0))
+
+
+def test_a_fused_model_refuses_another_classifier(net: Explainer) -> None:
+    torch.manual_seed(5)
+    other = Explanandum(SmallVGG(3, (8, 8)), 3)
+    with pytest.raises(FingerprintMismatchError, match="Load the classifier it was trained with"):
+        FusedExplainer(net, other)
+    with pytest.raises(ConfigError, match="has 3 classes, the classifier 4"):
+        FusedExplainer(net, Explanandum(SmallVGG(4, (8, 8)), 4))
+
+
+def test_a_fixed_size_is_said(onnx_fused: tuple[Path, Any]) -> None:
+    runtime = open_model(onnx_fused[0])
+    with pytest.raises(ShapeError, match=r"exported for images of 32 x 32, received 40 x 32.*--dynamic-size"):
+        runtime.run(np.zeros((1, 3, 40, 32), np.float32))
+    with pytest.raises(ShapeError, match=r"float32 \[B,3,H,W\]"):
+        runtime.run(np.zeros((1, 3, 32, 32)))
+    for batch in range(1, 9):
+        assert runtime.run(np.zeros((batch, 3, 32, 32), np.float32))["masks"].shape == (batch, 3, 32, 32)
+
+
+def test_half_weights_halve_the_file_and_hardly_move_a_mask(
+    net: Explainer, onnx_any: tuple[Path, Any], images: np.ndarray, tmp_path: Path
+) -> None:
+    model = onnx.load(onnx_any[0])
+    half_weights(model)
+    onnx.checker.check_model(model)
+    path = tmp_path / "half.onnx"
+    onnx.save_model(model, path)
+    assert path.stat().st_size < 0.6 * onnx_any[0].stat().st_size
+    difference = np.abs(open_model(path).run(images)["masks"] - eager(net, images))
+    assert 0 < difference.max() < 0.05 and difference.mean() < 1e-3
+
+
+def test_static_int8_keeps_the_masks(net: Explainer, onnx_any: tuple[Path, Any], images: np.ndarray, tmp_path: Path) -> None:
+    source = onnx.load(onnx_any[0])
+    model = quantize(source, images)
+    onnx.helper.set_model_props(model, {p.key: p.value for p in source.metadata_props})
+    path = tmp_path / "int8.onnx"
+    onnx.save_model(model, path)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("QuantizeLinear") > 10 and path.stat().st_size < 0.5 * onnx_any[0].stat().st_size
+    weights = {t.name: t.data_type for t in model.graph.initializer}
+    assert sum(kind == onnx.TensorProto.INT8 for kind in weights.values()) > 10
+    a, b = open_model(path).run(images)["masks"] >= 0.5, eager(net, images) >= 0.5
+    assert (a & b).sum() / (a | b).sum() >= 0.95
+
+
+def test_torch_export_takes_any_batch_and_size(net: Explainer, tmp_path: Path) -> None:
+    path, report = export(net, "torch_export", tmp_path, dynamic_size=True)
+    runtime = open_model(path)
+    for shape in [*ODD, *((b, 32, 32) for b in range(2, 9))]:
+        images = probe(shape, None)
+        assert np.abs(runtime.run(images)["masks"] - eager(net, images)).max() < 1e-5
+    assert report.max_difference < 1e-5
+    code = (
+        "import sys, torch; m = torch.export.load(sys.argv[1]).module(check_guards=False);"
+        "print(tuple(m(torch.rand(4, 3, 33, 50)).shape), 'explainer' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.strip() == "(4, 3, 33, 50) False", done.stderr[-2000:]
+
+
+def test_openvino_takes_any_batch_and_size(net: Explainer, tmp_path: Path) -> None:
+    path, report = export(net, "openvino", tmp_path, dynamic_size=True)
+    runtime = open_model(path, threads=1)
+    for shape in ODD:
+        images = probe(shape, None)
+        assert np.abs(runtime.run(images)["masks"] - eager(net, images)).max() < 1e-4
+    assert report.file_bytes > path.with_suffix(".bin").stat().st_size > path.stat().st_size
+    code = (
+        "import sys, json, numpy as np, openvino as ov; m = ov.Core().read_model(sys.argv[1]);"
+        "c = ov.Core().compile_model(m, 'CPU'); print(c(np.zeros((2,3,32,32),'float32'))['masks'].shape,"
+        "json.loads(m.get_rt_info(['explainer']).astype(str))['classes'][0], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.strip() == "(2, 3, 32, 32) red False", done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_name", ["onnx", "openvino"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_reduced_precisions_stay_within_their_limits(
+    net: Explainer, classifier: Explanandum, images: np.ndarray, tmp_path: Path, format_name: str, precision: str
+) -> None:
+    path, report = export(net, format_name, tmp_path, precision=precision, fused=True, explanandum=classifier, calibration=images)
+    assert path.stem == f"fused-{precision}" and not report.violations
+    assert open_model(path).run(images)["masks"].shape == (12, 3, 32, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["deeplabv3", "deeplabv3plus", "fpn", "torchvision_deeplabv3"])
+def test_other_networks_and_downscaling_export(network: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {} if network.startswith("torchvision") else {"encoder_name": "resnet18"}
+    net = Explainer(network, 2, options, downscale=2, image_size=64).eval()
+    for format_name in ("onnx", "torch_export"):
+        _, report = export(net, format_name, tmp_path, dynamic_size=True)
+        assert report.max_difference < 1e-4
+
+
+def test_safetensors_round_trip_through_load(net: Explainer, images: np.ndarray, tmp_path: Path) -> None:
+    path, report = export(net, "safetensors", tmp_path / "out")
+    assert path.name == "model.safetensors" and report.max_difference == 0
+    for given in (tmp_path / "out", path):
+        again = explainer.load(given)
+        assert not again.training and again.class_names == NAMES and again.metadata == net.metadata
+        assert np.array_equal(eager(again, images), eager(net, images))
+
+
+def test_pretrained_folder_behaves_as_the_hub(net: Explainer, images: np.ndarray, tmp_path: Path) -> None:
+    folder = save_pretrained(net, tmp_path / "local")
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert np.array_equal(eager(from_pretrained(folder), images), eager(net, images))
+    uploaded: dict[str, Any] = {}
+
+    class Api:
+        def create_repo(self, name: str, private: bool, exist_ok: bool) -> str:
+            uploaded.update(private=private, exist_ok=exist_ok)
+            return f"hub:{name}"
+
+        def upload_folder(self, repo_id: str, folder_path: str) -> None:
+            uploaded[repo_id] = sorted(p.name for p in Path(folder_path).iterdir())
+
+    assert push_to_hub(net, "me/x", api=Api()) == "hub:me/x"
+    assert uploaded == {"private": True, "exist_ok": True, "me/x": ["README.md", "config.json", "model.safetensors"]}
+    with pytest.raises(CheckpointError, match="neither a folder nor a Hub repository"):
+        from_pretrained(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match=r"'nobody/nothing' could not be obtained .* copy its files into a folder"):
+        from_pretrained("nobody/nothing", local_files_only=True)
+
+
+def test_export_refuses_drift_and_leaves_nothing(net: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    form = type(build_format("safetensors"))
+    original = form.open
+
+    def shifted(self: Any, path: Path, threads: int | None = None) -> Any:
+        runtime = original(self, path, threads)
+        with torch.no_grad():
+            next(p for p in runtime.net.network.segmentation_head.parameters() if p.ndim == 1).add_(0.01)
+        return runtime
+
+    monkeypatch.setattr(form, "open", shifted)
+    with pytest.raises(
+        ExportError, match=r"model\.safetensors was not written: max difference 0\.00\d+ is above the limit 0\.0001.*--allow-drift"
+    ):
+        export(net, "safetensors", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    _, report = export(net, "safetensors", tmp_path / "out", allow_drift=True)
+    assert report.violations and "max difference" in (tmp_path / "out" / "README.md").read_text()
+    _, report = export(net, "safetensors", tmp_path / "out", tolerance=0.01)
+    assert not report.violations and report.limits == {"max_difference": 0.01}
+
+
+def test_options_that_do_not_fit_are_refused(net: Explainer, classifier: Explanandum, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="torch_export cannot be written with precision 'int8'; it offers fp32"):
+        export(net, "torch_export", tmp_path, precision="int8")
+    with pytest.raises(ConfigError, match="int8 needs calibration images: --calibration FOLDER"):
+        export(net, "onnx", tmp_path, precision="int8")
+    with pytest.raises(ConfigError, match="needs the classifier: --classifier CHECKPOINT"):
+        export(net, "onnx", tmp_path, fused=True)
+    with pytest.raises(ConfigError, match="safetensors stores the Explainer alone; choose onnx"):
+        export(net, "safetensors", tmp_path, fused=True, explanandum=classifier)
+    with pytest.raises(UnknownNameError, match="Did you mean 'onnx'"):
+        export(net, "onx", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert format_names() == ["onnx", "openvino", "safetensors", "torch_export"]
+
+
+@pytest.mark.parametrize(("format_name", "module", "extra"), [("onnx", "onnx", "export"), ("openvino", "openvino", "openvino")])
+def test_a_missing_package_names_its_extra(
+    net: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_name: str, module: str, extra: str
+) -> None:
+    real = base.importlib.import_module
+
+    def absent(name: str) -> Any:
+        if name == module:
+            raise ImportError(f"No module named {name!r}")
+        return real(name)
+
+    monkeypatch.setattr(base.importlib, "import_module", absent)
+    with pytest.raises(ConfigError, match=rf"{module} is not installed .*pip install 'explainer-net\[{extra}\]'"):
+        build_format(format_name).write(ExportModel(net), tmp_path / "model", ExportOptions((32, 32)))
+
+
+def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
+    for suffix, text in (
+        (".onnx", "not a model written by `explainer export --format onnx`"),
+        (".pt2", "not a program"),
+        (".xml", "not a model written by"),
+    ):
+        path = tmp_path / f"bad{suffix}"
+        path.write_bytes(b"nonsense")
+        with pytest.raises(CheckpointError, match=text):
+            open_model(path)
+    with pytest.raises(CheckpointError, match=r"holds 3 model files \(bad.onnx, bad.pt2, bad.xml\).*Give the file"):
+        open_model(tmp_path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        open_model(tmp_path / "absent.onnx")
