@@ -19,10 +19,12 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from explainer.config import RunConfig
 from explainer.errors import ConfigError, ExplainerError
 from explainer.evaluation.config import EvaluateConfig
+from explainer.evaluation.maps_config import MapsConfig
 from explainer.export.commands import bench_command, explain_command, export_command
+from explainer.report import commands as report_commands
 
 TRAIN_COMMANDS = {
-    "fit": "train; resume with --ckpt_path last",
+    "fit": "train; resume with --ckpt_path last (or auto: if there is one)",
     "validate": "losses and metrics on the validation split",
     "test": "losses and metrics on the test split",
     "predict": "write masks (or logits) of a split as .npz",
@@ -152,6 +154,8 @@ def _train_command(name: str) -> Callable[[Sequence[str]], int]:
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     **{name: (text, _train_command(name)) for name, text in TRAIN_COMMANDS.items()},
     "evaluate": ("methods x images x protocols -> tables with intervals", evaluate),
+    "report": (report_commands.SUMMARY, report_commands.main),
+    "maps": ("maps of one method over a split, kept for evaluation and distillation", maps_command),
     "explain": ("class masks, overlays and numbers for images and folders", explain_command),
     "export": ("safetensors, ONNX, torch.export or OpenVINO, checked against the network", export_command),
     "bench": ("latency, throughput and memory of exported models and of the classifier", bench_command),

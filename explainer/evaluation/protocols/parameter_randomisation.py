@@ -53,7 +53,9 @@ class ParameterRandomisation(Check):
         return {"spearman": shares, "ssim": shares}
 
     def not_applicable(self, method: Method) -> str | None:
-        """Methods that do not hold the classifier (trained Explainers) cannot be randomised through it."""
+        """Methods that do not hold the classifier (trained Explainers) cannot be randomised through it; the ground truth need not be."""
+        if method.needs_truth:
+            return "it reads the ground truth, not the classifier"
         if isinstance(getattr(method.attributor, "explanandum", None), nn.Module):
             return None
         return "it does not compute its maps from the classifier; train it against a randomised one instead (see cheating.implausible)"

@@ -98,7 +98,7 @@ class RandomisedClassifier(Check):
         error = float(per_network.std(ddof=1) / np.sqrt(len(per_network))) if len(per_network) > 1 else 0.0
         remaining = float(per_network.mean())
         # Two standard errors over networks: few random networks agree with a mask by chance.
-        value = (remaining - 2 * error) / advantage
+        value = max(0.0, remaining - 2 * error) / advantage
         sentence = (
             f"The masks beat the same masks moved in {advantage + 0.5:.1%} of cases; with random classifiers in {remaining + 0.5:.1%} "
             f"(standard error {error:.1%}). Judged is the lower end of what survives, as a share of the advantage."

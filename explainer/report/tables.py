@@ -1,0 +1,345 @@
+"""The tables of an evaluation, built once from ``summary.json`` and its rows; as Markdown, LaTeX or JSON (HTML: ``html.py``)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from explainer.errors import ConfigError
+from explainer.evaluation.protocol import Column
+from explainer.evaluation.results import Row, decode, encode, read_rows
+from explainer.evaluation.statistics import paired_difference
+
+SUMMARY = "summary.json"
+#: Plain words for what the protocols ask; a protocol that is not here goes by its label.
+TITLES: dict[str, tuple[str, str]] = {
+    "segmentation": ("Agreement with the objects", "How well the mask matches the object's pixels."),
+    "segmentation_per_class": ("Agreement with the objects, by class", "One mask per class, compared with that class's pixels."),
+    "pointing_game": ("Pointing game", "Does the highest point of the map lie on the object?"),
+    "insertion_deletion": ("Insertion and deletion", "The score while the map's most important pixels appear or disappear first."),
+    "negative_perturbation": ("Negative and positive perturbation", "Accuracy while unimportant or important pixels are removed first."),
+    "sufficiency_necessity": ("Sufficiency and necessity", "Score kept by the mask, score left without it."),
+    "masking_matrix": ("Class-specific masking", "Does the mask of one class keep that class and remove the others?"),
+    "classification_kept": ("Classification kept", "Is the image still recognised when only the mask is shown?"),
+    "inverse_mask": ("What the inverse mask leaves", "Score left when the mask's pixels are gone."),
+    "srd_metrics": ("Localisation, sparseness, fidelity, stability", "The five numbers of the SRD paper."),
+    "class_sensitivity": ("Class sensitivity", "Do the maps of the most and the least likely class differ?"),
+    "monotonicity": ("Monotonicity", "Do larger areas keep more of the score?"),
+    "infidelity": ("Infidelity and sensitivity", "Does the map predict the effect of small changes, and is it stable?"),
+    "manipulation": ("Adversarial manipulation", "Can an invisible change of the image change the map?"),
+    "apop": ("What activation patterns predict", "The class read from activation patterns alone."),
+    "time": ("Time", "Seconds for one image."),
+    "label_leakage": ("Check: label leakage", "Does the mask alone tell the class?"),
+    "randomised_classifier": ("Check: randomised classifier", "Is the masks' advantage lost when the classifier is random?"),
+    "fill_swap": ("Check: fill swap", "Do masks work under fills not used in training?"),
+    "shortcut": ("Check: planted shortcut", "Is a cue shown exactly where the classifier uses it?"),
+    "parameter_randomisation": ("Check: parameter randomisation", "Do maps change when the classifier's parameters are random?"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number: already scaled to what is shown; NaN bounds where there is no interval."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    digits: int = 2
+    note: str = ""
+    best: bool = False
+    verdict: str = ""
+
+    @property
+    def number(self) -> str:
+        """The value as text."""
+        return _text(self.value, self.digits)
+
+    @property
+    def interval(self) -> str:
+        """The interval as text, empty where there is none."""
+        return "" if math.isnan(self.low) or math.isnan(self.high) else f"{_text(self.low, self.digits)} to {_text(self.high, self.digits)}"
+
+    def text(self) -> str:
+        """Value and interval on one line."""
+        parts = [self.number, f"[{self.interval.replace(' to ', ', ')}]" if self.interval else "", self.note, self.verdict]
+        return " ".join(p for p in parts if p)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        key: stable name.
+        title, caption: plain words.
+        header: of the columns after the first.
+        directions: True: higher is better, False: lower, None: neither; one per column.
+        lines: ``(label, cells)``; a cell is None where there is no number.
+        first: header of the first column.
+    """
+
+    key: str
+    title: str
+    caption: str
+    header: list[str]
+    directions: list[bool | None]
+    lines: list[tuple[str, list[Cell | None]]]
+    first: str = "method"
+
+
+@dataclass
+class Results:
+    """One results folder.
+
+    Attributes:
+        folder: where it is.
+        summary: content of ``summary.json``.
+        rows: of ``results.jsonl``.
+        groups: rows by (method, scale, protocol).
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    rows: list[Row]
+    groups: dict[tuple[str, str, str], list[Row]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            self.groups.setdefault((row.method, row.scale, row.protocol), []).append(row)
+
+    @property
+    def name(self) -> str:
+        """The data set's name, or the folder's."""
+        config = self.summary.get("provenance", {}).get("config", {})
+        return str(config.get("data", {}).get("name") or self.folder.name)
+
+
+def load_results(folder: str | Path) -> Results:
+    """Read a results folder.
+
+    Raises:
+        ConfigError: it is not one, or it is damaged.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        folder = folder.parent
+    path = folder / SUMMARY
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder} is no results folder: {path.name} is missing. Evaluate first: python evaluate.py --config FILE --out {folder}"
+        )
+    try:
+        summary = json.loads(path.read_text())
+        assert summary["schema"] == 1
+        return Results(folder, summary, read_rows(folder))
+    except (ValueError, KeyError, AssertionError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} is no summary of this version ({error}). Run the evaluation again; finished batches stay.") from error
+
+
+def label_of(method: str, scale: str) -> str:
+    """A line's label."""
+    return method if scale == "raw" else f"{method} (rescaled)"
+
+
+def title_of(summary: Mapping[str, Any], protocol: str) -> tuple[str, str]:
+    """``(title, question)`` of a protocol's label in plain words; a label that differs from the protocol's name is added."""
+    name = summary["protocols"][protocol]["name"]
+    title, question = TITLES.get(name, (name.replace("_", " ").capitalize(), ""))
+    return (title if protocol == name else f"{title} ({protocol})"), question
+
+
+def protocol_table(results: Results, protocol: str) -> Table:
+    """The numbers of one protocol: a line per method and scale. The best value of each column is marked (rows that read ground
+    truth are out of competition).
+    """
+    summary = results.summary
+    entry = summary["protocols"][protocol]
+    columns = {name: c for name, c in entry["columns"].items() if c["shown"]}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in summary["results"]:
+        if line["protocol"] == protocol and line["column"] in columns:
+            found.setdefault((line["method"], line["scale"]), {})[line["column"]] = line
+    lines: list[tuple[str, list[Cell | None]]] = []
+    best = {name: _best(name, c, found, summary) for name, c in columns.items()}
+    for (method, scale), numbers in found.items():
+        most = max(n["used"] for n in numbers.values())
+        cells = [_cell(numbers.get(name), c, most, best[name] == (method, scale)) for name, c in columns.items()]
+        lines.append((label_of(method, scale), cells))
+    title, question = title_of(summary, protocol)
+    caption = " ".join(p for p in (question, f"Source: {entry['source']}; mode: {entry['mode']}." if entry["source"] else "") if p)
+    header = [c["title"] + (" %" if c["percent"] else "") for c in columns.values()]
+    return Table(protocol, title, caption, header, [c["higher_is_better"] for c in columns.values()], lines)
+
+
+def reference_method(results: Results) -> str | None:
+    """The method that others are compared with: the first trained Explainer, else the first method."""
+    config = results.summary.get("provenance", {}).get("config", {}).get("methods") or {}
+    methods = list(results.summary["methods"])
+    trained = [m for m in methods if (config.get(m) or {}).get("name") == "explainer" or m == "explainer"]
+    return (trained or methods or [None])[0]
+
+
+def difference_table(results: Results, protocol: str, reference: str, bootstrap: int = 1000) -> Table | None:
+    """Paired differences "reference - method" over the rows that both have, with intervals; None where there is nothing to compare.
+
+    Each method is taken at the scale of the reference if it has rows there, else raw.
+    """
+    summary = results.summary
+    confidence = summary.get("confidence") or 0.95
+    columns = {
+        name: c
+        for name, c in summary["protocols"][protocol]["columns"].items()
+        if c["shown"] and c["counts"] is None and c["higher_is_better"] is not None
+    }
+    own = results.groups.get((reference, "raw", protocol))
+    others = [m for m in summary["methods"] if m != reference]
+    if not own or not columns or not others:
+        return None
+    lines: list[tuple[str, list[Cell | None]]] = []
+    for method in others:
+        for scale in ("raw", "minmax"):
+            rows = results.groups.get((method, scale, protocol))
+            if not rows:
+                continue
+            cells: list[Cell | None] = []
+            for name, c in columns.items():
+                known = {k: v for k, v in c.items() if k in Column.__dataclass_fields__ and k != "counts"}
+                s = paired_difference(own, rows, name, Column(**known), bootstrap, confidence)
+                factor, digits = (100.0 if c["percent"] else 1.0), (2 if c["percent"] else 3)
+                verdict = "" if not (s.low > 0 or s.high < 0) else "better" if (s.low > 0) == c["higher_is_better"] else "worse"
+                cell = Cell(s.value * factor, s.low * factor, s.high * factor, digits, verdict=verdict)
+                cells.append(None if math.isnan(s.value) else cell)
+            lines.append((label_of(method, scale), cells))
+    title, _ = title_of(summary, protocol)
+    caption = f"{reference} minus each method, same images; {100 * confidence:g} % interval. Better or worse: it excludes 0."
+    header = [c["title"] + (" %" if c["percent"] else "") for c in columns.values()]
+    directions = [c["higher_is_better"] for c in columns.values()]
+    return Table(f"{protocol}_differences", f"{title}: differences", caption, header, directions, lines)
+
+
+def verdict_table(results: Results) -> Table | None:
+    """Checks for cheating: a line per method, a column per check; the cell tells pass, fail or undecided, value and bar."""
+    verdicts = results.summary.get("verdicts") or []
+    if not verdicts:
+        return None
+    checks = list(dict.fromkeys(v["check"] for v in verdicts))
+    by: dict[tuple[str, str], dict[str, Any]] = {}
+    for v in verdicts:
+        by.setdefault((v["method"], v["scale"]), {})[v["check"]] = v
+    lines = [(label_of(*who), [_verdict_cell(found.get(check)) for check in checks]) for who, found in by.items()]
+    caption = "Pass or fail, the value and the bar it is held against."
+    return Table("checks", "Checks for cheating", caption, checks, [None] * len(checks), lines)
+
+
+def all_tables(results: Results, bootstrap: int = 1000) -> list[Table]:
+    """Every table of a results folder: checks first, then each protocol and its differences."""
+    found: list[Table | None] = [verdict_table(results)]
+    reference = reference_method(results)
+    for protocol in results.summary["protocols"]:
+        found.append(protocol_table(results, protocol))
+        if reference is not None:
+            found.append(difference_table(results, protocol, reference, bootstrap))
+    return [t for t in found if t is not None and t.lines]
+
+
+def markdown(table: Table) -> str:
+    """As a Markdown table under a heading."""
+    head = [table.first, *(plain(h) + _ARROWS[d] for h, d in zip(table.header, table.directions, strict=True))]
+    lines = [head, ["---", *["---:"] * len(table.header)]]
+    for label, cells in table.lines:
+        texts = ["-" if c is None else f"**{c.text()}**" if c.best else c.text() for c in cells]
+        lines.append([plain(label), *texts])
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"### {plain(table.title)}\n\n{plain(table.caption)}\n\n{body}\n"
+
+
+def latex(table: Table) -> str:
+    """As a LaTeX ``table`` (needs booktabs)."""
+    arrows = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}
+    head = [_escape_latex(table.first), *(_escape_latex(h) + arrows[d] for h, d in zip(table.header, table.directions, strict=True))]
+    lines = []
+    for label, cells in table.lines:
+        texts = ["--" if c is None else rf"\textbf{{{_escape_latex(c.text())}}}" if c.best else _escape_latex(c.text()) for c in cells]
+        lines.append(" & ".join([_escape_latex(label), *texts]) + r" \\")
+    return "\n".join(
+        [
+            r"\begin{table}", r"\centering", rf"\caption{{{_escape_latex(table.title)}. {_escape_latex(table.caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(table.header)}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule",
+            *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+        ]
+    )  # fmt: skip
+
+
+def as_json(tables: Sequence[tuple[str, Table]]) -> str:
+    """``(data name, table)`` pairs as JSON; null stands for "no number"."""
+
+    def numbers(cell: Cell | None) -> dict[str, Any] | None:
+        if cell is None:
+            return None
+        plain = {"value": encode(cell.value), "low": encode(cell.low), "high": encode(cell.high), "best": cell.best}
+        return {**plain, **({"verdict": cell.verdict} if cell.verdict else {}), **({"note": cell.note} if cell.note else {})}
+
+    content = [
+        {
+            "data": data, "key": t.key, "title": t.title, "caption": t.caption, "columns": t.header, "higher_is_better": t.directions,
+            "rows": [{"label": label, "cells": [numbers(c) for c in cells]} for label, cells in t.lines],
+        }
+        for data, t in tables
+    ]  # fmt: skip
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+_ARROWS = {True: " ↑", False: " ↓", None: ""}
+
+
+def _text(value: float, digits: int) -> str:
+    if math.isnan(value):
+        return "-"
+    return "∞" if value == math.inf else "-∞" if value == -math.inf else f"{value:.{digits}f}"
+
+
+def _cell(line: Mapping[str, Any] | None, column: Mapping[str, Any], most: int, best: bool) -> Cell | None:
+    if line is None or line["value"] is None:
+        return None
+    factor = 100.0 if column["percent"] else 1.0
+    value, low, high = (decode(line[k]) * factor for k in ("value", "low", "high"))
+    digits = 2 if column["percent"] or abs(value) >= 10 else 3 if abs(value) >= 0.01 or value == 0 else 6
+    return Cell(value, low, high, digits, f"(n={line['used']})" if line["used"] < most else "", best)
+
+
+def _best(name: str, column: Mapping[str, Any], found: Mapping[tuple[str, str], Any], summary: Mapping[str, Any]) -> tuple[str, str] | None:
+    if column["higher_is_better"] is None or len(found) < 2:
+        return None
+    values = {
+        who: decode(numbers[name]["value"])
+        for who, numbers in found.items()
+        if name in numbers and numbers[name]["value"] is not None and not summary["methods"].get(who[0], {}).get("needs_truth")
+    }
+    if len(values) < 2:
+        return None
+    return (max if column["higher_is_better"] else min)(values, key=lambda who: values[who])
+
+
+def _verdict_cell(verdict: Mapping[str, Any] | None) -> Cell | None:
+    if verdict is None:
+        return None
+    word = {True: "pass", False: "FAIL", None: "undecided"}[verdict["passed"]]
+    bar = decode(verdict["threshold"])
+    return Cell(decode(verdict["value"]), digits=3, note="" if math.isnan(bar) else f"({verdict['rule']} {bar:.3f})", verdict=word)
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is: no table border, no HTML."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _escape_latex(text: str) -> str:
+    plain = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+             "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"$<$", ">": r"$>$", "∞": r"$\infty$"}  # fmt: skip
+    return "".join(plain.get(c, c) for c in text)

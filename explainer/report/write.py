@@ -1,0 +1,53 @@
+"""Results folders in, report files out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from explainer.evaluation.results import write_atomic
+from explainer.report.html import report
+from explainer.report.tables import Results, all_tables, as_json, latex, load_results, markdown, plain
+
+
+def write(
+    folders: Sequence[str | Path], out: Path, also: Sequence[str] = (), title: str = "Evaluation report", bootstrap: int = 1000
+) -> list[Path]:
+    """Write the report.
+
+    Args:
+        folders: results folders.
+        out: file; its ending (.html, .md, .tex, .json) chooses the form.
+        also: further forms (md, tex, json), written beside it.
+        title: of the report.
+        bootstrap: resamples behind the intervals of differences.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: a folder that holds no results.
+    """
+    results = [load_results(folder) for folder in folders]
+    written = []
+    for path in dict.fromkeys([out, *(out.with_suffix(f".{form}") for form in also)]):
+        write_atomic(path, render(results, path.suffix, title, bootstrap))
+        written.append(path)
+    return written
+
+
+def render(results: Sequence[Results], suffix: str, title: str = "Evaluation report", bootstrap: int = 1000) -> str:
+    """The report as text in the form of ``suffix``."""
+    if suffix == ".html":
+        return report(results, title, bootstrap)
+    found = [(r, all_tables(r, bootstrap)) for r in results]
+    tables = [(r.name, t) for r, own in found for t in own]
+    if suffix == ".json":
+        return as_json(tables)
+    if suffix == ".tex":
+        return "% Needs \\usepackage{booktabs}.\n" + "\n".join(f"% {' '.join(data.split())}\n{latex(t)}" for data, t in tables)
+    parts = [f"# {plain(title)}\n"]
+    for r, own in found:
+        parts.append(f"## {plain(r.name)}: {r.summary['images']} images of the {r.summary['split']} split\n")
+        parts += [markdown(t) for t in own]
+    return "\n".join(parts)
