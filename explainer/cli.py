@@ -53,7 +53,12 @@ def _train_parser(command: str) -> Parser:
     parser._command = command
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
     parser.add_class_arguments(RunConfig, as_group=False)
-    parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint: last, best or a path (fit: resume from it)")
+    parser.add_argument(
+        "--ckpt_path",
+        type=str | None,
+        default=None,
+        help="checkpoint: last, best, auto (last if there is one) or a path (fit: resume from it)",
+    )
     return parser
 
 
@@ -144,6 +149,26 @@ def evaluate(argv: Sequence[str]) -> int:
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
     """``evaluate.py``: returns the exit code."""
     return _guarded(evaluate, sys.argv[1:] if argv is None else argv)
+
+
+def parse_maps(argv: Sequence[str]) -> MapsConfig:
+    """``[options...]`` -> the configuration of ``explainer maps``."""
+    rest = list(argv)
+    _exists(rest)
+    parser = Parser(prog="explainer maps", description="Fill a map cache: one method, one split.", default_env=False)
+    parser._command = "maps"
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
+    parser.add_class_arguments(MapsConfig, as_group=False)
+    values = parser.instantiate(parser.parse_args(rest))
+    return MapsConfig(**{k: v for k, v in vars(values).items() if k != "config"})
+
+
+def maps_command(argv: Sequence[str]) -> int:
+    """Fill a map cache."""
+    config = parse_maps(argv)
+    from explainer.evaluation.make_maps import run
+
+    return run(config)
 
 
 def _train_command(name: str) -> Callable[[Sequence[str]], int]:

@@ -47,12 +47,12 @@ def data_module(config: EvaluateConfig) -> DataModule:
 
 
 def classifier(config: EvaluateConfig, data: DataModule) -> Explanandum:
-    """The Explanandum; a missing checkpoint is answered with where it comes from."""
+    """The Explanandum; missing data and a missing checkpoint are answered with where they come from, the data first."""
     c = config.classifier
+    data.dataset(config.split)
     if c.checkpoint is not None and not Path(c.checkpoint).is_file():
         how = f"python train.py fit --config {c.train_with}" if c.train_with else "python train.py fit --config configs/classifier/*.yaml"
         raise CheckpointError(f"classifier {c.checkpoint} does not exist. Train it ({how}), or give another with --classifier.checkpoint.")
-    data.dataset(config.split)
     return load_explanandum(c.checkpoint, c.arch, c.options, data.num_classes, data.task, data.class_names, c.mean, c.std, c.input_size)
 
 
@@ -182,7 +182,7 @@ def build_runner(config: EvaluateConfig, rank: int = 0, world: int = 1) -> Runne
     cache = config.cache
     settings = Settings(
         Path(config.out), config.split, config.limit, config.classes, config.seed, config.batch_size, device,
-        None if cache.folder is None else Path(cache.folder), cache.dtype, config.time_budget, config.progress, rank, world,
+        None if cache.folder is None else Path(cache.folder), cache.dtype, config.time_budget, config.progress, config.gallery, rank, world,
     )  # fmt: skip
     return Runner(methods, protocols, explanandum, data, settings)
 

@@ -68,6 +68,7 @@ class EvaluateConfig:
         time_budget: seconds after which no new batch is started; running again goes on. null: none.
         threads: CPU threads of torch; null leaves torch's choice.
         progress: show the progress bar.
+        gallery: images from the start of the split whose maps are kept as small pictures for the report; 0: none.
     """
 
     out: str = "results/evaluation"
@@ -89,3 +90,4 @@ class EvaluateConfig:
     time_budget: float | None = None
     threads: int | None = None
     progress: bool = True
+    gallery: int = 24

@@ -77,6 +77,19 @@ def key_hash(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(key_text(key).encode()).hexdigest()[:16]
 
 
+def cache_key(classifier: str, data: str, method: Mapping[str, Any], split: str, seed: int, version: str) -> dict[str, Any]:
+    """The key under which evaluation, ``explainer maps`` and distillation find the same maps.
+
+    Args:
+        classifier, data: fingerprints.
+        method: ``{"name": ..., "options": ...}``.
+        split: of the data.
+        seed: of random methods.
+        version: of this package.
+    """
+    return {"classifier": classifier, "data": data, "method": dict(method), "seed": seed, "split": split, "version": version}
+
+
 class MapCache:
     """Maps of one method on one data set, by image id and class.
 
@@ -112,6 +125,10 @@ class MapCache:
 
     def __contains__(self, pair: tuple[str, int]) -> bool:
         return pair in self._place
+
+    def pairs(self) -> list[tuple[str, int]]:
+        """The (image id, class) pairs that are there, shard by shard: reading them in this order opens each shard once."""
+        return list(self._place)
 
     # ------------------------------------------------------------------ reading
     def refresh(self) -> None:
@@ -166,11 +183,14 @@ class MapCache:
         except FileNotFoundError:
             return None  # another process has just set it aside
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            return self._reject(path, f"is damaged ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'})")
+            self._reject(path, f"is damaged ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'})")
+            return None
         if digest != _digest(shard):
-            return self._reject(path, "does not match its checksum")
+            self._reject(path, "does not match its checksum")
+            return None
         if str(shard["key"]) != self.key:
-            return self._reject(path, "belongs to another classifier, method or data set")
+            self._reject(path, "belongs to another classifier, method or data set")
+            return None
         return shard
 
     def _reject(self, path: Path, reason: str) -> None:

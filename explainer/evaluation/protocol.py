@@ -67,6 +67,8 @@ class Protocol(abc.ABC):
     uses_scale: ClassVar[bool] = False
     #: Images from the start of the split that the protocol looks at; None takes all.
     images: int | None = None
+    #: Labels of the methods that the protocol looks at; None takes all.
+    methods: list[str] | None = None
 
     def __init__(self, mode: Mode = "corrected") -> None:
         self.mode = mode
@@ -97,7 +99,10 @@ class Protocol(abc.ABC):
 
     def identity(self) -> dict[str, Any]:
         """Plain values that decide the rows."""
-        return {"protocol": self.name, **{k: v for k, v in sorted(vars(self).items()) if not k.startswith("_") and k != "images"}}
+        return {
+            "protocol": self.name,
+            **{k: v for k, v in sorted(vars(self).items()) if not k.startswith("_") and k not in ("images", "methods")},
+        }
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,9 @@ def none_wanted(scene: Scene) -> Tensor:
 def build_protocol(label: str, options: Mapping[str, Any] | None, mode: Mode) -> Protocol:
     """The protocol of a configuration entry: ``{label: {protocol: name, option: value}}``; the label is the name by default.
 
+    Besides the protocol's own options there are ``images`` (look at so many images from the start of the split) and ``methods`` (a list
+    of labels, to spare the others a slow protocol).
+
     Raises:
         ConfigError: an unknown name or option.
     """
@@ -165,7 +173,11 @@ def build_protocol(label: str, options: Mapping[str, Any] | None, mode: Mode) ->
     images = given.pop("images", None)
     if images is not None and (not isinstance(images, int) or images < 1):
         raise ConfigError(f"protocols.{label}: images must be a positive whole number, received {images!r}.")
+    methods = given.pop("methods", None)
+    if methods is not None and (not isinstance(methods, list) or not all(isinstance(m, str) for m in methods)):
+        raise ConfigError(f"protocols.{label}: methods must be a list of labels, received {methods!r}.")
     protocol: Protocol = plugins.build(PACKAGE, name, **given)
+    protocol.methods = methods
     if images is not None:
         protocol.images = images
     return protocol

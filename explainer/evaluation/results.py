@@ -18,6 +18,7 @@ A results folder holds
 - ``summary.json``: see :mod:`explainer.evaluation.summary`; ``summary.csv`` and ``table.md`` show the same numbers;
 - ``rows/*.jsonl``: the store behind them, one line per (method, protocol, batch) with the batch's rows and a key that ties it to
   classifier, method, data, protocol and options; written line by line, so that a kill loses at most the batch in work;
+- ``gallery/``: small pictures, see :mod:`explainer.evaluation.gallery`;
 - ``maps/``: the map cache, if it is kept here; ``config.yaml``.
 
 Vectors by protocol: ``insertion_deletion``: ``insertion``, ``deletion`` (score at ``fractions`` of the pixels, 5 digits);

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import explainer
 from explainer.errors import ConfigError, ExplainerError
+from explainer.evaluation import gallery
 from explainer.evaluation.map_cache import MapCache, MapType, fetch_pairs
 from explainer.evaluation.progress import Progress
 from explainer.evaluation.protocol import Protocol
@@ -39,7 +40,7 @@ class Settings:
 
     Attributes:
         out: results folder.
-        split, limit, classes, seed, batch_size, device, time_budget, progress: as in the configuration.
+        split, limit, classes, seed, batch_size, device, time_budget, progress, gallery: as in the configuration.
         cache: folder of the map cache, or None.
         cache_dtype: of the cache.
         rank, world: of this process.
@@ -56,6 +57,7 @@ class Settings:
     cache_dtype: MapType = "float16"
     time_budget: float | None = None
     progress: bool = False
+    gallery: int = 0
     rank: int = 0
     world: int = 1
 
@@ -100,6 +102,9 @@ class Runner:
         if settings.batch_size < 1 or (settings.limit is not None and settings.limit < 1):
             raise ConfigError(f"batch_size and limit must be at least 1, received {settings.batch_size} and {settings.limit}.")
         self.dataset = data.dataset(settings.split)
+        for label, protocol in self.protocols.items():
+            for unknown in set(protocol.methods or []) - {m.label for m in methods}:
+                raise ConfigError(f"protocols.{label}: methods names {unknown!r}; the methods are {', '.join(m.label for m in methods)}.")
         number = len(self.dataset) if settings.limit is None else min(settings.limit, len(self.dataset))
         if number == 0:
             raise ConfigError(f"the {settings.split} split has no images.")
@@ -113,9 +118,12 @@ class Runner:
     def combinations(self) -> list[tuple[Method | None, str]]:
         """(method, protocol label) in the order of the tables; the method is None for protocols about the classifier alone."""
         alone: list[tuple[Method | None, str]] = [(None, label) for label, p in self.protocols.items() if not p.uses_maps]
-        return alone + [
-            (m, label) for m in self.methods for label, p in self.protocols.items() if p.uses_maps and p.not_applicable(m) is None
-        ]
+        return alone + [(m, label) for m in self.methods for label, p in self.protocols.items() if self._applies(m, p)]
+
+    @staticmethod
+    def _applies(method: Method, protocol: Protocol) -> bool:
+        asked = protocol.methods is None or method.label in protocol.methods
+        return protocol.uses_maps and asked and protocol.not_applicable(method) is None
 
     def skipped(self) -> dict[tuple[str, str], str]:
         """Combinations that do not apply, with the reason."""
@@ -203,6 +211,8 @@ class Runner:
         whole = Scene(loaded.to(self.settings.device), indices, self.explanandum, self.settings.classes, self.settings.seed, self.dataset)
         scenes = {len(indices): whole}
 
+        gallery.save(self.settings.out, whole, self.settings.gallery)
+
         def scene_of(label: str) -> Scene:
             size = sum(i in self._cut(self.protocols[label], batch) for i in indices)
             if size not in scenes:
@@ -234,6 +244,7 @@ class Runner:
         raw, seconds = torch.empty(0), math.nan
         if method is not None:
             raw, seconds = self._maps(method, [label for label, _ in wanted if usable[label]], scene_of, whole)
+            gallery.save(self.settings.out, whole, self.settings.gallery, method, raw)
         units = []
         for label, key in wanted:
             protocol, scene = self.protocols[label], scene_of(label)

@@ -9,6 +9,7 @@
      "results": [{"method", "scale", "protocol", "column", "value", "low", "high", "used", "excluded", "images",
                   "per_class": {name: value}}],
      "vectors": [{"method", "scale", "protocol", "vector", "mean": [...], "per_class": {name: [...]}, "rows": 12}],
+     "verdicts": [{"protocol", "check", "method", "scale", "value", "threshold", "rule", "passed", "sentence", "details"}],
      "skipped": [{"method", "protocol", "reason"}], "failures": {"<method>": "message"}, "notices": [...], "provenance": {...}}
 
 null stands for NaN. ``per_class`` of the vector "masking" is the class x class matrix.
@@ -28,6 +29,7 @@ from explainer.evaluation.protocol import Protocol
 from explainer.evaluation.results import Row, Unit, encode, write_atomic
 from explainer.evaluation.runner import CLASSIFIER, Outcome, Runner
 from explainer.evaluation.statistics import mean_vector, statistic
+from explainer.evaluation.verdict import verdicts_of
 
 SUMMARY, CSV, TABLE = "summary.json", "summary.csv", "table.md"
 
@@ -108,6 +110,7 @@ def build(
         },
         "results": results,
         "vectors": vectors,
+        "verdicts": [{**v.record(), "protocol": label} for label, v in verdicts_of(runner.protocols, rows)],
         "skipped": [{"method": m, "protocol": p, "reason": reason} for (m, p), reason in outcome.skipped.items()] + _empty(runner, rows),
         "failures": outcome.failures,
         "notices": outcome.notices,

@@ -16,6 +16,7 @@ from explainer.evaluation.protocol import Column, Mode, Protocol, Score, scores
 from explainer.evaluation.scene import Maps, Scene
 from explainer.fills import FillKind
 from explainer.metrics.perturbation_curves import AGF_FRACTIONS, Measure, area_under, perturbation_curve
+from explainer.metrics.ranking import First
 
 
 class NegativePerturbation(Protocol):
@@ -63,11 +64,12 @@ class NegativePerturbation(Protocol):
         if len(rows) == 0:
             return []
         images, values, vectors = scene.images[rows], {}, {}
-        for name, first in (("negative", "lowest"), ("positive", "highest")):
+        order: dict[str, First] = {"negative": "lowest", "positive": "highest"}
+        for name, first in order.items():
             for of, classes in (("predicted", scene.top[rows]), ("target", label)):
                 curve = perturbation_curve(
                     scene.explanandum, images, maps.saliency(rows, classes), label, AGF_FRACTIONS, first, False, self.fill, self.measure
-                )  # type: ignore[arg-type]
+                )
                 values[f"{name}_{of}"] = 100 * area_under(curve, AGF_FRACTIONS)
                 if of == "target":
                     vectors[name] = curve

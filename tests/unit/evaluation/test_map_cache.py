@@ -1,0 +1,147 @@
+"""The map cache: precision, resumption, several writers, and shards that cannot be trusted."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from explainer.errors import ConfigError, FingerprintMismatchError, ShapeError
+from explainer.evaluation.map_cache import MapCache, cached_maps, compute_pairs, dequantise, quantise
+from explainer.tensors import Batch
+from tests.unit.evaluation.factories import Brightness, Dense
+
+KEY = {"classifier": "c", "method": "m", "data": "d"}
+
+
+def maps(number: int = 3) -> torch.Tensor:
+    return torch.randn(number, 5, 4, generator=torch.Generator().manual_seed(number))
+
+
+def batch(first: int = 0, number: int = 2) -> Batch:
+    images = torch.rand(number, 3, 6, 6, generator=torch.Generator().manual_seed(first))
+    return Batch(images, torch.zeros(number, 3), ids=tuple(f"i{first + i}" for i in range(number)))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e9])
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-7), ("float16", 5e-4), ("uint8", 1 / 500)])
+def test_precision_is_relative_to_each_map(dtype, error, scale):
+    original = maps().double() * scale
+    original[1] *= 1e-3
+    back = dequantise(quantise(original, dtype)).double()
+    span = (original.amax((1, 2)) - original.amin((1, 2)))[:, None, None]
+    assert ((back - original).abs() <= error * 1.01 * span).all()
+    constant = torch.full((1, 2, 2), 0.3 * scale)
+    assert torch.allclose(dequantise(quantise(constant, dtype)), constant, rtol=1e-3, atol=0)
+
+
+def test_undefined_maps_stay_undefined():
+    broken = maps()
+    broken[1, 0, 0] = torch.nan
+    assert torch.isnan(dequantise(quantise(broken, "float16"))[1]).sum() == 1
+    eight = dequantise(quantise(broken, "uint8"))
+    assert torch.isnan(eight[1]).all() and not torch.isnan(eight[[0, 2]]).any()
+
+
+def test_what_is_put_is_what_another_process_gets(tmp_path):
+    first = MapCache(tmp_path, KEY)
+    stored = first.put(["a", "a", "b"], [0, 2, 1], maps())
+    second = MapCache(tmp_path, KEY, rank=1)
+    found = second.get(["b", "a", "a", "a"], [1, 0, 2, 1])
+    assert torch.equal(found[0], stored[2]) and torch.equal(found[1], stored[0]) and torch.equal(found[2], stored[1])
+    assert found[3] is None and len(second) == 3 and ("a", 2) in second
+    second.put(["c"], [0], maps(1))
+    assert first.get(["c"], [0])[0] is not None, "a shard written later by another process must be found"
+
+
+def test_keys_do_not_mix(tmp_path):
+    MapCache(tmp_path, KEY).put(["a"], [0], maps(1))
+    for other in ({**KEY, "method": "n"}, {**KEY, "options": {"layer": "x"}}):
+        assert MapCache(tmp_path, other).get(["a"], [0]) == [None]
+    assert MapCache(tmp_path, KEY, "uint8").get(["a"], [0]) == [None]
+
+
+def test_a_foreign_shard_is_set_aside_with_a_notice(tmp_path, caplog):
+    mine, foreign = MapCache(tmp_path, KEY), MapCache(tmp_path, {**KEY, "method": "n"})
+    foreign.put(["a"], [0], maps(1))
+    (shard,) = foreign.folder.glob("shard-*.npz")
+    shutil.copy(shard, mine.folder / shard.name)
+    fresh = MapCache(tmp_path, KEY)
+    assert fresh.get(["a"], [0]) == [None]
+    assert "belongs to another classifier, method or data set" in caplog.text and fresh.notices
+    assert not list(fresh.folder.glob("shard-*.npz")) and list(fresh.folder.glob("*.rejected"))
+    assert MapCache(tmp_path, KEY).notices == [], "the notice is given once"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "altered", "text"])
+def test_a_damaged_shard_is_computed_again(tmp_path, caplog, damage):
+    attributor = Brightness()
+    fresh = [m for _, m in cached_maps(MapCache(tmp_path, KEY), attributor, [batch(0), batch(2)])]
+    assert sum(attributor.asked) == 12
+    shards = sorted(MapCache(tmp_path, KEY).folder.glob("shard-*.npz"))
+    content = bytearray(shards[0].read_bytes())
+    if damage == "altered":
+        content[len(content) // 2] ^= 0xFF
+    shards[0].write_bytes({"truncated": bytes(content[:-60]), "empty": b"", "altered": bytes(content), "text": b"not a zip"}[damage])
+    again = [m for _, m in cached_maps(MapCache(tmp_path, KEY), attributor, [batch(0), batch(2)])]
+    assert sum(attributor.asked) == 18, "only the damaged shard's six maps are computed again"
+    assert all(torch.equal(a, b) for a, b in zip(fresh, again, strict=True))
+    assert "its maps are computed again" in caplog.text
+
+
+def test_a_shard_damaged_after_it_was_indexed(tmp_path):
+    cache = MapCache(tmp_path, KEY)
+    for i in range(8):
+        cache.put([f"i{i}"], [0], maps(1))
+    reader = MapCache(tmp_path, KEY)
+    for shard in reader.folder.glob("shard-*.npz"):
+        shard.write_bytes(b"")
+    found = reader.get([f"i{i}" for i in range(8)], [0] * 8)
+    assert all(m is None for m in found) and len(reader.notices) == 8
+
+
+def test_an_unfinished_write_is_not_seen(tmp_path):
+    cache = MapCache(tmp_path, KEY)
+    cache.put(["a"], [0], maps(1))
+    (shard,) = cache.folder.glob("shard-*.npz")
+    shard.rename(cache.folder / f".{shard.name}.tmp")
+    assert MapCache(tmp_path, KEY).get(["a"], [0]) == [None]
+
+
+def test_wanted_classes_only(tmp_path):
+    attributor = Brightness()
+    wanted = torch.tensor([[True, False, False], [False, True, True]])
+    ((_, found),) = cached_maps(MapCache(tmp_path, KEY, "float32"), attributor, [batch()], lambda _: wanted)
+    assert sum(attributor.asked) == 3
+    assert torch.isnan(found[~wanted]).all()
+    assert torch.allclose(found[1, 2], batch().images[1].mean(0))
+
+
+def test_dense_methods_and_shared_classes_give_the_same_pairs():
+    images, wanted = batch().images, torch.tensor([[True, False, True], [True, False, True]])
+    assert torch.equal(compute_pairs(Dense(), images, wanted), images[:, [0, 2]].flatten(0, 1))
+
+    class Shared(Brightness):
+        def all_classes(self, images, classes=None, **kwargs):
+            self.asked.append(100 * len(images) + len(classes))
+            return torch.stack([images.mean(1) * (k + 1) / 3 for k in classes], 1)
+
+    shared = Shared()
+    wanted = torch.tensor([[True, False, True], [True, True, False]])
+    assert torch.allclose(compute_pairs(shared, images, wanted), compute_pairs(Brightness(), images, wanted))
+    assert shared.asked == [102, 102], "images that want other classes do not share a call"
+    assert compute_pairs(Brightness(), images, torch.zeros(2, 3, dtype=torch.bool)).shape == (0, 6, 6)
+
+
+def test_wrong_arguments(tmp_path):
+    with pytest.raises(ConfigError, match="float16"):
+        MapCache(tmp_path, KEY, "int4")
+    with pytest.raises(ConfigError, match="plain values"):
+        MapCache(tmp_path, {"x": torch.ones(1)})
+    with pytest.raises(ShapeError, match="N ids"):
+        MapCache(tmp_path, KEY).put(["a"], [0, 1], maps(1))
+    cache = MapCache(tmp_path, KEY)
+    (cache.folder / "key.json").write_text("{}")
+    with pytest.raises(FingerprintMismatchError, match="Delete it"):
+        MapCache(tmp_path, KEY)
