@@ -48,6 +48,7 @@ class Attributor(abc.ABC):
         signed: maps may be negative (evidence against the class).
         class_specific: maps differ between classes.
         needs_masks: the method reads ground truth (sanity rows only).
+        passes: cost per image and class in passes through the classifier, in words.
     """
 
     name: ClassVar[str]
@@ -56,6 +57,7 @@ class Attributor(abc.ABC):
     signed: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True
     needs_masks: ClassVar[bool] = False
+    passes: ClassVar[str] = "none"
     num_classes: int
 
     def __call__(

@@ -69,6 +69,7 @@ class AGF(Baseline):
     """
 
     name: ClassVar[str] = "agf"
+    passes = "1 forward + a sweep of about 5 (forward + backward)"
     signed: ClassVar[bool] = True
 
     def __init__(

@@ -103,6 +103,7 @@ class ExtremalPerturbation(Baseline):
     """
 
     name = "extremal_perturbation"
+    passes = "iterations x areas x (forward + backward), less for converged masks"
 
     def __init__(
         self,

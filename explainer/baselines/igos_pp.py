@@ -336,6 +336,7 @@ class IGOSPlusPlus(_IntegratedMask):
     """A deletion and an insertion mask, alone and as their product; the map is one minus the product (section 3 of the paper)."""
 
     name = "igos_pp"
+    passes = "iterations x (points x 4 (forward + backward) + line search)"
     terms = (("delete", (0,)), ("insert", (1,)), ("delete", (0, 1)), ("insert", (0, 1)))
     n_masks = 2
     gradient_share = 0.5
@@ -347,6 +348,7 @@ class IGOS(_IntegratedMask):
     """I-GOS: one mask, deletion only, with the plain total variation."""
 
     name = "igos"
+    passes = "iterations x (points x (forward + backward) + line search)"
     terms = (("delete", (0,)),)
     n_masks = 1
     gradient_share = 1.0

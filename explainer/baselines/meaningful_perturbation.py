@@ -94,6 +94,7 @@ class MeaningfulPerturbation(Baseline):
     """
 
     name = "meaningful_perturbation"
+    passes = "iterations x (forward + backward), less for converged masks"
     deterministic = False
 
     def __init__(

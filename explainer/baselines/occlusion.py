@@ -40,6 +40,7 @@ class Occlusion(Baseline):
     """
 
     name = "occlusion"
+    passes = "1 forward per patch, all classes together"
     needs_gradients = False
     signed = True
 

@@ -66,6 +66,7 @@ class RISE(Baseline):
     """
 
     name = "rise"
+    passes = "n_masks forward, all classes together"
     needs_gradients = False
     deterministic = False
 

@@ -57,6 +57,7 @@ class SRD(Baseline):
     """
 
     name = "srd"
+    passes = "1 forward + 1 modified backward"
     signed = True
 
     def __init__(

@@ -239,4 +239,5 @@ def show(summary: Mapping[str, Any]) -> None:
             table.add_column(title, justify="right" if i else "left")
         for line in lines:
             table.add_row(*line)
-        console.print(table)
+        # Squeezed into a narrow terminal or a log of 80 columns, rich cuts every number; a long line can still be read.
+        Console(width=max(console.width, Console(width=1000).measure(table).maximum)).print(table)
