@@ -21,8 +21,8 @@ from explainer.report.tables import Results, reference_method, title_of
 _ANCHORS = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 #: Per-image numbers that are offered for sorting, best known first.
 _METRICS = (
-    "segmentation.iou",
     "segmentation_per_class.iou",
+    "segmentation.iou",
     "insertion_deletion.insertion_minus_deletion",
     "sufficiency_necessity.sufficiency",
 )
