@@ -41,11 +41,11 @@ def load(path: str | Path) -> Explainer:
                 f"{path} is not a checkpoint of an Explainer of this project. Give a .ckpt that train.py wrote, or an export folder."
             )
         metadata = {k: v for k, v in saved.items() if k not in ("explainer", "kind")}
-        config, state = saved["explainer"], sub_state(content["state_dict"], "explainer.")
+        config, state = saved["explainer"], sub_state(content.get("state_dict", {}), "explainer.")
     try:
         net = Explainer.from_config(config)
         net.load_state_dict(state)
-    except (RuntimeError, TypeError, KeyError, AttributeError, ConfigError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{path}: weights and configuration do not fit together ({' '.join(str(error).split())[:300]}).") from error
     net.metadata = metadata
     return net.eval().requires_grad_(False)
