@@ -73,6 +73,16 @@ def _exists(argv: Sequence[str]) -> None:
             raise ConfigError(
                 f"configuration {path} does not exist." + (f" In {folder}: {', '.join(near)}." if near else " Check the path.")
             )
+        if path is not None:
+            _readable(Path(path))
+
+
+def _readable(path: Path) -> None:
+    """A file that is no text, or a number too long to read, would end in an error from inside the YAML reader."""
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path} cannot be read as text ({error}).") from error
 
 
 def parse_run(argv: Sequence[str]) -> tuple[str, RunConfig, Namespace]:
@@ -175,12 +185,20 @@ def _train_command(name: str) -> Callable[[Sequence[str]], int]:
     return lambda argv: _train([name, *argv])
 
 
+def _methods(argv: Sequence[str]) -> int:
+    from explainer.baselines.overview import markdown
+
+    print(markdown())
+    return 0
+
+
 #: Subcommands of ``explainer``: what it does, and a function of the arguments after its name. The functions import what they need.
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     **{name: (text, _train_command(name)) for name, text in TRAIN_COMMANDS.items()},
     "evaluate": ("methods x images x protocols -> tables with intervals", evaluate),
     "report": (report_commands.SUMMARY, report_commands.main),
     "maps": ("maps of one method over a split, kept for evaluation and distillation", maps_command),
+    "methods": ("all per-image methods with what each needs and costs", _methods),
     "explain": ("class masks, overlays and numbers for images and folders", explain_command),
     "export": ("safetensors, ONNX, torch.export or OpenVINO, checked against the network", export_command),
     "bench": ("latency, throughput and memory of exported models and of the classifier", bench_command),

@@ -65,7 +65,8 @@ def _open(path: Path, what: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
-            image = Image.open(path, formats=FORMATS)
+            Image.init()  # Pillow loads its plug-ins late and answers a bad file with KeyError for those it has not met yet
+            image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError as error:
         raise CorruptSampleError(f"{path}: {what} claims more pixels than the limit of {MAX_PIXELS}. Resize it first.") from error
     except Exception as error:  # codecs raise whatever they like on hostile bytes
