@@ -141,9 +141,13 @@ class ExplainerDataset(Dataset[Sample], ABC):
         """Choose the epoch's augmentation."""
         self.epoch = epoch
 
-    def generator(self, index: int) -> torch.Generator:
-        """The CPU generator of this sample's augmentation in this epoch: independent of workers, ranks and order."""
-        return torch.Generator().manual_seed(sample_seed(self.augmentation_seed, self.epoch, index))
+    def generator(self, index: int, epoch: int | None = None) -> torch.Generator:
+        """The CPU generator of this sample's augmentation in an epoch (default: the current): independent of workers, ranks and order."""
+        return torch.Generator().manual_seed(sample_seed(self.augmentation_seed, self.epoch if epoch is None else epoch, index))
+
+    def augmented_maps(self, index: int, maps: Tensor, epoch: int) -> Tensor:
+        """Maps ``[N,H,W]`` in [0,1] of the unaugmented sample, moved as its image is in that epoch. Data sets that augment override it."""
+        return maps
 
     def identity(self) -> dict[str, Any]:
         """What makes two data sets the same, as JSON values. Subclasses add to it."""

@@ -170,6 +170,16 @@ class ImageFileDataset(ExplainerDataset):
         masks, void = (None, None) if layers is None else self._expand(index, layers)
         return Sample(image.float().div_(255), self.target(index), record.id, masks, void)
 
+    def augmented_maps(self, index: int, maps: Tensor, epoch: int) -> Tensor:
+        """See :meth:`ExplainerDataset.augmented_maps`; in 255 steps, as ground truth moves."""
+        if self.augmentation == Augmentation():
+            return maps
+        layers = (maps.cpu() * 255).round().to(torch.uint8)
+        blank = torch.zeros(3, *layers.shape[1:], dtype=torch.uint8)
+        _, moved = self.augmentation(blank, layers, self.size, self.generator(index, epoch))
+        assert moved is not None
+        return moved.to(maps) / 255
+
     def _working(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Image and labels at the working size, from the cache where it has them."""
         image = None if self._images is None else self._images.get(index)

@@ -174,6 +174,12 @@ class Shapes(ExplainerDataset):
             cues = None if cues is None else _symmetry(cues, element)
         return Sample(image=picture, target=target, id=self.sample_id(index), masks=masks, void=None, cues=cues)
 
+    def augmented_maps(self, index: int, maps: torch.Tensor, epoch: int) -> torch.Tensor:
+        """See :meth:`ExplainerDataset.augmented_maps`."""
+        if self.augment != "symmetry":
+            return maps
+        return _symmetry(maps, int(torch.randint(8, (1,), generator=self.generator(index, epoch))))
+
     def identity(self) -> dict[str, Any]:
         """Everything that decides the images; ``version`` changes when the drawing does."""
         options = ("length", "seed", "max_objects", "max_distractors", "unlabelled", "shortcut_class", "shortcut_probability",

@@ -1,0 +1,244 @@
+"""Teachers: where the target maps of distillation come from. Any baseline, asked at every step or once into a map cache."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import explainer
+from explainer import baselines
+from explainer.attribution import Attributor
+from explainer.config import TeacherConfig
+from explainer.data.base import DataModule
+from explainer.errors import ConfigError
+
+# The cache is evaluation's; it names no method and no protocol, and evaluation and distillation have to agree on it to the byte.
+from explainer.evaluation.map_cache import MapCache, cache_key, shares_work
+from explainer.tensors import Batch
+
+log = logging.getLogger(__name__)
+Scale = Literal["minmax", "max", "clamp"]
+
+
+def to_unit(maps: Tensor, scale: Scale = "minmax") -> Tensor:
+    """Raw maps as targets in [0,1]; a map that says nothing (constant under ``minmax``, nowhere positive under ``max``) becomes NaN.
+
+    Args:
+        maps: ``[N,H,W]``; NaN stays NaN.
+        scale: ``minmax`` (minimum to 0, maximum to 1), ``max`` (negative values to 0, maximum to 1) or ``clamp`` (to [0,1]).
+    """
+    if scale == "clamp":
+        return maps.clamp(0, 1)
+    flat = maps.flatten(1)
+    low = torch.zeros_like(flat[:, :1]) if scale == "max" else flat.amin(dim=1, keepdim=True)
+    reach = flat.amax(dim=1, keepdim=True) - low
+    unit = ((flat - low) / reach).clamp(0, 1)
+    return torch.where(reach > 0, unit, torch.nan).view_as(maps)
+
+
+def harden(maps: Tensor, classes: Tensor, thresholds: Tensor) -> Tensor:
+    """1 where a map is at least its class's threshold, else 0; where the threshold is NaN the map stays soft, and NaN stays NaN.
+
+    Args:
+        maps: ``[N,H,W]`` in [0,1].
+        classes: ``[N]``.
+        thresholds: ``[K]``.
+    """
+    level = thresholds.to(maps)[classes][:, None, None]
+    hard = torch.where(maps.isnan(), maps, (maps >= level).to(maps))
+    return torch.where(level.isnan(), maps, hard)
+
+
+def thresholds_of(threshold: float | Mapping[str, float] | None, class_names: Sequence[str]) -> Tensor:
+    """``[K]`` thresholds, NaN where maps stay soft, from one number or ``{class name: number}``."""
+    if threshold is None:
+        return torch.full((len(class_names),), torch.nan)
+    if not isinstance(threshold, Mapping):
+        threshold = dict.fromkeys(class_names, float(threshold))
+    for name, value in threshold.items():
+        if name not in class_names:
+            raise ConfigError(f"teachers.threshold names the class {name!r}; the classes are {', '.join(class_names)}.")
+        if not 0 <= value <= 1:
+            raise ConfigError(f"teachers.threshold must lie in [0,1], received {value} for {name}.")
+    return torch.tensor([threshold.get(name, torch.nan) for name in class_names])
+
+
+class LiveTeacher:
+    """A baseline asked at every step, for the present classes only."""
+
+    def __init__(self, attributor: Attributor) -> None:
+        self.attributor = attributor
+
+    def maps(self, batch: Batch, wanted: Tensor, split: str, epoch: int, generator: torch.Generator) -> Tensor:
+        """Raw maps ``[P,H,W]`` of the pairs ``wanted.nonzero()``."""
+        rows, classes = wanted.nonzero(as_tuple=True)
+        if shares_work(self.attributor) and not self.attributor.needs_gradients:
+            # All classes cost what one does (RISE); a gradient method pays per class, so there each pair is an image of one batch.
+            return self.attributor.all_classes(batch.images, generator=generator)[rows, classes]
+        return self.attributor(batch.images[rows], classes, generator=generator)
+
+
+class CachedTeacher:
+    """Maps from a cache, moved as the images are by augmentation. Kept in memory as bytes, up to a limit.
+
+    Args:
+        caches: a cache for each split that has one.
+        datasets: of the same splits.
+        scale: see :func:`to_unit`; maps are kept after it.
+        memory: bytes to keep; beyond, maps are read from the files at every step.
+    """
+
+    def __init__(self, caches: dict[str, MapCache], datasets: dict[str, Any], scale: Scale = "minmax", memory: int = 2**31) -> None:
+        self.caches, self.datasets, self.scale, self.memory = caches, datasets, scale, memory
+        self._index = {s: {d.sample_id(i): i for i in range(len(d))} for s, d in datasets.items()}
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        used = 0
+        for cache in caches.values():
+            pairs = cache.pairs()
+            for start in range(0, len(pairs), 256):
+                part = pairs[start : start + 256]
+                for pair, value in zip(part, self._read(cache, part), strict=True):
+                    used += value.numel()
+                    if value.numel() and used <= memory:
+                        self._kept[pair] = value
+
+    def _read(self, cache: MapCache, pairs: Sequence[tuple[str, int]]) -> list[Tensor]:
+        """uint8 ``[H,W]`` each (255 steps of [0,1]), empty where there is no map or it says nothing."""
+        found = cache.get([i for i, _ in pairs], [k for _, k in pairs])
+        empty = torch.empty(0, dtype=torch.uint8)
+        units = [empty if m is None else to_unit(m[None], self.scale)[0] for m in found]
+        return [empty if not len(m) or bool(m.isnan().any()) else (m * 255).round().to(torch.uint8) for m in units]
+
+    def maps(self, batch: Batch, wanted: Tensor, split: str, epoch: int, generator: torch.Generator) -> Tensor:
+        """Maps ``[P,H,W]`` in [0,1] of the pairs ``wanted.nonzero()``, NaN where the cache has none."""
+        rows, classes = wanted.nonzero(as_tuple=True)
+        size = batch.images.shape[-2:]
+        result = batch.images.new_full((len(rows), *size), torch.nan)
+        if split not in self.caches:
+            return result
+        for n, (row, label) in enumerate(zip(rows.tolist(), classes.tolist(), strict=True)):
+            pair = (batch.ids[row], label)
+            stored = self._kept[pair] if pair in self._kept else self._read(self.caches[split], [pair])[0]
+            if not stored.numel():
+                continue
+            value = stored.float()[None] / 255
+            if split == "train":
+                value = self.datasets[split].augmented_maps(self._index[split][pair[0]], value, epoch)
+            if value.shape[-2:] != size:
+                raise ConfigError(
+                    f"cached map of {pair[0]} is {tuple(value.shape[-2:])}, the images are {tuple(size)}: fill the cache again."
+                )
+            result[n] = value[0].to(result)
+        return result
+
+
+@dataclass
+class _Member:
+    """A teacher with how its maps are used."""
+
+    source: LiveTeacher | CachedTeacher
+    weight: float
+    scale: Scale
+    thresholds: Tensor
+
+
+class Teachers:
+    """Several teachers as one: the weighted mean of those that know a class."""
+
+    def __init__(self, members: Sequence[_Member]) -> None:
+        self.members = list(members)
+
+    def answers(self, split: str) -> bool:
+        """Whether any teacher has maps for images of this split."""
+        return any(isinstance(m.source, LiveTeacher) or split in m.source.caches for m in self.members)
+
+    def __call__(self, batch: Batch, split: str, epoch: int, generator: torch.Generator) -> Tensor:
+        """Target maps ``[B,K,H,W]`` in [0,1] of the present classes; NaN for absent ones and where no teacher knows."""
+        wanted = batch.targets > 0.5
+        rows, classes = wanted.nonzero(as_tuple=True)
+        B, K = wanted.shape
+        size = batch.images.shape[-2:]
+        out = torch.full((B, K, *size), torch.nan, device=batch.images.device)
+        if len(rows) == 0:
+            return out
+        total, weights = out.new_zeros(len(rows), *size), out.new_zeros(len(rows), 1, 1)
+        for member in self.members:
+            raw = member.source.maps(batch, wanted, split, epoch, generator).float()
+            unit = raw if isinstance(member.source, CachedTeacher) else to_unit(raw, member.scale)
+            target = harden(unit, classes, member.thresholds)
+            known = torch.isfinite(target).flatten(1).all(dim=1)[:, None, None]
+            total = total + torch.where(known, member.weight * target, 0.0)
+            weights = weights + member.weight * known
+        out[rows, classes] = torch.where(weights > 0, total / weights, torch.nan)
+        return out
+
+
+def build_teachers(configs: Sequence[TeacherConfig], explanandum: Any, data: DataModule, splits: Sequence[str]) -> Teachers | None:
+    """The run's teachers; None if there are none.
+
+    Args:
+        configs: of the run.
+        explanandum: the classifier, shared with the task.
+        data: the run's images.
+        splits: for which caches are opened: a missing one is an error in ``train`` and leaves ``val`` without targets.
+
+    Raises:
+        ConfigError: a method that needs gradients for a classifier without; an empty cache (with the command that fills it).
+    """
+    members = []
+    for config in configs:
+        if config.weight <= 0:
+            raise ConfigError(f"teachers.{config.name}.weight must be positive, received {config.weight}.")
+        thresholds = thresholds_of(config.threshold, data.class_names)
+        source: LiveTeacher | CachedTeacher
+        if config.cache is None:
+            source = LiveTeacher(live_attributor(config.name, config.options, explanandum))
+        else:
+            source = _cached(config, explanandum, data, splits)
+        members.append(_Member(source, config.weight, config.scale, thresholds))
+    return Teachers(members) if members else None
+
+
+def live_attributor(name: str, options: dict[str, Any], explanandum: Any) -> Attributor:
+    """A baseline that this classifier allows."""
+    attributor = baselines.build(name, explanandum, **options)
+    if attributor.needs_gradients and not explanandum.differentiable:
+        raise ConfigError(
+            f"{name} backpropagates through the classifier, and this classifier gives scores only: take a method without gradients "
+            "(rise, occlusion, score_cam needs a layer too)."
+        )
+    if attributor.needs_masks:
+        raise ConfigError(f"{name} reads ground truth and cannot teach: the Explainer learns without pixel labels.")
+    return attributor
+
+
+def method_fingerprint(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What a map cache knows of a baseline."""
+    return {"name": name, "options": json.loads(json.dumps(options, sort_keys=True, default=str))}
+
+
+def open_cache(config: TeacherConfig, explanandum: Any, data: DataModule, split: str, rank: int = 0) -> MapCache:
+    """The cache that ``explainer maps`` fills and evaluation reads, of one method and split."""
+    assert config.cache is not None
+    method = method_fingerprint(config.name, config.options)
+    key = cache_key(explanandum.fingerprint(), data.dataset(split).fingerprint(), method, split, config.seed, explainer.__version__)
+    return MapCache(config.cache, key, config.dtype, rank)
+
+
+def _cached(config: TeacherConfig, explanandum: Any, data: DataModule, splits: Sequence[str]) -> CachedTeacher:
+    caches = {split: open_cache(config, explanandum, data, split) for split in splits}
+    found = {split: cache for split, cache in caches.items() if len(cache)}
+    if "train" in splits and "train" not in found:
+        raise ConfigError(
+            f"teachers.{config.name}: {config.cache} has no maps of this classifier, method, options and training split. Fill it with: "
+            f"explainer maps --method.name {config.name} --split train --cache.folder {config.cache} (and the run's data and classifier)."
+        )
+    for split, cache in found.items():
+        log.info("teacher %s: %d maps of %s from %s", config.name, len(cache), split, cache.folder)
+    return CachedTeacher(found, {split: data.dataset(split) for split in found}, config.scale, int(config.memory_mib * 2**20))

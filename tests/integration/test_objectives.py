@@ -1,0 +1,108 @@
+"""Distillation, scores only, RTIS, areas and retraining through the real command line on tiny data."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+import explainer
+from explainer.cli import main
+from explainer.models.checkpoints import load_explanandum
+from tests.integration.test_train import TINY
+
+NET = ["--explainer.network", "vgg_unet", "--explainer.options", "{widths: [8, 8], decoder_channels: [8]}", "--explainer.stride", "4"]
+
+
+class FirstPixelRows:
+    """A service: six scores, the means of six horizontal bands."""
+
+    identity = "bands"
+
+    def __call__(self, images):
+        return torch.stack([band.mean((1, 2, 3)) for band in images.tensor_split(6, dim=2)], dim=1) * 4 - 2
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    assert main(["fit", "--task", "classify", "--run_dir", str(folder), "--classifier.options", "{widths: [8, 8]}", *TINY]) == 0
+    return f"{folder}/checkpoints/best.ckpt"
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as stream:
+        return [row for row in csv.DictReader(stream) if row.get("train/loss")]
+
+
+def test_distillation_from_a_cache_and_a_cam_as_a_warm_up(classifier, tmp_path, capsys):
+    maps = ["maps", "--method.name", "rise", "--method.options", "{n_masks: 8, grid: 4}", "--cache.folder", str(tmp_path / "maps"),
+            "--classifier.checkpoint", classifier, "--data.options", "{size: 32, length: 24}",
+            "--data.train_options", "{augment: symmetry}"]  # fmt: skip
+    teachers = f"[{{name: rise, options: {{n_masks: 8, grid: 4}}, cache: {tmp_path}/maps}}, {{name: grad_cam, scale: max, weight: 0.5}}]"
+    fit = ["fit", "--classifier.checkpoint", classifier, *TINY, *NET, "--data.train_options", "{augment: symmetry}", "--teachers", teachers,
+           "--losses", "{distillation: {weight: [[0, 1], [0.5, 0]]}, classification: {weight: [[0.3, 0], [0.5, 1]]}}"]  # fmt: skip
+    assert main([*fit, "--run_dir", str(tmp_path / "early")]) == 2
+    assert "explainer maps --method.name rise --split train" in capsys.readouterr().err
+    assert main(maps) == 0
+    printed = capsys.readouterr().out
+    assert "maps of rise; 24 images" in printed
+    assert main(maps) == 0 and "0 maps" not in capsys.readouterr().out
+    assert main([*fit, "--run_dir", str(tmp_path / "run")]) == 0
+    seen = rows(tmp_path / "run")
+    early, late = seen[0], seen[-1]
+    assert float(early["train/loss/distillation"]) > 0 and early["train/loss/classification"] == "nan"
+    assert float(late["train/loss/classification"]) > 0 and late["train/loss/distillation"] == "nan"
+    alone = [
+        *fit[:-2],
+        "--losses",
+        "{distillation: {}}",
+        "--teachers",
+        f"[{{name: rise, options: {{n_masks: 8, grid: 4}}, cache: {tmp_path}/maps}}]",
+    ]
+    assert main([*alone, "--run_dir", str(tmp_path / "alone")]) == 2
+    assert "the val split has no target maps" in capsys.readouterr().err
+    assert main([*maps, "--split", "val", "--time_budget", "0"]) in (0, 1)
+    assert main([*maps, "--split", "val"]) == 0
+    assert main([*alone, "--run_dir", str(tmp_path / "alone")]) == 0
+    assert json.loads((tmp_path / "alone/summary.json").read_text())["val/loss/distillation"] > 0
+
+
+def test_scores_only(tmp_path, capsys):
+    arch = "callable:tests.integration.test_objectives:FirstPixelRows"
+    fit = ["fit", "--classifier.arch", arch, *TINY, *NET, "--run_dir", str(tmp_path / "r")]
+    losses = ["--losses", "{coalition: {grid: 4, coalitions: 4}, area_bound: {}}"]
+    assert main([*fit, *losses, "--classifier.options", f"{{budget: 5000, cache_file: {tmp_path}/answers.db}}"]) == 0
+    assert all(float(r["train/loss/coalition"]) >= 0 for r in rows(tmp_path / "r"))
+    assert (tmp_path / "answers.db").is_file()
+    net = explainer.load(tmp_path / "r/checkpoints/best.ckpt")
+    assert net.metadata["fingerprint"] == load_explanandum(None, arch, {}, 6, "multilabel", net.class_names).fingerprint()
+    assert main([*fit, *losses, "--classifier.options", "{budget: 20}"]) == 2
+    assert "the query budget of bands is used up" in capsys.readouterr().err
+    assert main(fit) == 2
+    assert "gives scores only" in capsys.readouterr().err
+    distil = ["--losses", "{distillation: {}}", "--teachers", "[{name: rise, options: {n_masks: 4, grid: 3}}]"]
+    assert main([*fit, *distil]) == 0
+
+
+def test_rtis_and_areas_and_a_classifier_retrained_with_the_masks(classifier, tmp_path):
+    run = tmp_path / "rtis"
+    fit = ["fit", "--classifier.checkpoint", classifier, *TINY, *NET, "--run_dir", str(run)]
+    options = [
+        "--losses",
+        "{rtis: {}}",
+        "--masking.fill",
+        "alternative",
+        "--masking.area_conditioned",
+        "0.5",
+        "--masking.areas",
+        "[0.1, 0.3]",
+    ]
+    assert main([*fit, *options]) == 0
+    assert float(rows(run)[0]["train/loss/rtis"]) > 0
+    masks = run / "checkpoints/best.ckpt"
+    augmentation = ["--classifier.mask_augmentation.checkpoint", str(masks), "--classifier.mask_augmentation.classes", "[stripes]"]
+    again = ["fit", "--task", "classify", "--classifier.options", "{widths: [8, 8]}", *TINY, *augmentation]
+    again += ["--run_dir", str(tmp_path / "again"), "--init_from", classifier]
+    assert main(again) == 0
+    assert load_explanandum(tmp_path / "again/checkpoints/best.ckpt").fingerprint() != load_explanandum(classifier).fingerprint()
