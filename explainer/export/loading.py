@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from explainer.errors import CheckpointError, ConfigError
+from explainer.errors import CheckpointError
 from explainer.models.checkpoints import hyper_parameters, read_weights, sub_state
 from explainer.models.explainer import Explainer
 

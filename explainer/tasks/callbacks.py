@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
 import torch
-from pytorch_lightning.loggers import CSVLogger  # noqa: TID251
 from pytorch_lightning.utilities import rank_zero_only  # noqa: TID251
 
 from explainer.data.samplers import sample_seed
@@ -92,58 +89,6 @@ class MaskPictures(pl.Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("masks", [str(path)], step=trainer.global_step)
-
-
-class AppendingCSVLogger(CSVLogger):
-    """CSVLogger that keeps earlier rows when a run resumes in the same folder (Lightning's deletes them).
-
-    Rows at or beyond the step that training resumes from are dropped: they are about to be written again.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(save_dir=str(folder.parent), name=folder.name, version="", flush_logs_every_n_steps=50)
-        self._file = folder / "metrics.csv"
-        self._old: list[dict[str, Any]] = []
-        if self._file.is_file():
-            with self._file.open(newline="") as stream:
-                self._old = [{k: _number(v) for k, v in row.items() if v != ""} for row in csv.DictReader(stream)]
-
-    @property
-    def log_dir(self) -> str:
-        """The run folder itself, without ``version_0``."""
-        return str(Path(self.save_dir) / str(self.name))
-
-    def keep_until(self, step: int) -> None:
-        """Put the earlier rows with ``row["step"] < step`` back."""
-        kept = [row for row in self._old if float(row.get("step", 0)) < step]
-        self._old = []
-        if kept:
-            experiment = self.experiment
-            experiment.metrics = kept + experiment.metrics
-            experiment.metrics_keys = sorted({k for row in experiment.metrics for k in row})
-            experiment.save()
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-class KeepEarlierRows(pl.Callback):
-    """Tell the CSV logger where training resumes."""
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After a checkpoint, if any, was loaded."""
-        for logger in trainer.loggers:
-            if isinstance(logger, AppendingCSVLogger) and trainer.is_global_zero:
-                logger.keep_until(trainer.global_step)
-
-
-def exit_code(trainer: pl.Trainer) -> int:
-    """143 after SIGTERM (Lightning exits with 0 and schedulers would take the run for finished), else 0."""
-    return 128 + signal.SIGTERM if getattr(trainer, "received_sigterm", False) else 0
 
 
 def in_torchrun() -> tuple[int, int] | None:

@@ -26,6 +26,7 @@ from explainer.fills import blend, make_fill
 from explainer.models.classifiers import build_classifier
 from explainer.models.occlusion import random_masks
 from explainer.tasks.optim import configure
+from explainer.tasks.ranks import mean_over_ranks
 from explainer.tensors import Batch
 
 
@@ -110,7 +111,7 @@ class ClassifyTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One optimiser step."""
         loss = self._shared_step(batch, "fit")
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", mean_over_ranks({"loss": loss.detach()}, self)["loss"], prog_bar=True, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

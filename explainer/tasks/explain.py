@@ -7,7 +7,6 @@ from typing import Any
 import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from explainer.config import MaskingConfig, OptimizerConfig
 from explainer.data.samplers import sample_seed
@@ -19,6 +18,7 @@ from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.masking import aggregate
 from explainer.tasks.optim import configure
+from explainer.tasks.ranks import Means, mean_over_ranks
 from explainer.tensors import Batch
 
 RANDOM_FILLS = ("mean", "blur", "noise", "shuffle")
@@ -70,7 +70,7 @@ class ExplainTask(pl.LightningModule):
             logger=False,
         )
         self.strict_loading = False  # the Explanandum's weights are left out on purpose; on_load_checkpoint checks the rest
-        self.meters = nn.ModuleDict({"val": nn.ModuleDict(), "test": nn.ModuleDict()})
+        self.means = Means()
 
     # ------------------------------------------------------------------ checkpoints
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -158,32 +158,23 @@ class ExplainTask(pl.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             total, values = total_loss(self.terms, e)
         if stage == "train":
-            self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
-            self.log_dict({f"train/loss/{name}": value.detach() for name, value in values.items()}, batch_size=len(batch))
-            self.log_dict({f"train/{k}": v.mean() for k, v in diagnostics(e).items()}, batch_size=len(batch))
+            row = {"loss": total, **{f"loss/{k}": v for k, v in values.items()}, **{k: v.nanmean() for k, v in diagnostics(e).items()}}
+            row = mean_over_ranks({f"train/{k}": v.detach() for k, v in row.items()}, self)
+            self.log("train/loss", row.pop("train/loss"), prog_bar=True, batch_size=len(batch))
+            self.log_dict(row, batch_size=len(batch))
         else:
             row = {"loss": total.detach().expand(len(batch)), **{f"loss/{k}": v.detach().expand(len(batch)) for k, v in values.items()}}
             row |= diagnostics(e)
             if batch.masks is not None:
                 truth = aggregate(batch.masks, batch.targets)[0]
                 row["iou"] = soft_iou(e.target_mask.detach(), truth, batch.void)
-            self._meter(stage, row)
+            self.means.update(row)
         return total
 
-    def _meter(self, stage: str, row: dict[str, Tensor]) -> None:
-        meters: Any = self.meters[stage]
-        for name, values in row.items():
-            key = name.replace("/", "__")
-            if key not in meters:
-                meters[key] = MeanMetric(nan_strategy="ignore").to(self.device)
-            meters[key].update(values.float())
-
     def _finish(self, stage: str) -> None:
-        meters: Any = self.meters[stage]
-        results = {f"{stage}/{key.replace('__', '/')}": meter.compute() for key, meter in meters.items()}
-        self.log_dict({k: v for k, v in results.items() if k != f"{stage}/loss"})
-        self.log(f"{stage}/loss", results[f"{stage}/loss"], prog_bar=True)
-        meters.clear()
+        results = {f"{stage}/{name}": value for name, value in self.means.compute(self.device).items()}
+        self.log(f"{stage}/loss", results.pop(f"{stage}/loss"), prog_bar=True)
+        self.log_dict(results)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One optimiser step."""

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 
 import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint  # noqa: TID251
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor  # noqa: TID251
+from pytorch_lightning.plugins.environments import SLURMEnvironment  # noqa: TID251
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # noqa: TID251
 
 import explainer
 from explainer.config import RunConfig
@@ -24,12 +25,22 @@ from explainer.models.checkpoints import hyper_parameters, load_explanandum, rea
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.networks import init_encoder
-from explainer.tasks.callbacks import AppendingCSVLogger, HealthAlarm, KeepEarlierRows, MaskPictures, StepSeed, exit_code, in_torchrun
+from explainer.tasks.callbacks import HealthAlarm, MaskPictures, StepSeed, in_torchrun
 from explainer.tasks.classify import ClassifyTask
+from explainer.tasks.csv_log import AppendingCSVLogger, KeepEarlierRows
 from explainer.tasks.explain import ExplainTask
+from explainer.tasks.saving import (
+    AtomicCheckpointIO,
+    GracefulStop,
+    SafeCheckpoint,
+    bytes_of_checkpoints,
+    check_run_dir,
+    check_space,
+    in_slurm,
+    resolve_checkpoint,
+)
 
 log = logging.getLogger(__name__)
-_MINIMUM_FREE_BYTES = 500 * 2**20
 
 
 def quiet_lightning() -> None:
@@ -59,13 +70,15 @@ def explanandum_of(config: RunConfig, data: DataModule) -> Explanandum:
     if c.checkpoint is not None and c.train_with is not None and not Path(c.checkpoint).is_file():
         from explainer.cli import parse_run
 
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if processes() > 1:
             raise ConfigError(
                 f"classifier {c.checkpoint} does not exist. Train it before a distributed run: python train.py fit --config {c.train_with}"
             )
         log.warning("classifier %s does not exist yet: training it with %s", c.checkpoint, c.train_with)
-        _, other, _ = parse_run(["fit", "--config", c.train_with])
-        code = run("fit", other)
+        _, other, rest = parse_run(["fit", "--config", c.train_with])
+        # One process: others that Lightning started would run this whole command again.
+        other.trainer.devices, other.trainer.num_nodes, other.trainer.strategy = 1, 1, "auto"
+        code = run("fit", other, None, rest.resolved)
         if code:
             raise SystemExit(code)
     return load_explanandum(
@@ -89,6 +102,11 @@ def build_task(config: RunConfig, data: DataModule) -> ClassifyTask | ExplainTas
     return ExplainTask(net, explanandum, config.losses, config.masking, config.optimizer, config.seed, provenance)
 
 
+def processes() -> int:
+    """Number of processes of this job, as torchrun, Lightning or srun announce it."""
+    return max(int(os.environ.get("WORLD_SIZE") or 1), int(os.environ.get("SLURM_NTASKS") or 1) if in_slurm() else 1)
+
+
 def versions() -> dict[str, str]:
     """Versions that decide the numbers."""
     return {
@@ -97,23 +115,6 @@ def versions() -> dict[str, str]:
         "lightning": pl.__version__,
         "python": platform.python_version(),
     }
-
-
-def check_run_dir(folder: Path) -> None:
-    """Fail before hours are spent: the folder must be writable and have room for checkpoints."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"run_dir {folder} is not writable ({error.strerror}). Choose another with --run_dir.") from error
-    free = shutil.disk_usage(folder).free
-    if free < _MINIMUM_FREE_BYTES:
-        raise ConfigError(
-            f"run_dir {folder} has {free / 2**20:.0f} MiB free, fewer than {_MINIMUM_FREE_BYTES / 2**20:.0f}. "
-            "Free some space or use --run_dir."
-        )
 
 
 def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
@@ -127,14 +128,18 @@ def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
         strategy = "ddp" if strategy == "auto" else strategy
     elif devices == "auto" and (t.accelerator == "cpu" or (t.accelerator == "auto" and not torch.cuda.is_available())):
         devices = 1
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if launched is None and in_slurm() and SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # GracefulStop does it, between two steps
     callbacks: list[pl.Callback] = [StepSeed(config.seed), KeepEarlierRows()]
     if fitting:
         monitor, mode = ("val/loss", "min")
         where = folder / "checkpoints"
         # Two callbacks: with one, Lightning 2.6 writes last.ckpt only when the monitored value improved.
         callbacks += [
-            ModelCheckpoint(where, filename="best", monitor=monitor, mode=mode, enable_version_counter=False),
-            ModelCheckpoint(where, filename="last", save_on_exception=True, enable_version_counter=False),
+            GracefulStop(),
+            SafeCheckpoint(where, filename="best", monitor=monitor, mode=mode),
+            SafeCheckpoint(where, filename="last", save_on_exception=True, every_steps=t.save_every_n_steps),
         ]
         if t.patience is not None:
             callbacks.append(EarlyStopping(monitor, min_delta=t.min_delta, patience=t.patience, mode=mode))
@@ -148,7 +153,8 @@ def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
         "accumulate_grad_batches": t.accumulate_grad_batches, "gradient_clip_val": t.gradient_clip_val,
         "check_val_every_n_epoch": t.check_val_every_n_epoch, "log_every_n_steps": t.log_every_n_steps,
         "enable_progress_bar": t.progress_bar, "enable_model_summary": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
-        "sync_batchnorm": t.sync_batchnorm and torch.cuda.is_available(), "callbacks": callbacks,
+        "sync_batchnorm": t.sync_batchnorm and t.accelerator != "cpu" and torch.cuda.is_available(), "callbacks": callbacks,
+        "plugins": plugins,
         "logger": loggers(config) if fitting else False,
     }  # fmt: skip
     import inspect
@@ -157,7 +163,10 @@ def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
     for key in t.extra:
         if key not in known:
             raise ConfigError(f"trainer.extra.{key} is not an argument of pytorch_lightning.Trainer. Its arguments: {', '.join(known)}.")
-    return pl.Trainer(**{**arguments, **t.extra})
+    try:
+        return pl.Trainer(**{**arguments, **t.extra})
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+        raise ConfigError(f"Lightning refuses the trainer section: {' '.join(str(error).split())}") from error
 
 
 def loggers(config: RunConfig) -> list[Any]:
@@ -205,22 +214,13 @@ def _wandb(config: RunConfig, folder: Path, offline: bool) -> Any:
         return _wandb(config, folder, offline=True)
 
 
-def resolve_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
-    """``last`` and ``best`` mean the run folder's; anything else is a path that must exist."""
-    if ckpt_path is None:
-        return None
-    path = folder / "checkpoints" / f"{ckpt_path}.ckpt" if ckpt_path in ("last", "best") else Path(ckpt_path)
-    read_weights(path)  # a damaged or unsafe file is answered in this project's words, before anything is set up
-    return str(path)
-
-
 def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved: str | None = None) -> int:
     """Run ``fit``, ``validate``, ``test`` or ``predict``; returns the process's exit code.
 
     Args:
         command: what to do.
         config: the run.
-        ckpt_path: a checkpoint to resume (fit) or to use (others): ``last``, ``best`` or a path.
+        ckpt_path: a checkpoint to resume (fit) or to use (others): ``last``, ``best``, ``auto`` or a path.
         resolved: the resolved configuration as YAML, saved beside the results.
     """
     quiet_lightning()
@@ -228,13 +228,15 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved:
     check_run_dir(folder)
     if command != "fit" and ckpt_path is None:
         ckpt_path = "best"
-    checkpoint = resolve_checkpoint(ckpt_path, folder)
+    checkpoint = resolve_checkpoint(ckpt_path, folder, command == "fit")
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = data_module(config)
     data.setup("fit" if command == "fit" else {"validate": "validate", "test": "test", "predict": "predict"}[command])
     task = build_task(config, data)
     if config.init_from is not None:
         _init_from(task, config.init_from)
+    if command == "fit":
+        check_space(folder, bytes_of_checkpoints(task.explainer if isinstance(task, ExplainTask) else task.classifier))
     trainer = build_trainer(config, fitting=command == "fit")
     if trainer.is_global_zero and command == "fit":
         if resolved is not None:
@@ -245,15 +247,15 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved:
     if config.trainer.compile:
         _compile(task)
     if command == "fit":
-        trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
-        code = exit_code(trainer)
-        if code == 0 and trainer.is_global_zero and not trainer.interrupted:
-            _summary(task, trainer, folder)
+        code = _fit(trainer, task, data, checkpoint)
+        if code == 0 and not trainer.interrupted:
+            if trainer.is_global_zero:
+                _summary(task, trainer, folder)
             if config.evaluate_with is not None:
                 from explainer.cli import evaluate
 
-                code = evaluate(["--config", config.evaluate_with])
-        return 130 if trainer.interrupted and not code else code
+                code = evaluate(["--config", config.evaluate_with])  # on every process: they share the images
+        return code
     if command == "predict":
         return _predict(trainer, task, data, checkpoint, folder)
     results = {"validate": trainer.validate, "test": trainer.test}[command](
@@ -266,6 +268,18 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved:
         (folder / f"{command}.json").write_text(json.dumps(row, indent=1))
         _table(f"{command}: {checkpoint}", row)
     return 0
+
+
+def _fit(trainer: pl.Trainer, task: ClassifyTask | ExplainTask, data: DataModule, checkpoint: str | None) -> int:
+    """Train; the exit code is 0, 128 + signal after one that stopped the run, or 130 after a second Ctrl-C."""
+    stop = next(c for c in trainer.callbacks if isinstance(c, GracefulStop))  # type: ignore[attr-defined]
+    try:
+        with stop.listening(trainer):
+            trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        # Lightning ends a stopped run with SystemExit(0), which schedulers would take for a finished one.
+        return stop.exit_code(trainer.is_global_zero) if stop.agreed else 130
+    return stop.exit_code(trainer.is_global_zero)
 
 
 def _init_from(task: ClassifyTask | ExplainTask, path: str) -> None:
@@ -335,11 +349,12 @@ def _predict(trainer: pl.Trainer, task: ClassifyTask | ExplainTask, data: DataMo
     from explainer.data.base import UnpaddedSampler
 
     results = trainer.predict(task, data, ckpt_path=checkpoint, weights_only=True) or []
-    dataset = data.dataset(data.predict_split)
-    indices = UnpaddedSampler(len(dataset), trainer.global_rank, trainer.world_size).indices
+    dataset, unreadable = data.dataset(data.predict_split), data.skipped[data.predict_split]
+    sampler = UnpaddedSampler(len(dataset), trainer.global_rank, trainer.world_size)
+    indices = [i for i in sampler.indices if dataset.sample_id(i) not in unreadable]
     out = folder / "predictions"
     out.mkdir(exist_ok=True)
-    flat = torch.cat([r if isinstance(r, torch.Tensor) else r[0] for r in results]).float().cpu()
+    flat = torch.cat([r if isinstance(r, torch.Tensor) else r[0] for r in results]).float().cpu() if results else torch.empty(0)
     for index, value in zip(indices, flat, strict=True):
         name = dataset.sample_id(index).replace("/", "_")
         np.savez_compressed(

@@ -1,0 +1,136 @@
+"""Real processes that run the command line, without paying seconds of imports for each: forked from a server that has imported all."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["explainer.tasks.run", "explainer.evaluation.assembly", "explainer.cli", "segmentation_models_pytorch", "tests.integration.launch"]
+)
+# The smallest classifier and Explainer on 24 images of 32 px, 6 steps an epoch, everything random switched on.
+DATA = ["--data.options", "{size: 32, length: 24}", "--data.eval_batch_size", "12", "--data.batch_size", "4"]
+QUIET = ["--trainer.progress_bar", "false", "--trainer.accelerator", "cpu", "--logging.wandb", "off", "--logging.images", "0"]
+CLASSIFIER = ["fit", "--task", "classify", "--classifier.options", "{widths: [8, 8]}", *DATA, *QUIET, "--trainer.log_every_n_steps", "1"]
+NETWORK = ["--explainer.network", "vgg_unet", "--explainer.options", "{widths: [8, 8], decoder_channels: [8]}", "--explainer.stride", "4"]
+EXPLAINER = ["fit", *NETWORK, *DATA, *QUIET, "--trainer.log_every_n_steps", "1", "--optimizer.lr", "0.003"]
+
+
+def _main(program: str, argv: list[str], env: dict[str, str], output: str) -> None:
+    os.environ.update(env)
+    stream = Path(output).open("a", buffering=1)  # noqa: SIM115 - until the process ends
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+    import torch
+
+    from explainer import cli
+
+    torch.set_num_threads(1)
+    code = {"train": cli.train, "evaluate": cli.evaluate_main}[program](argv)
+    stream.flush()
+    os._exit(code)
+
+
+class Job:
+    """One process.
+
+    Args:
+        argv: of the program.
+        folder: where its output is kept.
+        env: additions to the environment.
+        program: train or evaluate.
+    """
+
+    def __init__(self, argv: Sequence[str], folder: Path, env: dict[str, str] | None = None, program: str = "train") -> None:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.output = folder / f"output-{time.monotonic_ns()}.txt"
+        self.process = CONTEXT.Process(target=_main, args=(program, list(argv), env or {}, str(self.output)))
+        self.process.start()
+
+    @property
+    def text(self) -> str:
+        """What it printed."""
+        return self.output.read_text() if self.output.exists() else ""
+
+    def send(self, signum: int) -> None:
+        """A signal, if it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, signum)
+
+    def wait(self, timeout: float = 120) -> int:
+        """Its exit code (negative: killed by that signal)."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.send(signal.SIGKILL)
+            self.process.join(10)
+            raise AssertionError(f"hangs after {timeout} s:\n{self.text}")
+        return self.process.exitcode
+
+    def wait_for(self, condition, timeout: float = 120) -> None:
+        """Until the condition holds; it must do so while the process runs."""
+        end = time.monotonic() + timeout
+        while not condition():
+            assert self.process.exitcode is None, f"ended with {self.process.exitcode}:\n{self.text}"
+            assert time.monotonic() < end, f"waited {timeout} s in vain:\n{self.text}"
+            time.sleep(0.01)
+
+
+def run(argv: Sequence[str], folder: Path, env: dict[str, str] | None = None, program: str = "train") -> int:
+    """Start one process and wait; its output appears where a test fails."""
+    job = Job(argv, folder, env, program)
+    code = job.wait()
+    if code:
+        print(job.text)
+    return code
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def group(argv: Sequence[str], folder: Path, world: int = 2, nodes: int = 1, program: str = "train") -> list[Job]:
+    """The processes that torchrun would start, with the environment it would give them."""
+    port, local = free_port(), world // nodes
+    common = {
+        "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": local, "GROUP_WORLD_SIZE": nodes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": 0, "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    jobs = []
+    for rank in range(world):
+        own = {"RANK": rank, "LOCAL_RANK": rank % local, "GROUP_RANK": rank // local}
+        jobs.append(Job(argv, folder / f"rank{rank}", {k: str(v) for k, v in {**common, **own}.items()}, program))
+    return jobs
+
+
+def run_group(argv: Sequence[str], folder: Path, world: int = 2, nodes: int = 1, program: str = "train") -> list[int]:
+    """Exit codes of :func:`group`."""
+    jobs = group(argv, folder, world, nodes, program)
+    codes = [job.wait() for job in jobs]
+    if any(codes):
+        print(*(job.text for job in jobs), sep="\n---\n")
+    return codes
+
+
+def write_without_pause(path: str) -> None:
+    """Save one checkpoint after the other until killed."""
+    import torch
+
+    from explainer.tasks.saving import AtomicCheckpointIO
+
+    number, writer = 0.0, AtomicCheckpointIO()
+    while True:
+        number += 1
+        writer.save_checkpoint({"w": torch.full((300_000,), number)}, path)
