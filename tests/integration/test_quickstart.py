@@ -77,8 +77,8 @@ def read_table(text):
     """``table.md`` -> {protocol: {method: {column: point estimate}}}."""
     tables, section, header = {}, None, None
     for line in text.splitlines():
-        if line.startswith("## "):
-            section, header = line[3:], None
+        if line.startswith("#"):
+            section, header = line.lstrip("# "), None
         elif line.startswith("| ") and header is None:
             header = [cell.strip() for cell in line.strip("| ").split(" | ")]
         elif line.startswith("| ") and not line.startswith("| ---"):
