@@ -89,22 +89,24 @@ def batching(explanandum: Explanandum, images: Tensor, iterations: int, rounds: 
     print(f"batching | {len(images)} images x {len(AREAS)} areas | one batch / one by one {statistics.median(ratios):.3f}", flush=True)
 
 
-def schedules(explanandum: Explanandum, images: Tensor, index: Tensor, options: dict[str, Any], device: torch.device) -> None:
+def schedules(
+    explanandum: Explanandum, images: Tensor, index: Tensor, areas: tuple[float, ...], options: dict[str, Any], device: torch.device
+) -> None:
     """``fast`` against the 800 published iterations with the same masks, blur and areas: reward, area and time, paired by image."""
-    differences, ratios, areas, wins = [], [], [], []
+    differences, ratios, sizes, wins = [], [], [], []
     for image, target in zip(images.split(1), index.split(1), strict=True):
         found, seconds = {}, {}
         for name in ("fast", "code"):
-            method = ExtremalPerturbation(explanandum, AREAS, schedule=name, **options)
+            method = ExtremalPerturbation(explanandum, areas, schedule=name, **options)
             seconds[name], found[name] = timed(lambda method=method, i=image, k=target: method.masks(i, k), device)
         gain = (found["fast"].rewards - found["code"].rewards).flatten().cpu()
         differences.append(gain)
         wins.append((gain >= 0).float().mean().item())
         ratios.append(seconds["code"] / seconds["fast"])
-        areas.append((found["fast"].masks.mean((2, 3)) - found["code"].masks.mean((2, 3))).flatten().cpu())
+        sizes.append((found["fast"].masks.mean((2, 3)) - found["code"].masks.mean((2, 3))).flatten().cpu())
         print(f"  image {len(ratios)}: median reward difference {gain.median():+.3f}, {ratios[-1]:.1f} x faster", flush=True)
-    difference, area = torch.stack(differences), torch.stack(areas)
-    per_area = ", ".join(f"{a:g}: {d:+.3f}" for a, d in zip(AREAS, difference.median(0).values.tolist(), strict=True))
+    difference, area = torch.stack(differences), torch.stack(sizes)
+    per_area = ", ".join(f"{a:g}: {d:+.3f}" for a, d in zip(areas, difference.median(0).values.tolist(), strict=True))
     print(
         f"schedules | {len(images)} images | reward fast - code: median {difference.median():+.4f}, mean {difference.mean():+.4f}, "
         f"not lower in {100 * statistics.mean(wins):.0f} % | by area {per_area} | mask mean fast - code: median {area.median():+.4f} | "
@@ -139,6 +141,7 @@ def main() -> None:
     parser.add_argument("--data", help="data set plug-in; default: noise images")
     parser.add_argument("--data-option", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--areas", type=float, nargs="+", default=list(AREAS), help="of the schedules part")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--iterations", type=int, default=3, help="of the overhead and batching parts")
     parser.add_argument("--rounds", type=int, default=3)
@@ -169,7 +172,7 @@ def main() -> None:
             "sigma": 3 * step,
             "max_blur": 20 * arguments.size / 224,
         }
-        schedules(explanandum, images, index, options, device)
+        schedules(explanandum, images, index, tuple(arguments.areas), options, device)
 
 
 if __name__ == "__main__":
