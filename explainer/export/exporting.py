@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from explainer import plugins
 from explainer.errors import ConfigError, ExportError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions
@@ -17,6 +19,7 @@ from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 
 DEFAULT_SIDE = 224
+_LARGEST_BATCH = 32
 
 
 def build_format(name: str) -> ExportFormat:
@@ -55,7 +58,7 @@ def export(
         fused: put the classifier into the same file; needs ``explanandum``.
         explanandum: the classifier; also used to measure the change in faithfulness.
         threshold: of the probabilities in a fused multi-label model.
-        calibration: ``[N,3,H,W]`` images for int8, and to measure drift on.
+        calibration: ``[N,3,H,W]`` images for int8, and to measure drift on; for int8 every fourth is kept for that.
         tolerance: largest allowed mask difference instead of the limits in :data:`explainer.export.parity.LIMITS`.
         allow_drift: write the file even if it exceeds them.
 
@@ -68,11 +71,15 @@ def export(
     """
     form = build_format(format_name)
     side = net.image_size or DEFAULT_SIDE
-    options = ExportOptions(size or (side, side), dynamic_size, precision, calibration)
+    used, seen = split_calibration(calibration, precision)
+    options = ExportOptions(size or (side, side), dynamic_size, precision, used)
     form.check(options)
     if min(options.size) < 1:
         raise ConfigError(f"size must be positive, received {options.size}.")
     net = net.eval()
+    shapes = parity_shapes(options, form)
+    if seen is not None:
+        shapes.append((min(_LARGEST_BATCH, len(seen)), *options.size))
     model = _model(net, form, options, fused, explanandum, threshold)
     out = Path(out)
     try:
@@ -82,9 +89,7 @@ def export(
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder:
         path = Path(folder) / file_name(form, options, fused)
         form.write(model, path, options)
-        report = measure(
-            model, form.open(path), path, form.name, precision, parity_shapes(options, form), calibration, explanandum, tolerance
-        )
+        report = measure(model, form.open(path), path, form.name, precision, shapes, seen, explanandum, tolerance)
         if report.violations and not allow_drift:
             raise ExportError(
                 f"{path.name} was not written: {'; '.join(report.violations)}. Largest mask difference {report.max_difference:.3g}, "
@@ -127,3 +132,13 @@ def parity_shapes(options: ExportOptions, form: ExportFormat) -> list[tuple[int,
     if options.dynamic_size or form.name == "safetensors":
         found[1:] = [(3, height * 3 // 4 + 5, width + 13), (8, height, max(16, width // 2 + 1))]
     return found
+
+
+def split_calibration(images: Array | None, precision: str) -> tuple[Array | None, Array | None]:
+    """Images to calibrate on and images to measure drift on. int8 ranges are fitted to images, so drift is asked of others: every
+    fourth, if there are at least eight.
+    """
+    if images is None or precision != "int8" or len(images) < 8:
+        return images, images
+    held = np.arange(len(images)) % 4 == 3
+    return images[~held], images[held]

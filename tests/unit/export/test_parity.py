@@ -12,6 +12,7 @@ import torch
 from explainer.errors import ConfigError, ExportError
 from explainer.export.base import Array, ExportModel, Runtime
 from explainer.export.card import add_report, card
+from explainer.export.exporting import split_calibration
 from explainer.export.parity import LIMITS, DriftReport, interleaved, measure, probe, violations
 from explainer.models.explanandum import Explanandum
 
@@ -159,3 +160,13 @@ def test_reports_of_several_files_accumulate(tmp_path: Path) -> None:
     text = card(description, reports, {"iou": 0.81, "note": "left out"}, None)
     assert "| iou | 0.8100 |" in text and "note" not in text and "max difference 0.5 is above" in text and "1,234" in text
     assert "Not stated by whoever exported it" in text and "fingerprint `unknown`" in text
+
+
+def test_int8_is_measured_on_images_it_was_not_fitted_to() -> None:
+    images = np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1)
+    used, seen = split_calibration(images, "int8")
+    assert used is not None and seen is not None
+    assert used.flatten().tolist() == [0, 1, 2, 4, 5, 6, 8, 9] and seen.flatten().tolist() == [3, 7]
+    assert all(part is images for part in split_calibration(images, "fp32"))
+    assert split_calibration(None, "int8") == (None, None)
+    assert [len(part) for part in split_calibration(images[:7], "int8") if part is not None] == [7, 7]
