@@ -1,0 +1,164 @@
+"""Buying quality per image: the Explainer's mask starts an iterative method, for a few iterations and within a time budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from explainer import baselines
+from explainer.attribution import check_class_index, check_images
+from explainer.errors import ConfigError, ShapeError
+from explainer.fills import FillKind, blend, make_fill
+
+RefineMethod = Literal["extremal_perturbation", "igos_pp"]
+_AREAS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.6)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a mask does to the classifier, from one pass of two images per mask.
+
+    Attributes:
+        kept: ``[N]`` probability of the class when only the mask is shown.
+        left: ``[N]`` probability of the class when the mask is removed.
+    """
+
+    kept: Tensor
+    left: Tensor
+
+    @property
+    def score(self) -> Tensor:
+        """``kept - left``, ``[N]`` in [-1,1]; 1 is a mask that holds all the evidence and leaves none."""
+        return self.kept - self.left
+
+
+@torch.no_grad()
+def quality(explanandum: Any, images: Tensor, masks: Tensor, class_index: Tensor, fill: FillKind = "mean", batch_size: int = 64) -> Quality:
+    """Quality of one mask per image.
+
+    Args:
+        explanandum: the classifier; scores are enough.
+        images: ``[N,3,H,W]``.
+        masks: ``[N,H,W]`` in [0,1].
+        class_index: ``[N]``.
+        fill: what replaces removed pixels; the one the Explainer was trained with.
+        batch_size: most masks per pass.
+    """
+    kept, left = [], []
+    for part in torch.arange(len(images), device=images.device).split(batch_size):
+        x, m = images[part], masks[part].to(images)
+        hidden = make_fill(x, fill, mean=explanandum.mean, generator=torch.Generator().manual_seed(0))
+        both = explanandum(torch.cat([blend(x, m, hidden), blend(x, 1 - m, hidden)]))
+        p = explanandum.probabilities(both).gather(1, class_index[part].repeat(2)[:, None]).squeeze(1)
+        kept.append(p[: len(part)])
+        left.append(p[len(part) :])
+    return Quality(torch.cat(kept), torch.cat(left))
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Masks before and after.
+
+    Attributes:
+        masks: ``[B,H,W]`` in [0,1]; the start where refinement did not improve it.
+        start: ``[B,H,W]`` the Explainer's.
+        before, after: quality of ``start`` and ``masks``.
+        improved: ``[B]`` bool.
+        seconds: of the whole refinement.
+    """
+
+    masks: Tensor
+    start: Tensor
+    before: Quality
+    after: Quality
+    improved: Tensor
+    seconds: float
+
+
+def refine(
+    net: Any,
+    explanandum: Any,
+    images: Tensor,
+    classes: Tensor | int | list[int],
+    method: RefineMethod = "extremal_perturbation",
+    iterations: int = 24,
+    budget_s: float | None = None,
+    start: Tensor | None = None,
+    keep_better: bool = True,
+    fill: FillKind = "mean",
+    **options: Any,
+) -> Refined:
+    """Improve the Explainer's masks of one class per image.
+
+    ``extremal_perturbation`` searches the mask of (about) the start's own area that keeps the most; images whose areas round to the same
+    of 0.025 ... 0.6 are searched together. ``igos_pp`` deletes and inserts. Both need gradients through the classifier.
+
+    Args:
+        net: Explainer, images -> class masks ``[B,K,H,W]``; unused if ``start`` is given.
+        explanandum: the classifier.
+        images: ``[B,3,H,W]`` in [0,1].
+        classes: one per image, or one for all.
+        method: what refines.
+        iterations: its iterations.
+        budget_s: seconds in all, or None. At least one iteration per group of images is made.
+        start: masks ``[B,H,W]`` in [0,1] to begin with instead of the net's.
+        keep_better: keep the start where :func:`quality` says that it was better.
+        fill: by which that is judged.
+        options: of the method (``areas=[a]`` fixes the area of extremal perturbations).
+    """
+    if method not in get_args(RefineMethod):
+        raise ConfigError(f"refine method must be one of {', '.join(get_args(RefineMethod))}, received {method!r}.")
+    check_images(images)
+    index = check_class_index(classes, images, explanandum.num_classes)
+    began = time.monotonic()
+    first = starting_masks(net, images, index) if start is None else start.to(images)
+    if first.shape != (len(images), *images.shape[-2:]):
+        raise ShapeError(f"start must be [B,H,W] = {(len(images), *images.shape[-2:])}, received {tuple(first.shape)}.")
+    first = first.clamp(0, 1)
+    if method == "igos_pp":
+        attributor = baselines.build(method, explanandum, iterations=iterations, init=first, budget_s=budget_s, **options)
+        found = attributor(images, index)
+    else:
+        found = _extremal(explanandum, images, index, first, iterations, budget_s, options)
+    found = found.clamp(0, 1)
+    before, after = (quality(explanandum, images, m, index, fill) for m in (first, found))
+    improved = after.score >= before.score if keep_better else torch.ones(len(images), dtype=torch.bool, device=images.device)
+    chosen = Quality(torch.where(improved, after.kept, before.kept), torch.where(improved, after.left, before.left))
+    masks = torch.where(improved[:, None, None], found, first)
+    return Refined(masks, first, before, chosen, improved, time.monotonic() - began)
+
+
+def starting_masks(net: Any, images: Tensor, class_index: Tensor) -> Tensor:
+    """The Explainer's mask of each image's class, ``[B,H,W]``."""
+    with torch.no_grad():
+        return net(images)[torch.arange(len(images), device=images.device), class_index].to(images)
+
+
+def _extremal(
+    explanandum: Any, images: Tensor, index: Tensor, start: Tensor, iterations: int, budget_s: float | None, options: dict[str, Any]
+) -> Tensor:
+    """Extremal masks ``[B,H,W]`` from the start, area group by area group."""
+    chosen: dict[str, Any] = {"schedule": "fast", **options}
+    areas = chosen.pop("areas", None)
+    groups = _groups(start, _AREAS if areas is None else areas)
+    found = start.clone()
+    began = time.monotonic()
+    for number, (area, rows) in enumerate(groups):
+        # What is left of the budget is shared evenly between the groups that are left.
+        rest = None if budget_s is None else max(0.0, budget_s - (time.monotonic() - began)) / (len(groups) - number)
+        search: Any = baselines.build("extremal_perturbation", explanandum, areas=[area], iterations=iterations, budget_s=rest, **chosen)
+        found[rows] = search.masks(images[rows], index[rows], init=start[rows]).masks[:, 0]
+    return found
+
+
+def _groups(masks: Tensor, areas: Sequence[float]) -> list[tuple[float, Tensor]]:
+    """Rows by the candidate area that is nearest (by ratio) to their mask's."""
+    candidates = masks.new_tensor(list(areas))
+    own = masks.flatten(1).mean(dim=1).clamp(1e-4, 1)
+    nearest = (own.log()[:, None] - candidates.log()).abs().argmin(dim=1)
+    return [(float(areas[int(k)]), (nearest == k).nonzero()[:, 0]) for k in nearest.unique()]
