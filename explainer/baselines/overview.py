@@ -11,7 +11,7 @@ _COLUMNS = ("method", "gradients", "layer option", "cost in passes", "class-spec
 
 def overview() -> list[tuple[str, ...]]:
     """One row a method: name, needs gradients, takes a layer, cost, class-specific, signed, random."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, cls in plugins.discover("explainer.baselines").items():
         options = inspect.signature(cls).parameters
         layer = next((option for option in ("layer", "encoder_output") if option in options), "")

@@ -100,7 +100,7 @@ def _turned(image: Image.Image) -> bool:
         return False
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: str | Path) -> Tensor:
     """Decode to uint8 ``[3,H,W]`` RGB.
 
     EXIF rotation is applied; grey, palette, CMYK, YCbCr and 1-bit become RGB; 16-bit grey is scaled to 8; alpha is composed on
@@ -109,6 +109,7 @@ def read_image(path: Path) -> Tensor:
     Raises:
         CorruptSampleError: missing, empty, truncated, too large, not an image, or float pixels of unknown range.
     """
+    path = Path(path)
     with _open(path, "the image") as image:
         try:
             image.load()

@@ -32,6 +32,8 @@ def load(path: str | Path) -> Explainer:
         folder = path if path.is_dir() else path.parent
         weights = folder / WEIGHTS if path.is_dir() else path
         metadata = _read_config(folder / CONFIG)
+        config: Any
+        state: Any
         config, state = metadata.pop("explainer"), read_weights(weights)
     else:
         content = read_weights(path)
@@ -41,7 +43,10 @@ def load(path: str | Path) -> Explainer:
                 f"{path} is not a checkpoint of an Explainer of this project. Give a .ckpt that train.py wrote, or an export folder."
             )
         metadata = {k: v for k, v in saved.items() if k not in ("explainer", "kind")}
-        config, state = saved["explainer"], sub_state(content.get("state_dict", {}), "explainer.")
+        config, state = saved.get("explainer"), content.get("state_dict")
+        if not isinstance(config, dict) or not isinstance(state, dict):
+            raise CheckpointError(f"{path} lacks the Explainer's configuration or weights. Use another checkpoint of the run.")
+        state = sub_state(state, "explainer.")
     try:
         net = Explainer.from_config(config)
         net.load_state_dict(state)

@@ -5,46 +5,47 @@
 Keys of a case: in/<x> inputs, out/<x> what the reference returned, mid/<x> intermediate quantities,
 out32/<x> the same call in float32, net/<key> weights. Needs numpy, torch, torchvision.
 """
+
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision.models.resnet as tvr
 from torch import nn
 
-ROOT = os.environ.get("GOLDEN_ROOT", os.path.join(os.path.dirname(os.path.abspath(__file__)), "data"))
+ROOT = Path(os.environ.get("GOLDEN_ROOT", Path(__file__).parent / "data"))
 
 
 # ----------------------------------------------------------------- networks
-def _layer(l):
-    k, a = l[0], l[1:]
-    if k == 'conv':        # cin, cout, kernel, stride, padding, bias
+def _layer(spec):
+    k, a = spec[0], spec[1:]
+    if k == "conv":  # cin, cout, kernel, stride, padding, bias
         return nn.Conv2d(a[0], a[1], a[2], stride=a[3], padding=a[4], bias=bool(a[5]))
-    if k == 'relu':
+    if k == "relu":
         return nn.ReLU(inplace=False)
-    if k == 'maxpool':     # kernel, stride, padding
+    if k == "maxpool":  # kernel, stride, padding
         return nn.MaxPool2d(a[0], a[1], a[2])
-    if k == 'avgpool':     # kernel, stride
+    if k == "avgpool":  # kernel, stride
         return nn.AvgPool2d(a[0], a[1])
-    if k == 'adaptiveavg':
+    if k == "adaptiveavg":
         return nn.AdaptiveAvgPool2d((a[0], a[1]))
-    if k == 'flatten':
+    if k == "flatten":
         return nn.Flatten()
-    if k == 'linear':
+    if k == "linear":
         return nn.Linear(a[0], a[1])
-    if k == 'bn':
+    if k == "bn":
         return nn.BatchNorm2d(a[0])
-    if k == 'dropout':
+    if k == "dropout":
         return nn.Dropout(a[0])
-    if k in ('basicblock', 'bottleneck'):   # cin, planes, stride  (torchvision blocks)
-        blk = tvr.BasicBlock if k == 'basicblock' else tvr.Bottleneck
+    if k in ("basicblock", "bottleneck"):  # cin, planes, stride  (torchvision blocks)
+        blk = tvr.BasicBlock if k == "basicblock" else tvr.Bottleneck
         cin, planes, stride = a
         out = planes * blk.expansion
         down = None
         if stride != 1 or cin != out:
-            down = nn.Sequential(nn.Conv2d(cin, out, 1, stride=stride, bias=False),
-                                 nn.BatchNorm2d(out))
+            down = nn.Sequential(nn.Conv2d(cin, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
         return blk(cin, planes, stride, down)
     raise ValueError(k)
 
@@ -54,9 +55,9 @@ class VGGLike(nn.Module):
 
     def __init__(self, features, avgpool, classifier):
         super().__init__()
-        self.features = nn.Sequential(*[_layer(l) for l in features])
+        self.features = nn.Sequential(*[_layer(spec) for spec in features])
         self.avgpool = nn.AdaptiveAvgPool2d(tuple(avgpool))
-        self.classifier = nn.Sequential(*[_layer(l) for l in classifier])
+        self.classifier = nn.Sequential(*[_layer(spec) for spec in classifier])
 
     def forward(self, x):
         return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
@@ -77,28 +78,28 @@ class ResNetLike(nn.Module):
         self.maxpool = nn.MaxPool2d(*maxpool) if maxpool else nn.Identity()
         self.n = len(stages)
         for i, st in enumerate(stages):
-            setattr(self, 'layer%d' % (i + 1), nn.Sequential(*[_layer(l) for l in st]))
+            setattr(self, f"layer{i + 1}", nn.Sequential(*[_layer(spec) for spec in st]))
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(*fc)
 
     def forward(self, x):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for i in range(self.n):
-            x = getattr(self, 'layer%d' % (i + 1))(x)
+            x = getattr(self, f"layer{i + 1}")(x)
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
 def build_net(spec, state=None, dtype=torch.float64):
-    t = spec['type']
-    if t == 'sequential':
-        net = nn.Sequential(*[_layer(l) for l in spec['layers']])
-    elif t == 'vgg':
-        net = VGGLike(spec['features'], spec['avgpool'], spec['classifier'])
-    elif t == 'resnet':
-        net = ResNetLike(spec['stem'], spec['maxpool'], spec['stages'], spec['fc'])
+    t = spec["type"]
+    if t == "sequential":
+        net = nn.Sequential(*[_layer(spec) for spec in spec["layers"]])
+    elif t == "vgg":
+        net = VGGLike(spec["features"], spec["avgpool"], spec["classifier"])
+    elif t == "resnet":
+        net = ResNetLike(spec["stem"], spec["maxpool"], spec["stages"], spec["fc"])
     else:
         raise ValueError(t)
-    if spec.get('inplace_relu'):
+    if spec.get("inplace_relu"):
         for m in net.modules():
             if isinstance(m, nn.ReLU):
                 m.inplace = True
@@ -113,15 +114,14 @@ def build_net(spec, state=None, dtype=torch.float64):
 
 # ----------------------------------------------------------------- loading
 def manifest():
-    with open(os.path.join(ROOT, "manifest.json")) as file:
-        return json.load(file)
+    return json.loads((ROOT / "manifest.json").read_text())
 
 
 def load(name):
     """-> (manifest entry, dict of arrays, network in eval mode or None)."""
     m = manifest()
     entry = next(case for case in m["cases"] if case["name"] == name)
-    with np.load(os.path.join(ROOT, entry["file"])) as z:
+    with np.load(ROOT / entry["file"]) as z:
         arrays = {key: z[key] for key in z.files}
     net = None
     if entry.get("network"):
@@ -143,8 +143,16 @@ def build_srd_net(arch, params, dtype=torch.float64):
             for n in arch["nodes"]:
                 op, nm = n["op"], n["name"]
                 if op == "conv":
-                    m = nn.Conv2d(n["cin"], n["cout"], pair(n["k"]), pair(n.get("stride", 1)), pair(n.get("pad", 0)),
-                                  pair(n.get("dil", 1)), n.get("groups", 1), n.get("bias", True))
+                    m = nn.Conv2d(
+                        n["cin"],
+                        n["cout"],
+                        pair(n["k"]),
+                        pair(n.get("stride", 1)),
+                        pair(n.get("pad", 0)),
+                        pair(n.get("dil", 1)),
+                        n.get("groups", 1),
+                        n.get("bias", True),
+                    )
                 elif op == "bn":
                     m = nn.BatchNorm2d(n["c"], eps=n.get("eps", 1e-5))
                 elif op == "act":
@@ -200,12 +208,11 @@ def build_srd_net(arch, params, dtype=torch.float64):
 
 def load_srd(file):
     """-> (arch dict, dict of arrays, network). Layer maps are R.<t>.<node>; see manifest_srd.json for the keys."""
-    with np.load(os.path.join(ROOT, file)) as z:
+    with np.load(ROOT / file) as z:
         arrays = {key: z[key] for key in z.files}
     arch = json.loads(str(arrays["arch"]))
     params = {key[6:]: value for key, value in arrays.items() if key.startswith("param.")}
     return arch, arrays, build_srd_net(arch, params)
-
 
 
 if __name__ == "__main__":

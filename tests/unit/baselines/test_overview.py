@@ -8,7 +8,8 @@ from explainer.baselines.overview import markdown, overview
 def test_readme_table_is_current():
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     missing = [line for line in markdown().splitlines() if line not in readme]
-    assert not missing, "README.md, section Methods: replace the table by the output of `explainer methods`; changed lines: " + "; ".join(missing)
+    advice = "README.md, section Methods: replace the table by the output of `explainer methods`; changed lines: "
+    assert not missing, advice + "; ".join(missing)
 
 
 def test_facts_are_stated():
