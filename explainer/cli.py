@@ -20,6 +20,7 @@ from explainer.config import RunConfig
 from explainer.errors import ConfigError, ExplainerError
 from explainer.evaluation.config import EvaluateConfig
 from explainer.evaluation.maps_config import MapsConfig
+from explainer.export.calibration_config import CalibrateConfig
 from explainer.export.commands import bench_command, explain_command, export_command
 from explainer.report import commands as report_commands
 
@@ -102,11 +103,19 @@ def parse_run(argv: Sequence[str]) -> tuple[str, RunConfig, Namespace]:
     parser = _train_parser(command)
     namespace = parser.parse_args(rest)
     resolved = parser.dump(namespace)
-    values = parser.instantiate(namespace)
+    values = _instantiate(parser, namespace)
     ckpt_path = values.ckpt_path
     config = RunConfig(**{k: v for k, v in vars(values).items() if k not in ("config", "ckpt_path")})
     resolved = "\n".join(line for line in resolved.splitlines() if not line.startswith("ckpt_path:")) + "\n"
     return command, config, Namespace(ckpt_path=ckpt_path, resolved=resolved)
+
+
+def _instantiate(parser: Parser, namespace: Namespace) -> Any:
+    """The dataclasses; what the parser let through and a dataclass cannot be made of is an error of the configuration too."""
+    try:
+        return parser.instantiate(namespace)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"a section of the configuration has a value of the wrong kind ({error}).") from error
 
 
 def _guarded(function: Any, argv: Sequence[str]) -> int:
@@ -144,7 +153,7 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateConfig, str]:
     parser.add_class_arguments(EvaluateConfig, as_group=False)
     namespace = parser.parse_args(rest)
     resolved = parser.dump(namespace)
-    values = parser.instantiate(namespace)
+    values = _instantiate(parser, namespace)
     return EvaluateConfig(**{k: v for k, v in vars(values).items() if k != "config"}), resolved
 
 
@@ -181,6 +190,21 @@ def maps_command(argv: Sequence[str]) -> int:
     return run(config)
 
 
+def calibrate_command(argv: Sequence[str]) -> int:
+    """Choose the quality score from which explanations are given."""
+    rest = list(argv)
+    _exists(rest)
+    parser = Parser(prog="explainer calibrate", description="Calibrate selective explanation on labelled images.", default_env=False)
+    parser._command = "calibrate"
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
+    parser.add_class_arguments(CalibrateConfig, as_group=False)
+    values = parser.instantiate(parser.parse_args(rest))
+    config = CalibrateConfig(**{k: v for k, v in vars(values).items() if k != "config"})
+    from explainer.export.calibrating import run
+
+    return run(config)
+
+
 def _train_command(name: str) -> Callable[[Sequence[str]], int]:
     return lambda argv: _train([name, *argv])
 
@@ -197,6 +221,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     **{name: (text, _train_command(name)) for name, text in TRAIN_COMMANDS.items()},
     "evaluate": ("methods x images x protocols -> tables with intervals", evaluate),
     "report": (report_commands.SUMMARY, report_commands.main),
+    "calibrate": ("quality score from which explanations are given, with a guarantee", calibrate_command),
     "maps": ("maps of one method over a split, kept for evaluation and distillation", maps_command),
     "methods": ("all per-image methods with what each needs and costs", _methods),
     "explain": ("class masks, overlays and numbers for images and folders", explain_command),

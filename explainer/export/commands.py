@@ -123,9 +123,24 @@ def explain_parser() -> argparse.ArgumentParser:
     p.add_argument("--size", type=_positive, help="side at which the network runs; default: the side it was trained at")
     p.add_argument("--threshold", type=_fraction, default=0.5, help="probability from which a class counts as predicted")
     p.add_argument("--on-error", choices=("skip", "raise"), default="skip", help="what an unreadable file does")
+    p.add_argument("--refine", choices=("extremal_perturbation", "igos_pp"), help="refine each mask with this method (--classifier)")
+    p.add_argument("--refine-iterations", type=_positive, default=24, help="its iterations")
+    p.add_argument("--refine-budget", type=_fraction, help="seconds per image for it")
+    p.add_argument("--selector", help="file of `explainer calibrate`: masks below its threshold are refined or withheld (--classifier)")
     p.add_argument("--threads", type=_positive, help="processor threads")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
+
+
+def _treatment(args: argparse.Namespace, explanandum: Any) -> Any:
+    """Refinement and selection, where they are asked for."""
+    if args.refine is None and args.selector is None:
+        return None
+    from explainer.export.selection import Selector
+    from explainer.export.treatment import Treatment
+
+    selector = None if args.selector is None else Selector.load(args.selector)
+    return Treatment(explanandum, args.refine, args.refine_iterations, args.refine_budget, selector)
 
 
 def explain_command(argv: Sequence[str]) -> int:
@@ -142,7 +157,7 @@ def explain_command(argv: Sequence[str]) -> int:
             explanandum.require_fingerprint(expected, args.model)
     options = ExplainOptions(args.classes, args.batch_size, args.size, args.threshold, args.on_error)
     with _Bar("explaining", args.quiet) as progress:
-        found = explain(args.images, runtime, args.out, options, explanandum, progress)
+        found = explain(args.images, runtime, args.out, options, explanandum, progress, _treatment(args, explanandum))
     rows = [[row["name"], ", ".join(_class_line(row, c) for c in row["chosen"]) or "none"] for row in found["images"][:20]]
     _print_table(f"{args.out}: {len(found['images'])} images, {len(found['failed'])} not readable", ["image", "class and mask area"], rows)
     for name, reason in found["failed"].items():

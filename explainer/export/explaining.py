@@ -19,6 +19,7 @@ from explainer.errors import ConfigError, CorruptSampleError
 from explainer.export.base import Array, Runtime
 from explainer.export.exporting import DEFAULT_SIDE
 from explainer.export.pictures import OnError, Picture, batches, find_pictures
+from explainer.export.treatment import Treatment
 from explainer.models.explanandum import Explanandum
 
 ROWS = 12  # images per contact sheet
@@ -52,6 +53,7 @@ def explain(
     options: ExplainOptions | None = None,
     explanandum: Explanandum | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    treatment: Treatment | None = None,
 ) -> dict[str, Any]:
     """Explain images and write, below ``out``: ``<image>/mask_<class>.png``, ``<image>/overlay_<class>.png``, ``<image>/overlay.png``
     (all chosen classes), ``<image>/masks.npz`` (all classes, float16, at the network's size), ``contact_sheet_001.png``, ... and
@@ -60,6 +62,8 @@ def explain(
     Args:
         explanandum: gives the scores, and chooses the classes if none are named. A fused model has its own.
         progress: called with (images done, images in all).
+        treatment: refines the chosen masks, or withholds those that its selector does not accept; each image's row then also has
+            ``treatment`` (quality, refined and accepted per class) and ``withheld``.
 
     Returns:
         What is in ``results.json``: ``classes``, ``images`` (each with name, size, chosen, areas, peaks, scores) and ``failed``.
@@ -84,7 +88,14 @@ def explain(
             masks = result["masks"][i]
             row_scores = scores[i] if scores is not None else None
             chosen = wanted if wanted is not None else _choose(masks, row_scores, explanandum, runtime, o.threshold)
+            facts: dict[int, dict[str, Any]] = {}
+            if treatment is not None:
+                masks, facts = treatment(images[i], masks, chosen)
+                chosen = [k for k in chosen if facts[k]["accepted"] is not False]
             rows.append(_write(picture, masks, row_scores, chosen, names, out))
+            if treatment is not None:
+                rows[-1]["treatment"] = {names[k]: fact for k, fact in facts.items()}
+                rows[-1]["withheld"] = [names[k] for k in facts if k not in chosen]
             sheet.add(picture, masks, chosen)
         progress(len(rows) + len(failed), len(files))
     progress(len(files), len(files))

@@ -1,0 +1,67 @@
+"""``calibrate`` and the refining options of ``explain`` through the real command line."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from explainer.cli import main
+from tests.integration.test_objectives import NET
+from tests.integration.test_train import TINY
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    assert main(["fit", "--task", "classify", "--run_dir", f"{folder}/c", "--classifier.options", "{widths: [8, 8]}", *TINY]) == 0
+    classifier = f"{folder}/c/checkpoints/best.ckpt"
+    assert main(["fit", "--run_dir", f"{folder}/e", "--classifier.checkpoint", classifier, *TINY, *NET]) == 0
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    random = np.random.default_rng(0)
+    for n in range(2):
+        Image.fromarray(random.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(pictures / f"{n}.png")
+    return folder, classifier, f"{folder}/e/checkpoints/best.ckpt"
+
+
+def explain(runs, out, *options):
+    folder, classifier, model = runs
+    return main(["explain", model, str(folder / "pictures"), "--out", str(out), "--classifier", classifier, "--classes", "stripes,dots",
+                 "--quiet", *options])  # fmt: skip
+
+
+def test_refined_masks_are_written(runs, tmp_path, capsys):
+    assert explain(runs, tmp_path / "plain") == 0
+    assert explain(runs, tmp_path / "fine", "--refine", "extremal_perturbation", "--refine-iterations", "3", "--refine-budget", "5") == 0
+    plain, fine = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("plain", "fine"))
+    assert "treatment" not in plain["images"][0]
+    facts = fine["images"][0]["treatment"]
+    assert set(facts) == {"stripes", "dots"} and fine["images"][0]["withheld"] == []
+    for name in ("stripes", "dots"):
+        differs = plain["images"][0]["areas"][name] != fine["images"][0]["areas"][name]
+        assert differs == facts[name]["refined"] and facts[name]["accepted"] is None
+    assert main(["explain", runs[2], str(runs[0] / "pictures"), "--out", str(tmp_path / "x"), "--refine", "igos_pp", "--quiet"]) == 2
+    assert "--classifier" in capsys.readouterr().err
+
+
+def test_calibrate_then_withhold(runs, tmp_path, capsys):
+    _, classifier, model = runs
+    command = ["calibrate", "--model", model, "--out", str(tmp_path / "s.json"), "--classifier.checkpoint", classifier,
+               "--data.options", "{size: 32, length: 24}"]  # fmt: skip
+    assert main([*command, "--alpha", "0.2", "--least_iou", "null", "--fallback", "refine", "--iterations", "2"]) == 0
+    assert "from 24 images" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "s.json").read_text())
+    assert stored["fallback"] == "refine" and stored["refinement"] == {"method": "extremal_perturbation", "iterations": 2}
+    (tmp_path / "strict.json").write_text(json.dumps({**stored, "threshold": 0.999, "fallback": "abstain"}))
+    assert explain(runs, tmp_path / "out", "--selector", str(tmp_path / "strict.json")) == 0
+    row = json.loads((tmp_path / "out/results.json").read_text())["images"][0]
+    assert row["withheld"] == ["stripes", "dots"] and row["chosen"] == []
+    (tmp_path / "lax.json").write_text(json.dumps({**stored, "threshold": -2.0}))
+    assert explain(runs, tmp_path / "all", "--selector", str(tmp_path / "lax.json")) == 0
+    row = json.loads((tmp_path / "all/results.json").read_text())["images"][0]
+    assert row["withheld"] == [] and all(f["accepted"] and not f["refined"] for f in row["treatment"].values())
+    assert main([*command, "--alpha", "0.01"]) == 2
+    assert "too few for alpha" in capsys.readouterr().err
+    assert explain(runs, tmp_path / "both", "--selector", str(tmp_path / "lax.json"), "--refine", "igos_pp") == 2
+    assert "choose one" in capsys.readouterr().err
