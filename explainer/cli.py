@@ -178,7 +178,7 @@ def parse_maps(argv: Sequence[str]) -> MapsConfig:
     parser._command = "maps"
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
     parser.add_class_arguments(MapsConfig, as_group=False)
-    values = parser.instantiate(parser.parse_args(rest))
+    values = _instantiate(parser, parser.parse_args(rest))
     return MapsConfig(**{k: v for k, v in vars(values).items() if k != "config"})
 
 
@@ -198,7 +198,7 @@ def calibrate_command(argv: Sequence[str]) -> int:
     parser._command = "calibrate"
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
     parser.add_class_arguments(CalibrateConfig, as_group=False)
-    values = parser.instantiate(parser.parse_args(rest))
+    values = _instantiate(parser, parser.parse_args(rest))
     config = CalibrateConfig(**{k: v for k, v in vars(values).items() if k != "config"})
     from explainer.export.calibrating import run
 

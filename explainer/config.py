@@ -55,11 +55,33 @@ class OcclusionConfig:
 
 
 @dataclass
+class MaskAugmentationConfig:
+    """Retraining a classifier with the masks of an Explainer (the conclusion of Stalder et al. 2022).
+
+    Attributes:
+        checkpoint: trained Explainer; null switches it off.
+        probability: share of the images whose labels' masks are applied.
+        mode: keep (only the explained evidence is shown: it has to suffice), remove (it is hidden and the label stays: other evidence has
+            to be found) or both (one of the two at random).
+        classes: names of the labels whose masks are used; null uses all. Name the class whose masks lie on a shortcut.
+        fill: what replaces removed pixels.
+    """
+
+    checkpoint: str | None = None
+    probability: float = 0.5
+    mode: Literal["keep", "remove", "both"] = "both"
+    classes: list[str] | None = None
+    fill: Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle"] = "mean"
+
+
+@dataclass
 class ClassifierConfig:
     """The classifier: trained with task classify, explained (as the frozen Explanandum) with task explain.
 
     Attributes:
-        arch: small_vgg, vgg16, resnet50, torchvision:<model>, timm:<model> or package.module:function.
+        arch: small_vgg, vgg16, resnet50, torchvision:<model>, timm:<model> or package.module:function. Scores only, without gradients:
+            onnx:<file> or callable:package.module:function (options: scores, normalize, budget, cache_file, ...; see
+            explainer.models.black_box).
         options: of the builder (weights, widths, ...).
         checkpoint: a checkpoint written by this project, or a file with a plain state_dict (.pt, .pth, .safetensors).
         train_with: configuration that trains the classifier when the checkpoint does not exist yet.
@@ -67,6 +89,7 @@ class ClassifierConfig:
         std: normalisation standard deviation per channel.
         input_size: side to which images are resized before the classifier; null keeps them.
         occlusion: augmentation while the classifier is trained.
+        mask_augmentation: augmentation with an Explainer's masks while the classifier is trained.
     """
 
     arch: str = "small_vgg"
@@ -77,6 +100,7 @@ class ClassifierConfig:
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     input_size: int | None = None
     occlusion: OcclusionConfig = field(default_factory=OcclusionConfig)
+    mask_augmentation: MaskAugmentationConfig = field(default_factory=MaskAugmentationConfig)
 
 
 @dataclass
@@ -103,17 +127,51 @@ class MaskingConfig:
     """How masks are applied to the image in the two classifier passes of a training step.
 
     Attributes:
-        fill: what replaces removed pixels: mean (the paper's), black, grey, white, blur, noise, shuffle (another image), or random (one
-            of mean, blur, noise, shuffle per step).
+        fill: what replaces removed pixels: mean (the paper's), black, grey, white, blur, noise, shuffle (another image), random (one
+            of mean, blur, noise, shuffle per step), or alternative (blur or coloured noise per step, as losses.rtis was published with).
         binarize: share of the images whose mask is thresholded at a random level in [0.1, 0.9] (straight-through gradient); against the
             grey solution. 0 is the paper's.
         subset: share of the multi-label images of which only a random part of the labels is shown; ties each mask to its class. 0 is the
             paper's.
+        area_conditioned: share of the images whose present classes' masks are cut to a random area, so that the Explainer learns the
+            right order of pixels for any area (explainer.models.area_conditioned). 0 switches it off.
+        areas: least and greatest of these areas, log-uniform.
+        area_temperature: softness of the cut, in mask logits.
     """
 
-    fill: Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle", "random"] = "mean"
+    fill: Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle", "random", "alternative"] = "mean"
     binarize: float = 0.0
     subset: float = 0.0
+    area_conditioned: float = 0.0
+    areas: list[float] = field(default_factory=lambda: [0.02, 0.4])
+    area_temperature: float = 1.0
+
+
+@dataclass
+class TeacherConfig:
+    """Where target maps of losses.distillation come from. Several teachers are averaged with their weights.
+
+    Attributes:
+        name: a baseline, e.g. grad_cam, rise, extremal_perturbation, srd.
+        options: of the baseline.
+        weight: in the average of the teachers that know a class.
+        cache: folder that ``explainer maps`` filled; null asks the baseline at every step (for cheap ones: the CAM family).
+        dtype: of the cache.
+        seed: of the cache.
+        scale: how a raw map becomes [0,1]: minmax, max (negative to 0, maximum to 1; right for CAMs) or clamp.
+        threshold: null keeps maps soft; a number makes them binary, {class name: number} only those classes.
+        memory_mib: how much of the cache is kept in memory.
+    """
+
+    name: str = "grad_cam"
+    options: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    cache: str | None = None
+    dtype: Literal["float32", "float16", "uint8"] = "float16"
+    seed: int = 0
+    scale: Literal["minmax", "max", "clamp"] = "minmax"
+    threshold: float | dict[str, float] | None = None
+    memory_mib: float = 2048.0
 
 
 @dataclass
@@ -213,6 +271,7 @@ class RunConfig:
         classifier: the Explanandum (or the classifier to train).
         explainer: the Explainer network.
         losses: terms by name, each with weight and options; for task explain.
+        teachers: whose maps losses.distillation copies.
         masking: how masks are applied.
         optimizer: optimiser and schedule.
         trainer: Lightning's Trainer.
@@ -237,6 +296,7 @@ class RunConfig:
             "total_variation": {"weight": 1.0},
         }
     )
+    teachers: list[TeacherConfig] = field(default_factory=list)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -19,11 +19,12 @@ from torchmetrics.classification import (
     MultilabelRecall,
 )
 
-from explainer.config import ClassifierConfig, OptimizerConfig
+from explainer.config import ClassifierConfig, MaskAugmentationConfig, OptimizerConfig
 from explainer.data.samplers import sample_seed
-from explainer.errors import NumericalError
+from explainer.errors import ConfigError, NumericalError
 from explainer.fills import blend, make_fill
 from explainer.models.classifiers import build_classifier
+from explainer.models.masking import aggregate
 from explainer.models.occlusion import random_masks
 from explainer.tasks.optim import configure
 from explainer.tasks.ranks import mean_over_ranks
@@ -31,7 +32,7 @@ from explainer.tensors import Batch
 
 
 class ClassifyTask(pl.LightningModule):
-    """Binary cross-entropy (multi-label) or cross-entropy (single-label), with optional occlusion augmentation.
+    """Binary cross-entropy (multi-label) or cross-entropy (single-label), with optional augmentation: occlusion, an Explainer's masks.
 
     Args:
         config: the classifier.
@@ -39,7 +40,8 @@ class ClassifyTask(pl.LightningModule):
         task: ``multilabel`` or ``multiclass``.
         class_names: K names, stored in the checkpoint.
         optimizer: optimiser and schedule.
-        seed: of the occlusion masks.
+        seed: of the occlusion masks and of the mask augmentation.
+        mask_explainer: the Explainer of ``config.mask_augmentation``: images in [0,1] -> class masks ``[B,K,H,W]``.
     """
 
     def __init__(
@@ -50,9 +52,15 @@ class ClassifyTask(pl.LightningModule):
         class_names: tuple[str, ...],
         optimizer: OptimizerConfig | None = None,
         seed: int = 0,
+        mask_explainer: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.config, self.task, self.seed = config, task, seed
+        self._mask_explainer: list[nn.Module] = []  # a list: neither a part of the checkpoint nor trained
+        self._masked_classes: Tensor | None = None
+        if mask_explainer is not None:
+            self._mask_explainer = [mask_explainer.eval().requires_grad_(False)]
+            self._masked_classes = _class_selection(config.mask_augmentation, mask_explainer, class_names)
         self.optimizer_config = optimizer or OptimizerConfig()
         self.save_hyperparameters(
             {
@@ -82,7 +90,7 @@ class ClassifyTask(pl.LightningModule):
         return self.classifier((images - self.mean) / self.std)
 
     def _shared_step(self, batch: Batch, stage: str) -> Tensor:
-        images = self._occlude(batch.images) if stage == "fit" else batch.images
+        images = self._occlude(self._mask_evidence(batch)) if stage == "fit" else batch.images
         logits = self(images).float()
         if self.task == "multilabel":
             loss = F.binary_cross_entropy_with_logits(logits, batch.targets)
@@ -107,6 +115,26 @@ class ClassifyTask(pl.LightningModule):
         masks[torch.rand(len(images), generator=generator) >= o.probability] = 1.0
         fill = make_fill(images, o.fill, mean=self.mean, generator=generator)
         return blend(images, masks.to(images), fill)
+
+    def _mask_evidence(self, batch: Batch) -> Tensor:
+        """Keep only, or remove, what the Explainer shows for (some of) the image's labels, in a share of the images."""
+        m = self.config.mask_augmentation
+        if not self._mask_explainer or self._masked_classes is None or m.probability == 0:
+            return batch.images
+        images = batch.images
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, self.global_step, self.global_rank, 1))
+        labels = batch.targets * self._masked_classes.to(batch.targets)
+        with torch.no_grad():
+            net = self._mask_explainer[0].to(images.device)
+            mask = aggregate(net(images).to(images), labels)[0]
+        chosen = torch.rand(len(images), generator=generator) < m.probability
+        remove = torch.rand(len(images), generator=generator) < 0.5
+        if m.mode != "both":
+            remove = torch.full_like(remove, m.mode == "remove")
+        chosen = chosen.to(images.device) & (labels.sum(dim=1) > 0)
+        mask = torch.where(remove.to(images.device)[:, None, None], 1 - mask, mask)
+        shown = blend(images, mask, make_fill(images, m.fill, mean=self.mean, generator=generator))
+        return torch.where(chosen[:, None, None, None], shown, images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One optimiser step."""
@@ -154,6 +182,22 @@ class ClassifyTask(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """See :func:`explainer.tasks.optim.configure`."""
         return configure(self.classifier.parameters(), self.optimizer_config, lambda: int(self.trainer.estimated_stepping_batches))
+
+
+def _class_selection(config: MaskAugmentationConfig, net: nn.Module, class_names: tuple[str, ...]) -> Tensor:
+    """``[K]`` in {0,1}: the labels whose masks are applied. The Explainer's classes must be the data's."""
+    known = tuple(getattr(net, "class_names", class_names))
+    if known != tuple(class_names):
+        raise ConfigError(
+            f"classifier.mask_augmentation.checkpoint explains the classes {', '.join(known)}, the data has {', '.join(class_names)}."
+        )
+    if not 0 <= config.probability <= 1:
+        raise ConfigError(f"classifier.mask_augmentation.probability must lie in [0,1], received {config.probability}.")
+    chosen = class_names if config.classes is None else config.classes
+    for name in chosen:
+        if name not in class_names:
+            raise ConfigError(f"classifier.mask_augmentation.classes names {name!r}; the classes are {', '.join(class_names)}.")
+    return torch.tensor([float(name in chosen) for name in class_names])
 
 
 def _scores(task: str, K: int, stage: str) -> MetricCollection:

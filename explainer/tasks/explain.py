@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 from explainer.config import MaskingConfig, OptimizerConfig
 from explainer.data.samplers import sample_seed
 from explainer.errors import ConfigError
-from explainer.fills import blend, make_fill
+from explainer.fills import alternative_fill, blend, make_fill
 from explainer.losses.base import Explanation, build_terms, total_loss
 from explainer.metrics.segmentation import soft_iou
+from explainer.models.area_conditioned import area_masks
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.masking import aggregate
@@ -37,6 +40,7 @@ class ExplainTask(pl.LightningModule):
         optimizer: optimiser and schedule.
         seed: of everything random in a step, together with the step and the rank.
         provenance: plain values stored in the checkpoint (the classifier's configuration, data, versions).
+        teachers: gives target maps for terms that need them, see :class:`explainer.tasks.teachers.Teachers`.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class ExplainTask(pl.LightningModule):
         optimizer: OptimizerConfig | None = None,
         seed: int = 0,
         provenance: dict[str, Any] | None = None,
+        teachers: Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__()
         if explainer.num_classes != explanandum.num_classes:
@@ -59,9 +64,20 @@ class ExplainTask(pl.LightningModule):
         for term in self.terms.values():
             if isinstance(term, nn.Module):
                 raise ConfigError(f"loss term {type(term).__name__} must not be a module: terms have no parameters.")
+            if term.needs_passes and not explanandum.differentiable:
+                raise ConfigError(
+                    f"losses.{term.name} backpropagates through the classifier, and this classifier gives scores only: use "
+                    "losses.coalition or losses.distillation, with terms that look at masks alone (area_bound, total_variation, "
+                    "non_target_area)."
+                )
+            if term.needs_teacher and teachers is None:
+                raise ConfigError(f"losses.{term.name} needs teachers: add teachers: [{{name: grad_cam}}] to the configuration.")
+        self.teachers = teachers
         self.masking = masking or MaskingConfig()
         if self.masking.subset > 0 and explanandum.task != "multilabel":
             raise ConfigError("masking.subset needs a multilabel classifier; set it to 0.")
+        if not (len(self.masking.areas) == 2 and 0 < self.masking.areas[0] <= self.masking.areas[1] < 1):
+            raise ConfigError(f"masking.areas must be two shares of the image, 0 < least <= greatest < 1, received {self.masking.areas}.")
         self.optimizer_config = optimizer or OptimizerConfig()
         self.seed = seed
         self.fingerprint = explanandum.fingerprint()
@@ -106,8 +122,14 @@ class ExplainTask(pl.LightningModule):
 
     def _explanation(self, batch: Batch, stage: str) -> Explanation:
         images, targets = batch.images, batch.targets
-        class_masks = self.explainer(images).float()
         generator = self._generator(stage)
+        if stage == "train" and self.masking.area_conditioned > 0:
+            class_masks = self._cut_to_areas(self.explainer.logits(images).float(), targets, generator)
+        else:
+            class_masks = self.explainer(images).float()
+        # Validation uses the final weights: under a schedule, the losses of different epochs could not be compared.
+        progress = self._progress() if stage == "train" else 1.0
+        active = [t for t in self.terms.values() if t.weight_at(progress) != 0]
         target_mask, non_target_mask = aggregate(class_masks, targets)
         shown, shown_mask = targets, target_mask
         if stage == "train" and self.masking.subset > 0:
@@ -115,16 +137,17 @@ class ExplainTask(pl.LightningModule):
             shown_mask = aggregate(class_masks, shown)[0]
         if stage == "train" and self.masking.binarize > 0:
             shown_mask = self._binarize(shown_mask, generator)
-        if any(t.needs_passes for t in self.terms.values()) or stage != "train":
+        if any(t.needs_passes for t in active) or stage != "train":
             fill = self._fill(images, generator)
             # Both masked images in one batch: one pass through the classifier instead of two.
             both = torch.cat([blend(images, shown_mask, fill), blend(images, 1 - shown_mask, fill)])
             logits_masked, logits_inverse = self.explanandum(both).float().chunk(2)
         else:
-            logits_masked = logits_inverse = targets.new_zeros(targets.shape)
+            logits_masked = logits_inverse = targets.new_full(targets.shape, torch.nan)
+        teacher = self._teach(batch, stage, generator) if any(t.needs_teacher for t in active) else None
         return Explanation(
             images, targets, class_masks, target_mask, non_target_mask, logits_masked, logits_inverse, shown,
-            self.explanandum.task, self.explanandum, generator, self._progress(), batch.ids,
+            self.explanandum.task, self.explanandum, generator, progress, batch.ids, teacher,
         )  # fmt: skip
 
     def _progress(self) -> float:
@@ -133,8 +156,24 @@ class ExplainTask(pl.LightningModule):
         total = self.trainer.estimated_stepping_batches
         return min(1.0, self.global_step / total) if 0 < total < float("inf") else 0.0
 
+    def _teach(self, batch: Batch, stage: str, generator: torch.Generator) -> Tensor:
+        assert self.teachers is not None
+        epoch = 0 if self._trainer is None else self.trainer.current_epoch
+        with torch.autocast(self.device.type, enabled=False):
+            return self.teachers(batch, stage, epoch, generator)
+
+    def _cut_to_areas(self, logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Masks ``[B,K,H,W]``; for a share of the images those of the present classes have one random area, all others are plain."""
+        least, greatest = (math.log(a) for a in self.masking.areas)
+        area = torch.exp(least + (greatest - least) * torch.rand(len(logits), generator=generator)).to(logits)
+        chosen = (torch.rand(len(logits), generator=generator) < self.masking.area_conditioned).to(logits.device)
+        cut = area_masks(logits, area, self.masking.area_temperature)
+        return torch.where((chosen[:, None] & (targets > 0.5))[:, :, None, None], cut, logits.sigmoid())
+
     def _fill(self, images: Tensor, generator: torch.Generator) -> Tensor:
         kind = self.masking.fill
+        if kind == "alternative":
+            return alternative_fill(images, self.explanandum.mean, self.explanandum.std, generator)
         if kind == "random":
             kind = RANDOM_FILLS[int(torch.randint(len(RANDOM_FILLS), (1,), generator=generator))]  # type: ignore[assignment]
         return make_fill(images, kind, mean=self.explanandum.mean, generator=generator)  # type: ignore[arg-type]
@@ -158,7 +197,9 @@ class ExplainTask(pl.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             total, values = total_loss(self.terms, e)
         if stage == "train":
-            row = {"loss": total, **{f"loss/{k}": v for k, v in values.items()}, **{k: v.nanmean() for k, v in diagnostics(e).items()}}
+            # A term without weight is logged as NaN: Lightning would repeat its last value until the end of the epoch.
+            losses = {f"loss/{k}": values.get(k, total.new_tensor(torch.nan)) for k in self.terms}
+            row = {"loss": total, **losses, **{k: v.nanmean() for k, v in diagnostics(e).items()}}
             row = mean_over_ranks({f"train/{k}": v.detach() for k, v in row.items()}, self)
             self.log("train/loss", row.pop("train/loss"), prog_bar=True, batch_size=len(batch))
             self.log_dict(row, batch_size=len(batch))
@@ -210,16 +251,17 @@ def diagnostics(e: Explanation) -> dict[str, Tensor]:
 
     ``kept``: share of the shown labels detected (logit > 0) through the mask. ``left``: share of them still detected through the
     inverse mask. ``drop``: mean probability lost between the two. ``grey``: share of target-mask values in [0.1, 0.9]. ``area``: mean
-    of the target mask. NaN for images without labels.
+    of the target mask. NaN for images without labels, and where no term asked for the two classifier passes.
     """
     with torch.no_grad():
         shown = e.shown
         count = shown.sum(dim=1)
         probability = torch.sigmoid if e.task == "multilabel" else (lambda logits: logits.softmax(dim=1))
         change = probability(e.logits_masked) - probability(e.logits_inverse)
+        unseen = e.logits_masked.detach() * 0  # NaN where the classifier was not run
         return {
-            "kept": ((e.logits_masked > 0) * shown).sum(dim=1) / count,
-            "left": ((e.logits_inverse > 0) * shown).sum(dim=1) / count,
+            "kept": ((e.logits_masked > 0) * shown + unseen).sum(dim=1) / count,
+            "left": ((e.logits_inverse > 0) * shown + unseen).sum(dim=1) / count,
             "drop": (change * shown).sum(dim=1) / count,
             "grey": ((e.target_mask > 0.1) & (e.target_mask < 0.9)).float().flatten(1).mean(dim=1),
             "area": e.target_mask.flatten(1).mean(dim=1),

@@ -89,7 +89,9 @@ def explanandum_of(config: RunConfig, data: DataModule) -> Explanandum:
 def build_task(config: RunConfig, data: DataModule) -> ClassifyTask | ExplainTask:
     """The LightningModule of a run."""
     if config.task == "classify":
-        return ClassifyTask(config.classifier, data.num_classes, data.task, data.class_names, config.optimizer, config.seed)
+        path = config.classifier.mask_augmentation.checkpoint
+        masks = None if path is None else explainer.load(path)
+        return ClassifyTask(config.classifier, data.num_classes, data.task, data.class_names, config.optimizer, config.seed, masks)
     explanandum = explanandum_of(config, data)
     e = config.explainer
     net = Explainer(
@@ -97,9 +99,29 @@ def build_task(config: RunConfig, data: DataModule) -> ClassifyTask | ExplainTas
         data.size, e.downscale, e.stride,
     )  # fmt: skip
     if e.init_encoder:
+        if not explanandum.differentiable:
+            raise ConfigError("explainer.init_encoder copies the classifier's weights, which cannot be seen here: set it to false.")
         init_encoder(net.network, explanandum.classifier)
     provenance = {"classifier": asdict(config.classifier), "data": asdict(config.data), "versions": versions()}
-    return ExplainTask(net, explanandum, config.losses, config.masking, config.optimizer, config.seed, provenance)
+    teachers = _teachers(config, explanandum, data) if config.teachers else None
+    return ExplainTask(net, explanandum, config.losses, config.masking, config.optimizer, config.seed, provenance, teachers)
+
+
+def _teachers(config: RunConfig, explanandum: Explanandum, data: DataModule) -> Any:
+    """The run's teachers; the best checkpoint is chosen on the val split, so there must be something to choose it by."""
+    from explainer.losses.base import build_terms
+    from explainer.tasks.teachers import build_teachers
+
+    terms = build_terms(config.losses).values()
+    if not any(t.needs_teacher for t in terms):
+        raise ConfigError("teachers are given and no loss asks them: add losses.distillation, or leave teachers out.")
+    teachers = build_teachers(config.teachers, explanandum, data, ("train", "val"))
+    if teachers is not None and not teachers.answers("val") and all(t.needs_teacher or t.weight_at(1.0) == 0 for t in terms):
+        raise ConfigError(
+            "the val split has no target maps, and no other loss has weight at the end of training, so val/loss would say nothing: "
+            "fill the cache with explainer maps --split val, or give another loss some weight."
+        )
+    return teachers
 
 
 def processes() -> int:
@@ -297,7 +319,8 @@ def _init_from(task: ClassifyTask | ExplainTask, path: str) -> None:
 def _compile(task: ClassifyTask | ExplainTask) -> None:
     if isinstance(task, ExplainTask):
         task.explainer.network.compile()
-        task.explanandum.classifier.compile()
+        if task.explanandum.differentiable:
+            task.explanandum.classifier.compile()
     else:
         task.classifier.compile()
 
