@@ -12,6 +12,8 @@ from torch import Tensor
 
 from explainer import baselines
 from explainer.attribution import check_class_index, check_images
+from explainer.baselines.extremal_perturbation import ExtremalPerturbation
+from explainer.baselines.smooth_mask import parameters_of_area
 from explainer.errors import ConfigError, ShapeError
 from explainer.fills import FillKind, blend, make_fill
 
@@ -152,8 +154,22 @@ def _extremal(
         # What is left of the budget is shared evenly between the groups that are left.
         rest = None if budget_s is None else max(0.0, budget_s - (time.monotonic() - began)) / (len(groups) - number)
         search: Any = baselines.build("extremal_perturbation", explanandum, areas=[area], iterations=iterations, budget_s=rest, **chosen)
-        found[rows] = search.masks(images[rows], index[rows], init=start[rows]).masks[:, 0]
+        begin = extremal_start(search, images[rows], start[rows])
+        found[rows] = search.masks(images[rows], index[rows], init=begin).masks[:, 0]
     return found
+
+
+@torch.no_grad()
+def extremal_start(search: ExtremalPerturbation, images: Tensor, masks: Tensor) -> Tensor:
+    """Parameters ``[B,A,h,w]`` from which the search starts: the masks' order of pixels, with exactly the areas that are searched.
+
+    The mask family widens what it is given, and the penalty on a wrong area outweighs the classifier's reward: from the masks as they
+    are, the first iterations would only correct the area.
+    """
+    family, areas = search.generator_for(images), search.areas
+    score = family.parameters_from(masks).repeat_interleave(len(areas), 0)
+    found = parameters_of_area(family, score, areas * len(masks), search.schedule.area_on == "margin")
+    return found.unflatten(0, (len(masks), len(areas)))
 
 
 def _groups(masks: Tensor, areas: Sequence[float]) -> list[tuple[float, Tensor]]:
