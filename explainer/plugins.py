@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 from typing import Any
 
-from explainer.errors import ConfigError, UnknownNameError
+from explainer.errors import ConfigError, ExplainerError, UnknownNameError
 
 
 @functools.cache
@@ -50,7 +50,12 @@ def build(package: str, name: str, *args: Any, **options: Any) -> Any:
     """Instantiate the class called ``name``; an unknown option is answered with the known ones."""
     cls = find(package, name)
     check_options(cls, options, given=len(args))
-    return cls(*args, **options)
+    try:
+        return cls(*args, **options)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        if isinstance(error, ExplainerError):
+            raise
+        raise ConfigError(f"{name}: an option has a value of the wrong kind ({error}). Received {options}.") from error
 
 
 def check_options(cls: type, options: dict[str, Any], given: int = 0) -> None:
