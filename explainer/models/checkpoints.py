@@ -51,7 +51,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 
 def _refused(error: Exception) -> str:
     """The object that torch's restricted unpickler refused, where it says so."""
-    found = re.search(r"unsupported global:? GLOBAL ([\w.]+)", str(error), re.IGNORECASE)
+    found = re.search(r"unsupported (?:global: )?GLOBAL ([\w.]+)", str(error), re.IGNORECASE)
     return f"(It refers to {found.group(1)}.)" if found else ""
 
 
