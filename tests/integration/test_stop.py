@@ -240,7 +240,8 @@ def test_a_payload_does_not_run(tmp_path, capsys, form):
         torch.save(content, file)
     else:
         file.write_bytes(pickle.dumps({"state_dict": {}, "extra": _Payload(str(mark))}))
-    message = r"holds more than tensors and plain values.*loading could run foreign code.*posix\.mkdir"
+    message = r"holds more than tensors and plain values.*loading could run foreign code"
+    message += r".*posix\.mkdir" if form == "torch" else ""  # in a bare pickle torch stops before it reads the name
     with pytest.raises(CheckpointError, match=message):
         explainer.load(file)
     with pytest.raises(CheckpointError, match=message):
