@@ -277,6 +277,10 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved:
                 from explainer.cli import evaluate
 
                 code = evaluate(["--config", config.evaluate_with])  # on every process: they share the images
+            if trainer.is_global_zero:
+                pictures = sorted((folder / "images").glob("*.png"))
+                shown = f", contact sheet {pictures[-1]}" if pictures else ""
+                print(f"checkpoint {folder / 'checkpoints' / 'best.ckpt'}{shown}")
         return code
     if command == "predict":
         return _predict(trainer, task, data, checkpoint, folder)
