@@ -373,7 +373,11 @@ class DataModule(pl.LightningDataModule):
     def eval_dataloader(self, split: str) -> DataLoader:
         """Every sample of a split once over all ranks, in order; also without a Trainer."""
         rank, world = self._rank_world
-        return self._loader(split, sampler=UnpaddedSampler(len(self.dataset(split)), rank, world), batch_size=self.eval_batch_size)
+        number = len(self.dataset(split))
+        if number < world:
+            # Lightning leaves out a process without batches, and the others would wait for it.
+            raise ConfigError(f"the {split} split has {number} image(s) for {world} processes. Use fewer processes, or add images.")
+        return self._loader(split, sampler=UnpaddedSampler(number, rank, world), batch_size=self.eval_batch_size)
 
     def batches(self, split: str, indices: Sequence[Sequence[int]]) -> DataLoader:
         """Exactly these batches of a split, in this order and unshuffled: the same whatever the number of processes."""

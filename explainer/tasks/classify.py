@@ -30,6 +30,8 @@ from explainer.tasks.optim import configure
 from explainer.tasks.ranks import mean_over_ranks
 from explainer.tensors import Batch
 
+_IGNORED = -1
+
 
 class ClassifyTask(pl.LightningModule):
     """Binary cross-entropy (multi-label) or cross-entropy (single-label), with optional augmentation: occlusion, an Explainer's masks.
@@ -160,6 +162,9 @@ class ClassifyTask(pl.LightningModule):
         self.losses["fit"].reset()  # type: ignore[operator]
 
     def _finish(self, stage: str) -> None:
+        if not self.losses[stage].update_called:  # all images of this process were unreadable: it must take part all the same
+            self.losses[stage].update(0.0, 0.0)  # type: ignore[operator]
+            self.scores[stage].update(*_nothing(self.task, self.hparams["num_classes"], self.device))  # type: ignore[operator]
         # torchmetrics reduces over processes by itself, with the right weights; self.log(sync_dist=True) would average ranks equally.
         self.log(f"{stage}/loss", self.losses[stage].compute(), prog_bar=True)  # type: ignore[operator]
         results: dict[str, Any] = self.scores[stage].compute()  # type: ignore[operator]
@@ -200,18 +205,28 @@ def _class_selection(config: MaskAugmentationConfig, net: nn.Module, class_names
     return torch.tensor([float(name in chosen) for name in class_names])
 
 
+def _nothing(task: str, K: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A prediction that every metric of :func:`_scores` ignores."""
+    labels = torch.full((1, K) if task == "multilabel" else (1,), _IGNORED, device=device)
+    return torch.zeros(1, K, device=device), labels
+
+
 def _scores(task: str, K: int, stage: str) -> MetricCollection:
     prefix = f"{stage}/"
     if task == "multilabel":
         return MetricCollection(
             {
-                "f1": MultilabelF1Score(K, average="micro"),
-                "precision": MultilabelPrecision(K, average="micro"),
-                "recall": MultilabelRecall(K, average="micro"),
-                "ap_per_class": MultilabelAveragePrecision(K, average="none"),
+                "f1": MultilabelF1Score(K, average="micro", ignore_index=_IGNORED),
+                "precision": MultilabelPrecision(K, average="micro", ignore_index=_IGNORED),
+                "recall": MultilabelRecall(K, average="micro", ignore_index=_IGNORED),
+                "ap_per_class": MultilabelAveragePrecision(K, average="none", ignore_index=_IGNORED),
             },
             prefix=prefix,
         )
     return MetricCollection(
-        {"accuracy": MulticlassAccuracy(K, average="micro"), "f1": MulticlassF1Score(K, average="macro")}, prefix=prefix
+        {
+            "accuracy": MulticlassAccuracy(K, average="micro", ignore_index=_IGNORED),
+            "f1": MulticlassF1Score(K, average="macro", ignore_index=_IGNORED),
+        },
+        prefix=prefix,
     )

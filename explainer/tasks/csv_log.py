@@ -126,10 +126,14 @@ def _number(text: str) -> float:
 
 
 class KeepEarlierRows(pl.Callback):
-    """Tell the CSV logger where training resumes."""
+    """Tell the CSV logger where training resumes, and Lightning which step it is."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a checkpoint, if any, was loaded."""
         for logger in trainer.loggers:
             if isinstance(logger, AppendingCSVLogger):
                 logger.keep_until(trainer.global_step)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Lightning counts logged steps apart and guesses after a resume: each would shift the curve by one."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step

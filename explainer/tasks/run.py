@@ -51,6 +51,7 @@ def quiet_lightning() -> None:
         r".*does not have many workers.*", r".*Checkpoint directory .* exists.*", r".*number of training batches.*", r".*LeafSpec.*",
         r".*isinstance\(treespec.*", r".*Detected call of `lr_scheduler.step\(\)`.*", r".*litlogger.*", r".*Starting from v1.9.0.*",
         r".*tensorboard.*", r".*Experiment logs directory.*", r".*in eval mode at the start of training.*",
+        r".*ended before the epoch ended and your dataloader is not resumable.*", r".*callbacks used to create the checkpoint need to be.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=text)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from explainer.tasks.csv_log import read_rows
-from tests.integration.launch import CLASSIFIER, DATA, EXPLAINER, group, run, run_group
+from tests.integration.launch import CLASSIFIER, CONTEXT, DATA, EXPLAINER, free_port, group, reduce_unevenly, run, run_group
 
 ROOT = Path(__file__).parents[2]
 # BatchNorm sees half of the batch in each of two processes: equality needs a network without it.
@@ -73,27 +73,44 @@ def test_two_nodes_on_loopback(plain, tmp_path):
     assert_same_run(one, tmp_path / "two", NAMES, 1e-4)
 
 
-def test_measuring_with_fewer_images_than_processes(plain, tmp_path):
-    """3 images: the second process has one; 1 image: it has none and must still take part in every reduction."""
+def test_measuring_an_uneven_number_of_images(plain, tmp_path):
+    """3 images in batches of 2: the first process has two, the second one. Means must weigh images, not processes."""
     one, argv = plain
-    for length in (3, 1):
-        here = [*argv[1:], "--data.eval_options", f"{{length: {length}}}", "--data.eval_batch_size", "2"]
-        here += ["--ckpt_path", f"{one}/checkpoints/last.ckpt"]
-        assert run(["validate", *here, "--run_dir", f"{tmp_path}/a{length}"], tmp_path) == 0
-        assert run_group(["validate", *here, "--run_dir", f"{tmp_path}/b{length}"], tmp_path) == [0, 0]
-        a, b = (json.loads((tmp_path / f"{x}{length}/validate.json").read_text()) for x in "ab")
-        assert b == pytest.approx(a, abs=1e-6, nan_ok=True)
+    here = ["validate", *argv[1:], "--data.eval_options", "{length: 3}", "--data.eval_batch_size", "2"]
+    here += ["--ckpt_path", f"{one}/checkpoints/last.ckpt"]
+    assert run([*here, "--run_dir", f"{tmp_path}/a"], tmp_path) == 0
+    assert run_group([*here, "--run_dir", f"{tmp_path}/b"], tmp_path) == [0, 0]
+    a, b = (json.loads((tmp_path / f"{x}/validate.json").read_text()) for x in "ab")
+    assert b == pytest.approx(a, abs=1e-6, nan_ok=True)
 
 
-def test_classifier_metrics_with_fewer_images_than_processes(classifier, tmp_path):
-    here = [*CLASSIFIER[1:], "--ckpt_path", classifier]
-    for length in (5, 1):
-        there = ["validate", *here, "--data.eval_options", f"{{length: {length}}}"]
-        assert run([*there, "--run_dir", f"{tmp_path}/a{length}"], tmp_path) == 0
-        assert run_group([*there, "--run_dir", f"{tmp_path}/b{length}"], tmp_path) == [0, 0]
-        a, b = (json.loads((tmp_path / f"{x}{length}/validate.json").read_text()) for x in "ab")
-        a.pop("ap_per_class"), b.pop("ap_per_class")
-        assert b == pytest.approx(a, abs=1e-6, nan_ok=True)
+def test_classifier_metrics_of_an_uneven_number_of_images(classifier, tmp_path):
+    here = ["validate", *CLASSIFIER[1:], "--ckpt_path", classifier, "--data.eval_options", "{length: 5}"]
+    assert run([*here, "--run_dir", f"{tmp_path}/a"], tmp_path) == 0
+    assert run_group([*here, "--run_dir", f"{tmp_path}/b"], tmp_path) == [0, 0]
+    a, b = (json.loads((tmp_path / f"{x}/validate.json").read_text()) for x in "ab")
+    assert b.pop("ap_per_class") == pytest.approx(a.pop("ap_per_class"), abs=1e-6, nan_ok=True)
+    assert b == pytest.approx(a, abs=1e-6, nan_ok=True)
+
+
+def test_fewer_images_than_processes_is_refused(classifier, tmp_path):
+    here = ["validate", *CLASSIFIER[1:], "--ckpt_path", classifier, "--data.eval_options", "{length: 1}", "--run_dir", f"{tmp_path}/r"]
+    jobs = group(here, tmp_path)
+    assert [job.wait() for job in jobs] == [2, 2]
+    assert "the val split has 1 image(s) for 2 processes" in jobs[0].text
+
+
+def test_a_process_whose_images_were_all_skipped_takes_part(tmp_path):
+    port = free_port()
+    jobs = [CONTEXT.Process(target=reduce_unevenly, args=(rank, port, str(tmp_path / f"{rank}.json"))) for rank in range(2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(60)
+        assert job.exitcode == 0
+    a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    scores = {"val/ap_per_class": [1.0, 1.0], "val/f1": 1.0, "val/precision": 1.0, "val/recall": 1.0, "accuracy": 0.5}
+    assert a == b == {"loss": 2.0, "iou": 5.0, "area": 3.0, **scores}
 
 
 def test_predict_shares_the_images(plain, tmp_path):
@@ -192,8 +209,6 @@ def test_lightning_launches_processes_itself(plain, tmp_path):
 
 @pytest.mark.slow
 def test_two_torchruns_meet_on_loopback(plain, tmp_path):
-    from tests.integration.launch import free_port
-
     one, argv = plain
     meet = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
     jobs = [
