@@ -67,7 +67,7 @@ class Job:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signum)
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 240) -> int:
         """Its exit code (negative: killed by that signal)."""
         self.process.join(timeout)
         if self.process.exitcode is None:
@@ -76,7 +76,7 @@ class Job:
             raise AssertionError(f"hangs after {timeout} s:\n{self.text}")
         return self.process.exitcode
 
-    def wait_for(self, condition, timeout: float = 120) -> None:
+    def wait_for(self, condition, timeout: float = 240) -> None:
         """Until the condition holds; it must do so while the process runs."""
         end = time.monotonic() + timeout
         while not condition():
