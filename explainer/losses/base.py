@@ -124,7 +124,7 @@ def total_loss(terms: dict[str, LossTerm], e: Explanation) -> tuple[Tensor, dict
     if not torch.isfinite(total):
         broken = [name for name, value in values.items() if not torch.isfinite(value)]
         raise NumericalError(
-            f"the loss is {float(total)}: term(s) {', '.join(broken) or 'sum'} are not finite. Images of the batch: {', '.join(e.ids)}. "
-            "Lower the learning rate, use precision 32, or inspect these images."
+            f"the loss is {float(total.detach())}: term(s) {', '.join(broken) or 'sum'} are not finite. "
+            f"Images of the batch: {', '.join(e.ids)}. Lower the learning rate, use precision 32, or inspect these images."
         )
     return total, values

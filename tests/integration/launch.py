@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -24,17 +26,64 @@ NETWORK = ["--explainer.network", "vgg_unet", "--explainer.options", "{widths: [
 EXPLAINER = ["fit", *NETWORK, *DATA, *QUIET, "--trainer.log_every_n_steps", "1", "--optimizer.lr", "0.003"]
 
 
-def _main(program: str, argv: list[str], env: dict[str, str], output: str) -> None:
+def _strike(kind: str, number: int, signum: int = signal.SIGKILL) -> None:
+    """Arrange that this process gets a signal at a moment that no machine's speed moves.
+
+    Args:
+        kind: ``step``: after an optimiser step. ``backward``: after a backward pass. ``sync``: where a file is about to be made durable,
+            the last bytes of it still missing (a torn checkpoint, a torn row), or, every second time a checkpoint is written, right
+            after its renaming. ``time``: any moment.
+        number: how many steps, backward passes, syncs or hundredths of a second.
+        signum: the signal.
+    """
+    import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    count = itertools.count(1)
+
+    def due() -> None:
+        if next(count) == number:
+            os.kill(os.getpid(), signum)
+
+    sync, backward = os.fsync, torch.Tensor.backward
+
+    def torn_sync(handle: int) -> None:
+        if next(count) == number:
+            with contextlib.suppress(OSError):  # a folder has no bytes to miss
+                os.ftruncate(handle, max(0, os.fstat(handle).st_size - 5))
+            os.kill(os.getpid(), signum)
+        sync(handle)
+
+    def backward_then_due(*args: Any, **options: Any) -> None:
+        backward(*args, **options)
+        due()
+
+    if kind == "step":
+        register_optimizer_step_post_hook(lambda *_: due())
+    elif kind == "backward":
+        torch.Tensor.backward = backward_then_due
+    elif kind == "sync":
+        os.fsync = torn_sync
+    else:
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signum))
+        signal.setitimer(signal.ITIMER_REAL, number / 100)
+
+
+def _main(program: str, argv: list[str], env: dict[str, str], output: str, strike: tuple[Any, ...] | None) -> None:
     os.environ.update(env)
     stream = Path(output).open("a", buffering=1)  # noqa: SIM115 - until the process ends
     os.dup2(stream.fileno(), 1)
     os.dup2(stream.fileno(), 2)
     sys.stdout = sys.stderr = stream
+    # As in a process started by hand. Loader workers forked by the server would not notice that this process was killed.
+    multiprocessing.set_start_method("fork", force=True)
     import torch
 
     from explainer import cli
 
     torch.set_num_threads(1)
+    if strike:
+        _strike(*strike)
     code = {"train": cli.train, "evaluate": cli.evaluate_main}[program](argv)
     stream.flush()
     os._exit(code)
@@ -48,13 +97,21 @@ class Job:
         folder: where its output is kept.
         env: additions to the environment.
         program: train or evaluate.
+        strike: arguments of :func:`_strike`.
     """
 
-    def __init__(self, argv: Sequence[str], folder: Path, env: dict[str, str] | None = None, program: str = "train") -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        env: dict[str, str] | None = None,
+        program: str = "train",
+        strike: tuple[Any, ...] | None = None,
+    ) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         folder.mkdir(parents=True, exist_ok=True)
         self.output = folder / f"output-{time.monotonic_ns()}.txt"
-        self.process = CONTEXT.Process(target=_main, args=(program, list(argv), env or {}, str(self.output)))
+        self.process = CONTEXT.Process(target=_main, args=(program, list(argv), env or {}, str(self.output), strike))
         self.process.start()
 
     @property
@@ -101,8 +158,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def group(argv: Sequence[str], folder: Path, world: int = 2, nodes: int = 1, program: str = "train") -> list[Job]:
-    """The processes that torchrun would start, with the environment it would give them."""
+def group(
+    argv: Sequence[str],
+    folder: Path,
+    world: int = 2,
+    nodes: int = 1,
+    program: str = "train",
+    strikes: dict[int, tuple[Any, ...]] | None = None,
+) -> list[Job]:
+    """The processes that torchrun would start, with the environment it would give them; ``strikes`` is by rank."""
     port, local = free_port(), world // nodes
     common = {
         "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": local, "GROUP_WORLD_SIZE": nodes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
@@ -111,7 +175,9 @@ def group(argv: Sequence[str], folder: Path, world: int = 2, nodes: int = 1, pro
     jobs = []
     for rank in range(world):
         own = {"RANK": rank, "LOCAL_RANK": rank % local, "GROUP_RANK": rank // local}
-        jobs.append(Job(argv, folder / f"rank{rank}", {k: str(v) for k, v in {**common, **own}.items()}, program))
+        jobs.append(
+            Job(argv, folder / f"rank{rank}", {k: str(v) for k, v in {**common, **own}.items()}, program, (strikes or {}).get(rank))
+        )
     return jobs
 
 

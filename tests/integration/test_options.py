@@ -125,10 +125,7 @@ def test_resume_with_workers_is_exact(argv, tmp_path):
     whole = [*arguments, "--run_dir", f"{tmp_path}/whole", "--trainer.max_epochs", "2"]
     assert train(whole) == 0
     cut = [*arguments, "--run_dir", f"{tmp_path}/cut", "--data.num_workers", "2", "--trainer.max_epochs", "2"]
-    job = Job(cut, tmp_path)
-    job.wait_for((tmp_path / "cut/checkpoints/last.ckpt").is_file)  # after step 4 of 12, inside the first epoch
-    job.send(signal.SIGKILL)
-    assert job.wait() == -signal.SIGKILL
+    assert Job(cut, tmp_path, strike=("step", 5)).wait() == -signal.SIGKILL  # after the checkpoint of step 4 of 6, inside the first epoch
     assert train([*cut, "--ckpt_path", "last"]) == 0
     a, b = (torch.load(tmp_path / p / "checkpoints/last.ckpt", weights_only=True) for p in ("whole", "cut"))
     assert a["global_step"] == b["global_step"] == 12
