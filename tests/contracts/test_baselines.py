@@ -178,7 +178,7 @@ def test_needs_gradients(name: str) -> None:
 
 # What 32x32 pixels and a real search need.
 PLANTED: dict[str, dict[str, Any]] = {
-    "extremal_perturbation": {"areas": (0.1,), "schedule": "code", "iterations": 100, "perturbation": "fade", "step": 2, "sigma": 4},
+    "extremal_perturbation": {"areas": (0.1,), "iterations": 100, "perturbation": "fade", "step": 2, "sigma": 4},
     "igos": {"size": 8, "iterations": 10, "points": 5, "fill": "black", "l2": 1.0, "noise": 0.02},
     "igos_pp": {"size": 8, "iterations": 8, "points": 5, "fill": "black", "l2": 1.0, "noise": 0.02, "step": 100.0},
     "meaningful_perturbation": {"iterations": 60},
