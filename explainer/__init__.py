@@ -14,7 +14,20 @@ _LAZY = {
     "Explanandum": ("explainer.models.explanandum", "Explanandum"),
     "load": ("explainer.export.loading", "load"),
 }
-_SUBPACKAGES = ("attribution", "baselines", "data", "evaluation", "export", "fills", "losses", "metrics", "models", "report", "tasks")
+_SUBPACKAGES = (
+    "attribution",
+    "baselines",
+    "data",
+    "evaluation",
+    "export",
+    "fills",
+    "look",
+    "losses",
+    "metrics",
+    "models",
+    "report",
+    "tasks",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from explainer.evaluation.config import EvaluateConfig
 from explainer.evaluation.maps_config import MapsConfig
 from explainer.export.calibration_config import CalibrateConfig
 from explainer.export.commands import bench_command, explain_command, export_command
+from explainer.look.commands import overlay_command, serve_command
 from explainer.report import commands as report_commands
 
 TRAIN_COMMANDS = {
@@ -226,6 +227,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "methods": ("all per-image methods with what each needs and costs", _methods),
     "explain": ("class masks, overlays and numbers for images and folders", explain_command),
     "export": ("safetensors, ONNX, torch.export or OpenVINO, checked against the network", export_command),
+    "serve": ("a local web page: drop an image, look at the masks of its classes", serve_command),
+    "overlay": ("a page on which a patch shows how similar a layer finds all other patches", overlay_command),
     "bench": ("latency, throughput and memory of exported models and of the classifier", bench_command),
 }
 

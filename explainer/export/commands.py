@@ -5,30 +5,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from explainer.arguments import name_list, number, parser, positive
 from explainer.errors import ConfigError
 
 FORMATS = ("safetensors", "onnx", "torch_export", "openvino")
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one paragraph."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and the nearest option."""
-        flags = [s for action in self._actions for s in action.option_strings]
-        wrong = next((word for word in message.split() if word.startswith("--")), "")
-        close = difflib.get_close_matches(wrong, flags, n=1) if "unrecognized" in message else []
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"{message}.{hint}\nSee all options with: {self.prog} --help")
-
-
-def _parser(name: str, description: str) -> _Parser:
-    return _Parser(prog=f"explainer {name}", description=description, allow_abbrev=False)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -48,25 +32,9 @@ def _formats(text: str) -> list[str]:
     return names
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, received {text!r}")
-    return int(text)
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, received {text!r}")
-    return value
-
-
 def export_parser() -> argparse.ArgumentParser:
     """Options of ``explainer export``."""
-    p = _parser("export", "Write a trained Explainer for another runtime, and check it against the network in torch.")
+    p = parser("export", "Write a trained Explainer for another runtime, and check it against the network in torch.")
     p.add_argument("model", help="a .ckpt of train.py, or an export folder with model.safetensors")
     p.add_argument("--out", required=True, help="folder for the file, drift.json and README.md (the model card)")
     p.add_argument("--format", type=_formats, default=["safetensors"], help=f"one or more, separated by commas: {', '.join(FORMATS)}")
@@ -77,10 +45,10 @@ def export_parser() -> argparse.ArgumentParser:
     p.add_argument("--dynamic-size", action="store_true", help="accept any image size (10-25 %% slower); the batch size is always free")
     p.add_argument("--fused", action="store_true", help="one model: image -> probabilities, class masks, merged mask, areas")
     p.add_argument("--classifier", help="checkpoint of the explained classifier: for --fused, and to measure the change in faithfulness")
-    p.add_argument("--threshold", type=_fraction, default=0.5, help="probability from which a class counts as predicted (--fused)")
+    p.add_argument("--threshold", type=number, default=0.5, help="probability from which a class counts as predicted (--fused)")
     p.add_argument("--calibration", help="folder of images like those the model will see: for int8, and to measure drift on")
-    p.add_argument("--calibration-images", type=_positive, default=128, help="how many of them are used")
-    p.add_argument("--tolerance", type=_fraction, help="largest allowed mask difference, instead of the precision's own limits")
+    p.add_argument("--calibration-images", type=positive, default=128, help="how many of them are used")
+    p.add_argument("--tolerance", type=number, help="largest allowed mask difference, instead of the precision's own limits")
     p.add_argument("--allow-drift", action="store_true", help="write the file even if it drifts further")
     p.add_argument("--metrics", help="JSON file of numbers for the model card; default: summary.json of the run, if it is there")
     p.add_argument("--licence", help="licence of the weights, for the model card")
@@ -113,21 +81,21 @@ def export_command(argv: Sequence[str]) -> int:
 
 def explain_parser() -> argparse.ArgumentParser:
     """Options of ``explainer explain``."""
-    p = _parser("explain", "Masks, overlays, a contact sheet and numbers for images (frames of a video: extract them as files first).")
+    p = parser("explain", "Masks, overlays, a contact sheet and numbers for images (frames of a video: extract them as files first).")
     p.add_argument("model", help="a .ckpt of train.py, an export folder, or an exported file (.onnx, .pt2, .xml, .safetensors)")
     p.add_argument("images", nargs="+", help="images and folders")
     p.add_argument("--out", required=True, help="folder for the results")
-    p.add_argument("--classes", type=lambda t: [c.strip() for c in t.split(",") if c.strip()], help="names, separated by commas")
+    p.add_argument("--classes", type=name_list, help="names, separated by commas")
     p.add_argument("--classifier", help="checkpoint of the explained classifier: gives the scores and chooses the classes")
-    p.add_argument("--batch-size", type=_positive, default=8)
-    p.add_argument("--size", type=_positive, help="side at which the network runs; default: the side it was trained at")
-    p.add_argument("--threshold", type=_fraction, default=0.5, help="probability from which a class counts as predicted")
+    p.add_argument("--batch-size", type=positive, default=8)
+    p.add_argument("--size", type=positive, help="side at which the network runs; default: the side it was trained at")
+    p.add_argument("--threshold", type=number, default=0.5, help="probability from which a class counts as predicted")
     p.add_argument("--on-error", choices=("skip", "raise"), default="skip", help="what an unreadable file does")
     p.add_argument("--refine", choices=("extremal_perturbation", "igos_pp"), help="refine each mask with this method (--classifier)")
-    p.add_argument("--refine-iterations", type=_positive, default=24, help="its iterations")
-    p.add_argument("--refine-budget", type=_fraction, help="seconds per image for it")
+    p.add_argument("--refine-iterations", type=positive, default=24, help="its iterations")
+    p.add_argument("--refine-budget", type=number, help="seconds per image for it")
     p.add_argument("--selector", help="file of `explainer calibrate`: masks below its threshold are refined or withheld (--classifier)")
-    p.add_argument("--threads", type=_positive, help="processor threads")
+    p.add_argument("--threads", type=positive, help="processor threads")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
 
@@ -172,13 +140,13 @@ def _class_line(row: dict[str, Any], name: str) -> str:
 
 def bench_parser() -> argparse.ArgumentParser:
     """Options of ``explainer bench``."""
-    p = _parser("bench", "Latency, throughput and memory of exported models and of the classifier alone, paired in one run.")
+    p = parser("bench", "Latency, throughput and memory of exported models and of the classifier alone, paired in one run.")
     p.add_argument("models", nargs="*", help="checkpoints, export folders (all their files) and exported files")
     p.add_argument("--classifier", help="checkpoint of the classifier; last row, to which the others are compared")
-    p.add_argument("--batch", type=_positive, nargs="+", default=[1, 16], help="batch sizes")
-    p.add_argument("--repeats", type=_positive, default=11, help="timed rounds")
-    p.add_argument("--threads", type=_positive, default=1, help="processor threads")
-    p.add_argument("--size", type=_positive, help="side for models that take any size")
+    p.add_argument("--batch", type=positive, nargs="+", default=[1, 16], help="batch sizes")
+    p.add_argument("--repeats", type=positive, default=11, help="timed rounds")
+    p.add_argument("--threads", type=positive, default=1, help="processor threads")
+    p.add_argument("--size", type=positive, help="side for models that take any size")
     p.add_argument("--out", help="JSON file for the numbers")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     return p

@@ -76,18 +76,18 @@ def explain(
     names = runtime.classes
     wanted = _indices(o.classes, names)
     files = find_pictures(inputs)
-    size = _size(runtime, o.side)
+    size = network_size(runtime, o.side)
     failed: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
     sheet = _Sheets(out, names)
     for group in batches(files, size, o.batch_size, o.on_error, failed):
         images = np.stack([p.small for p in group])
         result = runtime.run(images)
-        scores = _scores(result, images, explanandum)
+        scores = scores_of(result, images, explanandum)
         for i, picture in enumerate(group):
             masks = result["masks"][i]
             row_scores = scores[i] if scores is not None else None
-            chosen = wanted if wanted is not None else _choose(masks, row_scores, explanandum, runtime, o.threshold)
+            chosen = wanted if wanted is not None else choose(masks, row_scores, explanandum, runtime, o.threshold)
             facts: dict[int, dict[str, Any]] = {}
             if treatment is not None:
                 masks, facts = treatment(images[i], masks, chosen)
@@ -118,7 +118,8 @@ def _indices(classes: Sequence[str] | None, names: Sequence[str]) -> list[int] |
     return [names.index(c) for c in dict.fromkeys(classes)]
 
 
-def _size(runtime: Runtime, side: int | None) -> tuple[int, int]:
+def network_size(runtime: Runtime, side: int | None) -> tuple[int, int]:
+    """Height and width at which the network runs: the file's own, the one asked for, or the one it was trained at."""
     if runtime.size is not None:
         if side is not None and runtime.size != (side, side):
             raise ConfigError(f"this model was exported for {runtime.size[0]} x {runtime.size[1]} px; leave out --size, or export again.")
@@ -127,7 +128,8 @@ def _size(runtime: Runtime, side: int | None) -> tuple[int, int]:
     return chosen, chosen
 
 
-def _scores(result: dict[str, Array], images: Array, explanandum: Explanandum | None) -> Array | None:
+def scores_of(result: dict[str, Array], images: Array, explanandum: Explanandum | None) -> Array | None:
+    """Probabilities ``[B,K]`` from a fused model or from the classifier; None without either."""
     if "probabilities" in result:
         return result["probabilities"]
     if explanandum is None:
@@ -136,7 +138,8 @@ def _scores(result: dict[str, Array], images: Array, explanandum: Explanandum | 
         return explanandum.probabilities(explanandum(torch.from_numpy(images))).numpy()
 
 
-def _choose(masks: Array, scores: Array | None, explanandum: Explanandum | None, runtime: Runtime, threshold: float) -> list[int]:
+def choose(masks: Array, scores: Array | None, explanandum: Explanandum | None, runtime: Runtime, threshold: float) -> list[int]:
+    """Classes of one image by :class:`ExplainOptions`: the predicted ones, best first; without scores those with a visible mask."""
     if scores is not None:
         task = explanandum.task if explanandum is not None else runtime.description.get("task")
         if task == "multiclass":

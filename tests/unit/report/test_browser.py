@@ -1,14 +1,12 @@
 """The report in a real browser, at the width of a phone and of a desktop. Run with: pytest -m browser (needs chromium).
 
-Screenshots are written to the folder named by REPORT_SCREENSHOTS, or to the test's own temporary folder.
+Screenshots are written to the folder named by SCREENSHOTS, or to the test's own temporary folder.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
@@ -17,12 +15,10 @@ import pytest
 from PIL import Image
 
 from explainer.report.write import write
+from tests.browser import FLAGS, program, screenshots
 from tests.unit.report.results_folder import make_results
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
-
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--hide-scrollbars")  # fmt: skip
 
 # Before anything else: remember errors. After everything: try the controls, open all details, and leave what was found in the page.
 FIRST = """<script>
@@ -74,10 +70,7 @@ FRAME = """<!doctype html><style>body{{margin:0}} iframe{{border:0;display:block
 
 
 def chromium(url: str, profile: Path, *options: str) -> str:
-    program = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.fail("chromium is not installed: apt-get install -y chromium, or leave these tests out with -m 'not browser'.")
-    command = [program, *FLAGS, f"--user-data-dir={profile}", *options, url]
+    command = [program(), *FLAGS, f"--user-data-dir={profile}", *options, url]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
 
 
@@ -105,7 +98,7 @@ def test_the_report_fits_and_works(report_file, tmp_path, width):
     assert found["best"] == sorted(found["best"], reverse=True) and found["worst"] == sorted(found["worst"])
     assert len(found["best"]) == 6 < found["all"] and found["best"][0] > found["worst"][0]
     assert found["highlighted"] == 2, "insertion and deletion of one method"
-    target = Path(os.environ.get("REPORT_SCREENSHOTS", tmp_path)) / f"report_{width}.png"
+    target = screenshots(tmp_path) / f"report_{width}.png"
     frame.write_text(FRAME.format(source=report_file.as_uri(), width=width, height=2400))
     chromium(frame.as_uri(), tmp_path / "profile2", "--window-size=1280,2400", f"--screenshot={target}")
     picture = Image.open(target).crop((0, 0, width, 2400))

@@ -1,0 +1,41 @@
+"""The tiny Explainer of the export tests, its classifier, and a running server."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from explainer.look.commands import make_server, serve_parser
+from explainer.look.server import Server
+from tests.unit.export.conftest import checkpoint, classifier, classifier_checkpoint, coloured, net, onnx_fused
+
+__all__ = ["checkpoint", "classifier", "classifier_checkpoint", "net", "onnx_fused"]
+
+
+def photograph(height: int = 40, width: int = 48, seed: int = 7) -> np.ndarray:
+    """``[H,W,3]`` uint8 with a red rectangle."""
+    pixels = coloured(1, 48, seed)[0][0]
+    return (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()[:height, :width]
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def server(checkpoint: Path, classifier_checkpoint: Path) -> Iterator[Server]:
+    options = ["--classifier", str(classifier_checkpoint), "--port", "0", "--max-megabytes", "0.1", "--max-megapixels", "0.02"]
+    made: Server = make_server(serve_parser().parse_args([str(checkpoint), *options]))
+    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()

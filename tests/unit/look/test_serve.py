@@ -1,0 +1,347 @@
+"""``explainer serve`` over HTTP: what it answers, and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import io
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from explainer import baselines
+from explainer.cli import main
+from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError
+from explainer.export.explaining import upsample
+from explainer.export.pictures import load_picture
+from explainer.export.refinement import quality, refine
+from explainer.export.safetensors import save_pretrained
+from explainer.look.commands import make_server, open_classifier, serve_parser
+from explainer.look.server import HEADER, Server
+from explainer.models.explainer import Explainer
+from explainer.models.explanandum import Explanandum
+from explainer.report.figures import overlay
+from tests.unit.look.conftest import encoded, photograph
+
+Answer = tuple[int, Any, dict[str, str]]
+
+
+def ask(server: Server, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, method: str | None = None) -> Answer:
+    """(status, parsed or raw content, headers); a body is uploaded as the page does it."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    sent = {**({HEADER: "1"} if body is not None else {}), **(headers or {})}
+    connection.request(method or ("GET" if body is None else "POST"), path, body, {k: v for k, v in sent.items() if v})
+    answer = connection.getresponse()
+    content: Any = answer.read()
+    connection.close()
+    if answer.headers.get_content_type() == "application/json" and content:
+        content = json.loads(content)
+    return answer.status, content, dict(answer.headers)
+
+
+@pytest.fixture
+def uploaded(server: Server) -> dict[str, Any]:
+    status, facts, _ = ask(server, "/explain", encoded(photograph()))
+    assert status == 200
+    return facts
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> torch.Tensor:
+    """The photograph as the network sees it, ``[1,3,32,32]``."""
+    (tmp_path / "photo.png").write_bytes(encoded(photograph()))
+    return torch.from_numpy(load_picture("photo", tmp_path / "photo.png", (32, 32)).small)[None]
+
+
+def test_an_upload_is_explained_by_the_network_and_the_classifier(
+    server: Server, uploaded: dict[str, Any], net: Explainer, classifier: Explanandum, small: torch.Tensor
+) -> None:
+    with torch.no_grad():
+        masks, scores = net(small)[0], classifier(small).sigmoid()[0]
+    assert (uploaded["height"], uploaded["width"]) == (40, 48)
+    assert uploaded["scores"] == pytest.approx(scores.tolist(), abs=1e-5)
+    assert uploaded["areas"] == pytest.approx(masks.mean(dim=(1, 2)).tolist(), abs=1e-5)
+    assert uploaded["chosen"] == [int(k) for k in scores.argsort(descending=True) if scores[k] >= 0.5]
+    status, found, _ = ask(server, f"/map?id={uploaded['id']}&method=explainer&class=0")
+    values = np.frombuffer(base64.b64decode(found["data"]), np.uint8).reshape(found["height"], found["width"])
+    assert status == 200 and np.abs(values / 255 - masks[0].numpy()).max() <= 0.5 / 255 + 1e-6
+    assert values.max() > 200, "the red rectangle has a mask"
+    merged = ask(server, f"/map?id={uploaded['id']}&method=explainer&class=all")[1]
+    values = np.frombuffer(base64.b64decode(merged["data"]), np.uint8).reshape(32, 32) / 255
+    wanted = masks[uploaded["chosen"]].amax(dim=0).numpy() if uploaded["chosen"] else np.zeros((32, 32))
+    assert np.abs(values - wanted).max() <= 0.5 / 255 + 1e-6
+
+
+def test_other_methods_are_computed_once_and_judged(
+    server: Server, uploaded: dict[str, Any], net: Explainer, classifier: Explanandum, small: torch.Tensor
+) -> None:
+    described = ask(server, "/model")[1]
+    assert [m["label"] for m in described["methods"]] == ["Grad-CAM", "SRD", "Refined mask"] and described["judged"] is True
+    assert described["classes"] == ["red", "green", "a/b blue"] and described["max_bytes"] == int(0.1 * 2**20)
+    for method in ("grad_cam", "srd", "refined"):
+        path = f"?id={uploaded['id']}&method={method}&class=1"
+        status, found, _ = ask(server, "/map" + path)
+        values = np.frombuffer(base64.b64decode(found["data"]), np.uint8).reshape(32, 32) / 255
+        if method == "refined":
+            wanted = refine(net, classifier, small, 1, iterations=24).masks[0]
+        else:
+            wanted = baselines.build(method, classifier)(small, 1)[0].clamp(min=0)
+            wanted = wanted / wanted.max().clamp(min=1e-30)
+            assert "divided by its maximum" in found["note"]
+        assert status == 200 and np.abs(values - wanted.numpy()).max() <= 0.5 / 255 + 1e-5
+        assert ask(server, "/map" + path)[1]["seconds"] == found["seconds"], "computed again"
+        for cut in (0, 0.5):
+            mask = torch.from_numpy(values if cut == 0 else (values >= cut).astype(float)).float()
+            expected = quality(classifier, small, mask[None], torch.tensor([1]))
+            judged = ask(server, f"/judge{path}&cut={cut}")[1]
+            assert judged == pytest.approx({"kept": float(expected.kept), "left": float(expected.left)}, abs=5e-3)
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.4])
+def test_downloads_have_the_pictures_own_size(server: Server, uploaded: dict[str, Any], net: Explainer, small: Any, cut: float) -> None:
+    with torch.no_grad():
+        mask = upsample(net(small)[0, 2:].numpy(), (40, 48))[0]
+    mask = (mask >= cut).float() if cut else mask
+    for kind in ("mask", "overlay"):
+        status, content, headers = ask(server, f"/download?id={uploaded['id']}&kind={kind}&class=2&cut={cut}")
+        assert status == 200 and headers["Content-Disposition"] == f'attachment; filename="{kind}_a_b_blue_explainer.png"'
+        with Image.open(io.BytesIO(content)) as picture:
+            array = np.asarray(picture)
+        image = torch.from_numpy(photograph()).permute(2, 0, 1).float() / 255
+        wanted = (mask * 255).round().numpy() if kind == "mask" else overlay(image, mask)
+        assert array.shape == wanted.shape and np.abs(array.astype(int) - wanted.astype(int)).max() <= 1
+    status, content, headers = ask(server, f"/picture?id={uploaded['id']}")
+    assert headers["Content-Type"] == "image/png"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), photograph())
+
+
+def test_what_is_no_picture_is_answered_in_words(server: Server) -> None:
+    def refused(content: bytes) -> str:
+        status, answer, _ = ask(server, "/explain", content)
+        assert status == 422 and "/" not in answer["error"].replace("image/", "") and "upload:" not in answer["error"], answer
+        return answer["error"]
+
+    assert "not a readable image" in refused(b"%PDF-1.7 no image")
+    assert "not a readable image" in refused(b"<svg xmlns='http://www.w3.org/2000/svg'></svg>")
+    assert "empty" in refused(b"")
+    assert "damaged or truncated" in refused(encoded(np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8))[:4000])
+    assert "200 x 101 pixels" in refused(encoded(np.zeros((101, 200, 3), np.uint8)))
+    assert ask(server, "/explain", encoded(np.zeros((100, 200, 3), np.uint8)))[0] == 200, "exactly the limit"
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_decoded(server: Server) -> None:
+    status, answer, headers = ask(server, "/explain", b"x" * (server.max_bytes + 1))
+    assert status == 413 and "0.1 MB" in answer["error"] and headers["Connection"] == "close"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        raw.sendall(
+            f"POST /explain HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n{HEADER}: 1\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        )
+        assert b" 411 " in raw.recv(4096).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:PORT"}, 200),
+        ({"Host": "[::1]:PORT"}, 200),
+        ({"Origin": "http://127.0.0.1:PORT", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Host": "evil.example:PORT"}, 403),
+        ({"Host": "127.0.0.1"}, 403),
+        ({"Host": "192.168.1.2:PORT"}, 403),
+        ({"Host": "a:b:c"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "https://127.0.0.1:PORT"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({HEADER: ""}, 403),
+    ],
+)
+def test_pages_of_other_sites_are_refused(server: Server, headers: dict[str, str], status: int) -> None:
+    sent = {k: v.replace("PORT", str(server.port)) for k, v in headers.items()}
+    assert ask(server, "/explain", encoded(photograph()), sent)[0] == status
+    if HEADER not in headers:
+        assert ask(server, "/model", headers=sent)[0] == status
+
+
+def test_a_link_from_elsewhere_may_open_the_page_alone(server: Server) -> None:
+    assert ask(server, "/", headers={"Sec-Fetch-Site": "cross-site"})[0] == 200
+    assert ask(server, "/", headers={"Sec-Fetch-Site": "cross-site", "Host": "evil.example"})[0] == 403
+
+
+def test_wrong_requests_are_answered_in_words(server: Server, uploaded: dict[str, Any]) -> None:
+    key = uploaded["id"]
+    for path, status, words in (
+        ("/map?id=x&class=0", 404, "Upload it again"),
+        (f"/map?id={key}&class=3", 400, "0..2"),
+        (f"/map?id={key}&class=-1", 400, "0..2"),
+        (f"/map?id={key}", 400, "0..2"),
+        (f"/map?id={key}&class=0&method=rise", 400, "grad_cam"),
+        (f"/map?id={key}&class=all&method=srd", 400, "one class"),
+        (f"/judge?id={key}&class=all", 400, "one class"),
+        (f"/download?id={key}&class=0&cut=nan", 400, "cut"),
+        (f"/download?id={key}&class=0&kind=exe", 400, "mask or overlay"),
+        ("/etc/passwd", 404, "no '/etc/passwd'"),
+    ):
+        answer = ask(server, path)
+        assert answer[0] == status and words in answer[1]["error"], (path, answer)
+    assert ask(server, "/elsewhere", b"x")[0] == 404
+    assert ask(server, "/", method="PUT")[0] == 501
+    assert ask(server, "/", method="HEAD")[1] == b""
+
+
+def test_only_the_last_uploads_are_kept(server: Server, uploaded: dict[str, Any]) -> None:
+    for _ in range(7):
+        ask(server, "/explain", encoded(photograph()))
+    assert ask(server, f"/map?id={uploaded['id']}&class=0")[0] == 200
+    for _ in range(8):
+        ask(server, "/explain", encoded(photograph()))
+    assert ask(server, f"/map?id={uploaded['id']}&class=0")[0] == 404
+
+
+def test_the_page_is_self_contained_and_its_policy_allows_nothing_else(server: Server) -> None:
+    _, content, headers = ask(server, "/")
+    text = content.decode()
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//|@import|url\(", text)
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "http" not in policy
+    for tag in ("style", "script"):
+        inside = re.search(f"<{tag}>(.*)</{tag}>", text, re.DOTALL).group(1)
+        assert f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'" in policy
+    assert (
+        headers["X-Content-Type-Options"] == "nosniff" and headers["Cache-Control"] == "no-store" and headers["X-Frame-Options"] == "DENY"
+    )
+
+
+def test_many_at_once_get_their_own_answers(server: Server) -> None:
+    pictures = [encoded(photograph(seed=s)) for s in range(6)]
+    alone = [ask(server, "/explain", p)[1]["areas"] for p in pictures]
+    together: dict[int, Any] = {}
+
+    def send(i: int) -> None:
+        together[i] = ask(server, "/explain", pictures[i])[1]["areas"]
+
+    threads = [threading.Thread(target=send, args=(i,)) for i in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert [together[i] for i in range(6)] == alone
+
+
+def test_too_many_at_once_are_told_to_wait(server: Server) -> None:
+    gate, started = threading.Event(), threading.Semaphore(0)
+
+    def wait() -> None:
+        started.release()
+        gate.wait(30)
+
+    threads = [threading.Thread(target=server.compute, args=(wait,)) for _ in range(8)]
+    for t in threads:
+        t.start()
+    started.acquire(timeout=10)
+    try:
+        for _ in range(200):
+            status, answer, _ = ask(server, "/map?id=x")
+            if status == 503:
+                break
+        assert status == 503 and "busy" in answer["error"]
+    finally:
+        gate.set()
+    for t in threads:
+        t.join()
+
+
+def started(arguments: list[str]) -> Server:
+    return make_server(serve_parser().parse_args([*arguments, "--port", "0"]))
+
+
+def test_it_serves_each_kind_of_model(net: Explainer, onnx_fused: Any, tmp_path: Path) -> None:
+    folder = save_pretrained(net, tmp_path / "folder")
+    areas = []
+    for path in (folder, folder / "model.safetensors", onnx_fused[0]):
+        made = started([str(path)])
+        try:
+            upload = made.uploads.add(encoded(photograph()))
+            areas.append(upload.masks.mean(axis=(1, 2)))
+            assert (upload.scores is None) == (path != onnx_fused[0]) and made.uploads.describe()["methods"] == []
+        finally:
+            made.server_close()
+    assert np.ptp(np.stack(areas), axis=0).max() < 1e-4
+
+
+def test_an_onnx_classifier_gives_scores_and_methods_without_gradients(
+    checkpoint: Path, classifier: Explanandum, tmp_path: Path, small: torch.Tensor
+) -> None:
+    file = tmp_path / "classifier.onnx"
+    torch.onnx.export(
+        torch.nn.Sequential(classifier.classifier).eval(), (torch.zeros(2, 3, 32, 32),), file, dynamo=True, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+    )  # fmt: skip
+    options = "{options: {normalize: true}, input_size: 32}"
+    made = started([str(checkpoint), "--classifier", str(file), "--classifier-options", options])
+    try:
+        upload = made.uploads.add(encoded(photograph()))
+        with torch.no_grad():
+            assert upload.scores == pytest.approx(classifier(small).sigmoid()[0].numpy(), abs=1e-4)
+        assert list(made.uploads.methods) == ["occlusion"] and "cannot be checked" in made.notice
+        with pytest.raises(ConfigError, match="gradients"):
+            started([str(checkpoint), "--classifier", str(file), "--classifier-options", options, "--compare", "refined"])
+    finally:
+        made.server_close()
+
+
+def test_wrong_starts_end_in_words(checkpoint: Path, classifier_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(ConfigError, match="--classifier"):
+        started([str(checkpoint), "--compare", "srd"])
+    with pytest.raises(ConfigError, match=r"gradcam.*Did you mean 'grad_cam'"):
+        started([str(checkpoint), "--classifier", str(classifier_checkpoint), "--compare", "gradcam"])
+    with pytest.raises(ConfigError, match="ground truth"):
+        started([str(checkpoint), "--classifier", str(classifier_checkpoint), "--compare", "ground_truth"])
+    content = torch.load(classifier_checkpoint, weights_only=True)
+    first = next(iter(content["state_dict"]))
+    content["state_dict"][first] = content["state_dict"][first] + 1
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(FingerprintMismatchError):
+        started([str(checkpoint), "--classifier", str(tmp_path / "other.ckpt")])
+    with pytest.raises(CheckpointError, match="does not exist"):
+        started([str(tmp_path / "absent.ckpt")])
+    for options, words in (("[1]", "mapping"), ("{archh: x}", "'archh'"), ("{", "YAML")):
+        with pytest.raises(ConfigError, match=words):
+            open_classifier("x.ckpt", options)
+    with pytest.raises(ConfigError, match="name its file"):
+        open_classifier(None, "{arch: x}")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", str(checkpoint), "--port", str(taken.getsockname()[1])]) == 2
+    assert "Choose another --port" in capsys.readouterr().err
+    assert main(["serve", str(checkpoint), "--port", "99999"]) == 2 and main(["serve", str(checkpoint), "--max-megabytes", "-1"]) == 2
+
+
+def test_on_other_addresses_any_numeric_name_is_known(checkpoint: Path) -> None:
+    made = make_server(serve_parser().parse_args([str(checkpoint), "--host", "0.0.0.0", "--port", "0", "--allow-host", "Lab-PC"]))
+    try:
+        assert not made.loopback and made.url == f"http://127.0.0.1:{made.port}/"
+        for name, known in (("192.168.1.2", True), ("localhost", True), ("lab-pc", True), ("evil.example", False)):
+            assert made.knows(f"{name}:{made.port}") is known
+    finally:
+        made.server_close()
+
+
+def test_help_does_not_import_torch() -> None:
+    script = (
+        "import sys; from explainer.cli import main\ntry: main(['serve', '--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False") and "--max-megabytes" in done.stdout
