@@ -6,13 +6,16 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Batch", "Explanandum", "__version__", "load"]
+__all__ = ["Batch", "Explanandum", "__version__", "from_pretrained", "load", "push_to_hub", "save_pretrained"]
 
 # Importing torch takes seconds; the command line's --help must not wait for it.
 _LAZY = {
     "Batch": ("explainer.tensors", "Batch"),
     "Explanandum": ("explainer.models.explanandum", "Explanandum"),
     "load": ("explainer.export.loading", "load"),
+    "from_pretrained": ("explainer.export.safetensors", "from_pretrained"),
+    "push_to_hub": ("explainer.export.safetensors", "push_to_hub"),
+    "save_pretrained": ("explainer.export.safetensors", "save_pretrained"),
 }
 _SUBPACKAGES = (
     "attribution",

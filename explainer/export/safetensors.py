@@ -72,15 +72,15 @@ def save_pretrained(net: Explainer, folder: str | Path) -> Path:
 
 
 def from_pretrained(name: str | Path, revision: str | None = None, local_files_only: bool = False) -> Explainer:
-    """An Explainer from a local folder, or from the Hub repository ``user/name`` (or its local cache).
+    """An Explainer from whatever :func:`explainer.load` takes, or from the Hub repository ``user/name`` (or its local cache).
 
     Raises:
         CheckpointError: neither exists or can be reached.
     """
-    if Path(name).is_dir():
+    if Path(name).exists():
         return load(name)
     if Path(name).is_absolute() or str(name).count("/") != 1:
-        raise CheckpointError(f"{name} is neither a folder nor a Hub repository of the form user/name.")
+        raise CheckpointError(f"{name} is neither a file, a folder nor a Hub repository of the form user/name.")
     from huggingface_hub import snapshot_download
 
     try:

@@ -247,7 +247,7 @@ def test_pretrained_folder_behaves_as_the_hub(net: Explainer, images: np.ndarray
 
     assert push_to_hub(net, "me/x", api=Api()) == "hub:me/x"
     assert uploaded == {"private": True, "exist_ok": True, "me/x": ["README.md", "config.json", "model.safetensors"]}
-    with pytest.raises(CheckpointError, match="neither a folder nor a Hub repository"):
+    with pytest.raises(CheckpointError, match="neither a file, a folder nor a Hub repository"):
         from_pretrained(tmp_path / "absent")
     with pytest.raises(CheckpointError, match=r"'nobody/nothing' could not be obtained .* copy its files into a folder"):
         from_pretrained("nobody/nothing", local_files_only=True)
