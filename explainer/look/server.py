@@ -225,7 +225,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get(HEADER) is None:
             raise RefusedError(HTTPStatus.FORBIDDEN, f"An upload needs the header {HEADER}.")
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        if not length.isdecimal() or len(length) > 18:
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "An upload must say its length.")
         if int(length) > self.server.max_bytes:
             self._drain(int(length))

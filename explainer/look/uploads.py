@@ -27,7 +27,8 @@ from explainer.export.refinement import quality, refine
 
 OWN, REFINED, ALL = "explainer", "refined", "all"
 _LABELS = {OWN: "Explainer", REFINED: "Refined mask", "grad_cam": "Grad-CAM", "srd": "SRD", "rise": "RISE"}
-_KEPT = 8  # pictures remembered; an older one has to be uploaded again
+_KEPT = 8  # pictures remembered, and their bytes; an older one has to be uploaded again
+_KEPT_BYTES = 600_000_000
 _PREVIEW = 1280  # longest side of the picture that the page draws on; files for download have the picture's own size
 
 
@@ -65,6 +66,11 @@ class Upload:
     scores: Array | None
     chosen: list[int]
     maps: dict[tuple[str, int], Map] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory, other methods' maps not counted."""
+        return self.picture.pixels.numel() + self.picture.small.nbytes + self.masks.nbytes
 
 
 class Uploads:
@@ -157,7 +163,7 @@ class Uploads:
         chosen = choose(result["masks"][0], row, self.explanandum, self.runtime, self.threshold)
         upload = Upload(secrets.token_urlsafe(16), picture, result["masks"][0], row, chosen)
         self._kept[upload.key] = upload
-        while len(self._kept) > _KEPT:
+        while len(self._kept) > _KEPT or (len(self._kept) > 1 and sum(u.size for u in self._kept.values()) > _KEPT_BYTES):
             self._kept.popitem(last=False)
         return upload
 
@@ -168,7 +174,7 @@ class Uploads:
             DatasetNotFoundError: never uploaded, or too long ago.
         """
         if key not in self._kept:
-            raise DatasetNotFoundError(f"This picture is no longer kept (only the last {_KEPT} are). Upload it again.")
+            raise DatasetNotFoundError("This picture is no longer kept (only the last few are). Upload it again.")
         self._kept.move_to_end(key)
         return self._kept[key]
 

@@ -8,6 +8,7 @@ import http.client
 import io
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from explainer.export.explaining import upsample
 from explainer.export.pictures import load_picture
 from explainer.export.refinement import quality, refine
 from explainer.export.safetensors import save_pretrained
+from explainer.look import uploads as uploads_module
 from explainer.look.commands import make_server, open_classifier, serve_parser
 from explainer.look.server import HEADER, Server
 from explainer.models.explainer import Explainer
@@ -101,21 +103,23 @@ def test_other_methods_are_computed_once_and_judged(
             assert "divided by its maximum" in found["note"]
         assert status == 200 and np.abs(values - wanted.numpy()).max() <= 0.5 / 255 + 1e-5
         assert ask(server, "/map" + path)[1]["seconds"] == found["seconds"], "computed again"
-        for cut in (0, 0.5):
+        for cut in (0, 0.25):
             mask = torch.from_numpy(values if cut == 0 else (values >= cut).astype(float)).float()
             expected = quality(classifier, small, mask[None], torch.tensor([1]))
             judged = ask(server, f"/judge{path}&cut={cut}")[1]
             assert judged == pytest.approx({"kept": float(expected.kept), "left": float(expected.left)}, abs=5e-3)
 
 
-@pytest.mark.parametrize("cut", [0.0, 0.4])
-def test_downloads_have_the_pictures_own_size(server: Server, uploaded: dict[str, Any], net: Explainer, small: Any, cut: float) -> None:
+@pytest.mark.parametrize(("chosen", "name", "cut"), [(2, "a_b_blue", 0.0), (0, "red", 0.0), (0, "red", 0.2), (0, "red", 0.8)])
+def test_downloads_have_the_pictures_own_size(
+    server: Server, uploaded: dict[str, Any], net: Explainer, small: torch.Tensor, chosen: int, name: str, cut: float
+) -> None:
     with torch.no_grad():
-        mask = upsample(net(small)[0, 2:].numpy(), (40, 48))[0]
+        mask = upsample(net(small)[0, chosen : chosen + 1].numpy(), (40, 48))[0]
     mask = (mask >= cut).float() if cut else mask
     for kind in ("mask", "overlay"):
-        status, content, headers = ask(server, f"/download?id={uploaded['id']}&kind={kind}&class=2&cut={cut}")
-        assert status == 200 and headers["Content-Disposition"] == f'attachment; filename="{kind}_a_b_blue_explainer.png"'
+        status, content, headers = ask(server, f"/download?id={uploaded['id']}&kind={kind}&class={chosen}&cut={cut}")
+        assert status == 200 and headers["Content-Disposition"] == f'attachment; filename="{kind}_{name}_explainer.png"'
         with Image.open(io.BytesIO(content)) as picture:
             array = np.asarray(picture)
         image = torch.from_numpy(photograph()).permute(2, 0, 1).float() / 255
@@ -209,6 +213,49 @@ def test_only_the_last_uploads_are_kept(server: Server, uploaded: dict[str, Any]
     for _ in range(8):
         ask(server, "/explain", encoded(photograph()))
     assert ask(server, f"/map?id={uploaded['id']}&class=0")[0] == 404
+
+
+def test_large_uploads_push_older_ones_out(server: Server, uploaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads_module, "_KEPT_BYTES", server.uploads.find(uploaded["id"]).size * 5 // 2)
+    keys = [uploaded["id"], *(ask(server, "/explain", encoded(photograph()))[1]["id"] for _ in range(2))]
+    assert [ask(server, f"/map?id={key}&class=0")[0] for key in keys] == [404, 200, 200]
+    monkeypatch.setattr(uploads_module, "_KEPT_BYTES", 0)
+    key = ask(server, "/explain", encoded(photograph()))[1]["id"]
+    assert ask(server, f"/map?id={key}&class=0")[0] == 200, "the newest is always kept"
+
+
+def test_nonsense_on_the_wire_stops_nothing(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    host = f"Host: 127.0.0.1:{server.port}\r\n"
+    lines = [random.bytes(300), b"\r\n\r\n", b"GET", b"GET / HTTP/9.9\r\n\r\n", b"POST /explain HTTP/1.1\r\n\r\n"]
+    lines += [
+        f"POST /explain HTTP/1.1\r\n{host}{HEADER}: 1\r\nContent-Length: {n}\r\n\r\nabc".encode() for n in ("-1", "x", "9" * 5000, "7")
+    ]
+    lines += [f"GET /map?{'id=%00&' * 900}class={'9' * 400} HTTP/1.1\r\n{host}\r\n".encode()]
+    for line in lines:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+            raw.sendall(line)
+            raw.shutdown(socket.SHUT_WR)
+            while raw.recv(65536):
+                pass
+    assert ask(server, "/explain", encoded(photograph()))[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_interrupted(checkpoint: Path) -> None:
+    program = "import sys; from explainer.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "serve", str(checkpoint), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            port = int(re.search(r"open http://127\.0\.0\.1:(\d+)/", process.stdout.readline()).group(1))
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("GET", "/model")
+            assert json.loads(connection.getresponse().read())["title"] == "run"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0 and process.stderr.read() == ""
+        finally:
+            process.kill()
 
 
 def test_the_page_is_self_contained_and_its_policy_allows_nothing_else(server: Server) -> None:
