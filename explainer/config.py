@@ -205,7 +205,8 @@ class TrainerConfig:
         devices: number of devices, a list of indices, or auto.
         num_nodes: machines.
         strategy: auto, ddp, fsdp, ... (fsdp is Lightning's, passed through and not tested here: the networks fit on one GPU).
-        precision: 32-true, bf16-mixed, 16-mixed, ...
+        precision: 32-true, bf16-mixed, 16-mixed, ..., or auto: bf16-mixed where the hardware computes in it, else 32-true. The losses are
+            always computed in float32.
         accumulate_grad_batches: steps whose gradients are summed.
         gradient_clip_val: largest gradient norm, or null.
         sync_batchnorm: share BatchNorm statistics between GPUs; ignored on the CPU, where torch cannot.

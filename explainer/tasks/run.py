@@ -172,7 +172,8 @@ def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
             callbacks += [HealthAlarm(), MaskPictures(folder / "images", config.logging.images, config.logging.images_every_n_epochs)]
     arguments: dict[str, Any] = {
         "default_root_dir": str(folder), "max_epochs": t.max_epochs, "max_steps": t.max_steps, "max_time": t.max_time,
-        "accelerator": t.accelerator, "devices": devices, "num_nodes": nodes, "strategy": strategy, "precision": t.precision,
+        "accelerator": t.accelerator, "devices": devices, "num_nodes": nodes, "strategy": strategy,
+        "precision": native_precision(t.accelerator) if t.precision == "auto" else t.precision,
         "accumulate_grad_batches": t.accumulate_grad_batches, "gradient_clip_val": t.gradient_clip_val,
         "check_val_every_n_epoch": t.check_val_every_n_epoch, "log_every_n_steps": t.log_every_n_steps,
         "enable_progress_bar": t.progress_bar, "enable_model_summary": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
@@ -264,7 +265,7 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved:
     if trainer.is_global_zero and command == "fit":
         if resolved is not None:
             (folder / "config.yaml").write_text(resolved)
-        _write_provenance(folder, task, data)
+        _write_provenance(folder, task, data, trainer.precision)
     if config.trainer.channels_last:
         task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.trainer.compile:
@@ -321,6 +322,16 @@ def _init_from(task: ClassifyTask | ExplainTask, path: str) -> None:
         ) from error
 
 
+def native_precision(accelerator: str) -> str:
+    """``bf16-mixed`` where the hardware computes in bfloat16 (elsewhere it is emulated, and slower than float32), else ``32-true``."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    return "bf16-mixed" if native else "32-true"
+
+
 def _compile(task: ClassifyTask | ExplainTask) -> None:
     if isinstance(task, ExplainTask):
         task.explainer.network.compile()
@@ -330,7 +341,7 @@ def _compile(task: ClassifyTask | ExplainTask) -> None:
         task.classifier.compile()
 
 
-def _write_provenance(folder: Path, task: ClassifyTask | ExplainTask, data: DataModule) -> None:
+def _write_provenance(folder: Path, task: ClassifyTask | ExplainTask, data: DataModule, precision: str) -> None:
     record = {
         "versions": versions(),
         "data": {split: d.fingerprint() for split, d in data._datasets.items()},
@@ -339,6 +350,7 @@ def _write_provenance(folder: Path, task: ClassifyTask | ExplainTask, data: Data
             "cpus": os.cpu_count(),
             "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
+        "precision": precision,
     }
     if isinstance(task, ExplainTask):
         record["explanandum"] = task.fingerprint

@@ -52,6 +52,15 @@ def test_bf16_keeps_losses_in_float32(argv, tmp_path, monkeypatch):
     assert all(v.dtype != torch.bfloat16 for v in state.values())
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "precision"), [({"avx512_bf16": True}, "bf16-mixed"), ({"avx2": True}, "32-true"), ({}, "32-true")]
+)
+def test_precision_auto_follows_the_hardware(argv, tmp_path, monkeypatch, capabilities, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert train([*argv[0], "--run_dir", f"{tmp_path}/r", "--trainer.precision", "auto", "--trainer.max_steps", "1"]) == 0
+    assert json.loads((tmp_path / "r/provenance.json").read_text())["precision"] == precision
+
+
 def test_channels_last_changes_nothing_but_the_layout(argv, tmp_path):
     arguments, plain = argv
     assert train([*arguments, "--run_dir", f"{tmp_path}/r", "--trainer.channels_last", "false"]) == 0
