@@ -35,7 +35,8 @@ def worker(options: argparse.Namespace) -> None:
     quiet_lightning()
     steps = options.warmup + options.steps
     arguments = ["fit", "--config", options.config, "--run_dir", options.out, "--trainer.max_steps", str(steps),
-                 "--trainer.accelerator", "cpu", "--trainer.progress_bar", "false", "--logging.wandb", "off", "--evaluate_with", "null"]  # fmt: skip
+                 "--trainer.accelerator", "cpu", "--trainer.progress_bar", "false", "--logging.wandb", "off",
+                 "--evaluate_with", "null"]  # fmt: skip
     _, run, _ = parse_run([*arguments, *(["--classifier.checkpoint", options.classifier] if options.classifier else [])])
     data = data_module(run)
     data.setup("fit")
