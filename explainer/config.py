@@ -46,12 +46,15 @@ class OcclusionConfig:
         kind: blobs (smooth random masks), cutout (one square), hide_and_seek (random cells of a grid).
         max_share: largest occluded share of an image.
         fill: what replaces the removed pixels; use the fill the Explainer will use.
+        blank: share of the images that are removed altogether, with no label (single-label: all classes alike). A classifier that answers
+            a class on an empty image gives its Explainer a reason to leave odd scraps of the image, which change that answer.
     """
 
     probability: float = 0.0
     kind: Literal["blobs", "cutout", "hide_and_seek"] = "blobs"
     max_share: float = 0.7
     fill: Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle"] = "mean"
+    blank: float = 0.0
 
 
 @dataclass

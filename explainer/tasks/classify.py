@@ -57,6 +57,9 @@ class ClassifyTask(pl.LightningModule):
         mask_explainer: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        for name in ("probability", "max_share", "blank"):
+            if not 0 <= getattr(config.occlusion, name) <= 1:
+                raise ConfigError(f"classifier.occlusion.{name} is a share between 0 and 1, received {getattr(config.occlusion, name)}.")
         self.config, self.task, self.seed = config, task, seed
         self._mask_explainer: list[nn.Module] = []  # a list: neither a part of the checkpoint nor trained
         self._masked_classes: Tensor | None = None
@@ -92,12 +95,12 @@ class ClassifyTask(pl.LightningModule):
         return self.classifier((images - self.mean) / self.std)
 
     def _shared_step(self, batch: Batch, stage: str) -> Tensor:
-        images = self._occlude(self._mask_evidence(batch)) if stage == "fit" else batch.images
+        images, targets = self._occlude(self._mask_evidence(batch), batch.targets) if stage == "fit" else (batch.images, batch.targets)
         logits = self(images).float()
         if self.task == "multilabel":
-            loss = F.binary_cross_entropy_with_logits(logits, batch.targets)
+            loss = F.binary_cross_entropy_with_logits(logits, targets)
         else:
-            loss = F.cross_entropy(logits, batch.targets)
+            loss = F.cross_entropy(logits, targets)
         if stage == "fit" and not torch.isfinite(loss):
             raise NumericalError(
                 f"the classification loss is {float(loss)}. Images of the batch: {', '.join(batch.ids)}. Lower the learning rate."
@@ -108,15 +111,21 @@ class ClassifyTask(pl.LightningModule):
             self.scores[stage].update(logits, labels)  # type: ignore[operator]
         return loss
 
-    def _occlude(self, images: Tensor) -> Tensor:
+    def _occlude(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Images with random occlusions, and their targets: those of blank images say nothing."""
         o = self.config.occlusion
-        if o.probability == 0:
-            return images
+        if o.probability == 0 and o.blank == 0:
+            return images, targets
         generator = torch.Generator().manual_seed(sample_seed(self.seed, self.global_step, self.global_rank))
         masks = random_masks(len(images), (images.shape[-2], images.shape[-1]), generator, o.kind, o.max_share)
         masks[torch.rand(len(images), generator=generator) >= o.probability] = 1.0
         fill = make_fill(images, o.fill, mean=self.mean, generator=generator)
-        return blend(images, masks.to(images), fill)
+        if o.blank > 0:
+            blank = torch.rand(len(images), generator=generator) < o.blank
+            masks[blank] = 0.0
+            nothing = 0.0 if self.task == "multilabel" else 1.0 / targets.shape[1]
+            targets = torch.where(blank.to(targets.device)[:, None], nothing, targets)
+        return blend(images, masks.to(images), fill), targets
 
     def _mask_evidence(self, batch: Batch) -> Tensor:
         """Keep only, or remove, what the Explainer shows for (some of) the image's labels, in a share of the images."""

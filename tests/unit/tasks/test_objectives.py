@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from explainer.config import ClassifierConfig, MaskAugmentationConfig, MaskingConfig
+from explainer.config import ClassifierConfig, MaskAugmentationConfig, MaskingConfig, OcclusionConfig
 from explainer.errors import ConfigError
 from explainer.models.black_box import BlackBox
 from explainer.tasks.classify import ClassifyTask
@@ -151,3 +151,18 @@ def test_mask_augmentation_errors():
         classify(probability=2)
     with pytest.raises(ConfigError, match="explains the classes a, b, c, d, the data has k, l"):
         ClassifyTask(ClassifierConfig(options={"widths": [4]}), 2, "multilabel", ("k", "l"), mask_explainer=Corners())
+
+
+@pytest.mark.parametrize("task", ["multilabel", "multiclass"])
+def test_blank_images_have_no_label(task):
+    config = ClassifierConfig(options={"widths": [4, 4]}, mean=[0.3, 0.4, 0.5], occlusion=OcclusionConfig(blank=0.3))
+    t = ClassifyTask(config, 4, task, Corners.class_names)
+    images, targets = torch.rand(200, 3, 16, 16), torch.eye(4).repeat(50, 1)
+    shown, labels = t._occlude(images, targets)
+    blank = (shown == t.mean).flatten(1).all(1)
+    assert 30 < blank.sum() < 90
+    assert torch.equal(labels[blank], torch.full((int(blank.sum()), 4), 0.0 if task == "multilabel" else 0.25))
+    assert torch.equal(labels[~blank], targets[~blank])
+    torch.testing.assert_close(shown[~blank], images[~blank])
+    with pytest.raises(ConfigError, match=r"occlusion\.blank is a share between 0 and 1, received 2"):
+        ClassifyTask(ClassifierConfig(options={"widths": [4]}, occlusion=OcclusionConfig(blank=2)), 4, task, Corners.class_names)
