@@ -257,7 +257,7 @@ class ExtremalPerturbation(Baseline):
             return gain - self.schedule.weight(t) * penalty, {"reward": gain, "area": penalty}
 
         init = self.init if init is None else init
-        if init is None and self.schedule.informed:
+        if init is None and self.schedule.informed > 0:
             start = self._informed_start(family, classify, row_class, pairs)
         else:
             start = self._start(images, image, class_index, init, family)
@@ -294,7 +294,8 @@ class ExtremalPerturbation(Baseline):
         )  # fmt: skip
 
     def _informed_start(self, family: SmoothMask, classify: Callable[..., Tensor], row_class: Tensor, pairs: int) -> Tensor:
-        """Reward gradient with respect to uniform masks of several strengths, summed and smoothed, cut at each area: ``[P*A,h,w]``.
+        """All ones, a little less outside each area that the reward's gradient prefers (summed over uniform masks of several
+        strengths and smoothed): ``[P*A,h,w]``.
 
         All areas share the passes: one row per pair and strength.
         """
@@ -311,7 +312,8 @@ class ExtremalPerturbation(Baseline):
                         slope[part // number] += torch.autograd.grad(gain.sum(), level)[0]
         smooth = imsmooth(slope[:, None], _SMOOTH, renormalize=True)[:, 0].repeat_interleave(number, 0)
         with torch.no_grad():
-            return parameters_of_area(family, smooth, self.areas * pairs, self.schedule.area_on == "margin")
+            pointed = parameters_of_area(family, smooth, self.areas * pairs, self.schedule.area_on == "margin")
+            return 1 - self.schedule.informed * (1 - pointed)
 
     def _start(self, images: Tensor, image: Tensor, class_index: Tensor, init: Start, family: SmoothMask) -> Tensor:
         """Start parameters ``[P*A,h,w]``."""

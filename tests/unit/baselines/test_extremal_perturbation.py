@@ -335,14 +335,17 @@ def test_channel_attribution_refuses_unsuitable_layers() -> None:
         ExtremalPerturbation(explanandum).channel_masks(images, 0)
 
 
-def test_fast_starts_where_the_evidence_is_with_the_area_asked_for() -> None:
+def test_fast_starts_at_ones_and_a_tenth_lower_where_the_evidence_is_not() -> None:
     images = torch.ones(2, 3, 16, 16)
     options: dict[str, Any] = {"perturbation": "fade", "jitter": False, "step": 1, "sigma": 3, "area_on": "image", "max_iterations": 1}
     method = ExtremalPerturbation(quadrants(), [0.1, 0.25], schedule="fast", **options)
     found = method.masks(images, [3, 0])  # a single iteration takes no step
-    assert found.masks.mean((2, 3)).flatten().tolist() == pytest.approx([0.1, 0.25] * 2, abs=0.01)
-    assert found.masks[0, 1, 8:, 8:].mean() > 0.7
-    assert found.masks[1, 1, :8, :8].mean() > 0.7
+    start = found.parameters.flatten(0, -3).unflatten(0, (2, 2))  # image, area
+    assert start.min() >= 0.9 - 1e-6 and start.max() <= 1
+    pointed = (start - 0.9) / 0.1
+    inside = torch.stack([pointed[0, :, 8:, 8:], pointed[1, :, :8, :8]]).mean((2, 3))
+    outside = (pointed.mean((2, 3)) - inside / 4) * 4 / 3
+    assert (inside[:, 1] > 0.25).all() and (outside < 0.05).all() and (inside[:, 0] < inside[:, 1]).all()
     chunked = ExtremalPerturbation(quadrants(), [0.1, 0.25], schedule="fast", rows_per_pass=1, **options).masks(images, [3, 0])
     torch.testing.assert_close(chunked.parameters, found.parameters)
     given = ExtremalPerturbation(quadrants(), [0.25], schedule="fast", init=0.5, **options).masks(images, [3, 0])
