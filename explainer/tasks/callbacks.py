@@ -30,14 +30,35 @@ class HealthAlarm(pl.Callback):
     """Warn when training has settled in a solution that is none: grey masks, dead masks, full masks, or evidence left behind.
 
     The grey solution (masks near 0.2 everywhere) satisfies the classification loss on the masked image while the classifier is still
-    sure of the inverse-masked one.
+    sure of the inverse-masked one. Also warn, before any time is spent, of a classifier that is sure of a class on an empty image.
     """
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Ask the classifier about an image of nothing but the fill."""
+        batch = next(iter(trainer.datamodule.eval_dataloader("val"))).to(pl_module.device)  # type: ignore[attr-defined]
+        with torch.no_grad():
+            nothing = pl_module._fill(batch.images[:1], torch.Generator().manual_seed(0))
+            logits = pl_module.explanandum(nothing.expand_as(batch.images[:1])).float()[0]
+        message = empty_image_message(logits, pl_module.explanandum.task, pl_module.explanandum.class_names)
+        if message is not None:
+            pl.utilities.rank_zero_warn(message)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the epoch's diagnostics."""
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/grey", "val/area", "val/left", "val/drop")}
         for message in health_messages(values) if trainer.sanity_checking is False else []:
             pl.utilities.rank_zero_warn(message)
+
+
+def empty_image_message(logits: torch.Tensor, task: str, class_names: tuple[str, ...]) -> str | None:
+    """What follows from the classifier's logits ``[K]`` on an image of nothing but the fill; None if it is not sure of any class."""
+    p, k = (logits.sigmoid() if task == "multilabel" else logits.softmax(0)).max(0)
+    if p <= 0.5:
+        return None
+    return (
+        f"the classifier answers {class_names[int(k)]} ({float(p):.0%}) on an empty image (masking.fill). The masks may hold scraps that "
+        "only change this answer, or leave that class out. Train the classifier with classifier.occlusion.blank: 0.1, or use another fill."
+    )
 
 
 def health_messages(values: dict[str, float]) -> list[str]:

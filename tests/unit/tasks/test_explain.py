@@ -9,7 +9,7 @@ from explainer.config import MaskingConfig
 from explainer.errors import ConfigError
 from explainer.losses.base import build_terms
 from explainer.models.explainer import Explainer
-from explainer.tasks.callbacks import health_messages
+from explainer.tasks.callbacks import empty_image_message, health_messages
 from explainer.tasks.explain import ExplainTask, diagnostics
 from explainer.tasks.optim import cosine, one_cycle
 from explainer.tensors import Batch
@@ -98,6 +98,13 @@ def test_diagnostics_by_hand():
     torch.testing.assert_close(d["left"], torch.tensor([1.0, 0.0, 1 / 3, float("nan")]), equal_nan=True)
     assert d["drop"][1].item() == pytest.approx(1.0, abs=1e-3)
     assert d["grey"].tolist() == [0.0, 1.0, 0.0, 0.0] and d["area"][1].item() == 0.5
+
+
+def test_a_classifier_that_is_sure_of_an_empty_image_is_reported():
+    assert empty_image_message(torch.tensor([-1.0, -3.0]), "multilabel", ("a", "b")) is None
+    assert "answers b (88%) on an empty image" in empty_image_message(torch.tensor([-1.0, 2.0]), "multilabel", ("a", "b"))
+    assert empty_image_message(torch.tensor([1.0, 1.0, 1.0]), "multiclass", ("a", "b", "c")) is None
+    assert "answers a (" in empty_image_message(torch.tensor([9.0, 1.0, 1.0]), "multiclass", ("a", "b", "c"))
 
 
 def test_health_messages():
