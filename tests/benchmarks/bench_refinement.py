@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_refinement --model runs/shapes_quickstart/checkpoints/best.ckpt
         --classifier runs/shapes_classifier/checkpoints/best.ckpt [--data-name shapes] [--data "{size: 64}"] [--images 50]
-        [--schedule fast] [--iterations 150] [--counts 1 2 4 8 15 30 60]
+        [--schedule fast] [--iterations 140] [--counts 1 2 4 8 15 30 60]
 
 From scratch means the schedule's own start (all ones for ``code`` and ``paper``; almost that for ``fast``; --scratch ones forces all
 ones). Its result after --iterations is the reference. The Explainer's mask starts searches of each of --counts iterations; per image, the

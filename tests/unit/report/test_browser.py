@@ -1,11 +1,13 @@
 """The report in a real browser, at the width of a phone and of a desktop. Run with: pytest -m browser (needs chromium).
 
-Screenshots are written to the folder named by SCREENSHOTS, or to the test's own temporary folder.
+Screenshots are written to the folder named by SCREENSHOTS, or to the test's own temporary folder; REPORT names a report that they show
+instead of the test's own.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from html import unescape
@@ -99,7 +101,8 @@ def test_the_report_fits_and_works(report_file, tmp_path, width):
     assert len(found["best"]) == 6 < found["all"] and found["best"][0] > found["worst"][0]
     assert found["highlighted"] == 2, "insertion and deletion of one method"
     target = screenshots(tmp_path) / f"report_{width}.png"
-    frame.write_text(FRAME.format(source=report_file.as_uri(), width=width, height=2400))
+    shown = Path(os.environ.get("REPORT", report_file)).absolute()
+    frame.write_text(FRAME.format(source=shown.as_uri(), width=width, height=2400))
     chromium(frame.as_uri(), tmp_path / "profile2", "--window-size=1280,2400", f"--screenshot={target}")
     picture = Image.open(target).crop((0, 0, width, 2400))
     picture.save(target)
