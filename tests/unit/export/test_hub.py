@@ -54,9 +54,9 @@ def test_torch_hub_loads_from_the_repository(net: Explainer, images: np.ndarray,
     np.save(tmp_path / "images.npy", images[:2])
     # In a process of its own where the package is not installed: torch.hub itself must put the repository on the path.
     script = (
-        "import sys, numpy, torch\n"
+        "import os, sys, numpy, torch\n"
         "root, folder, images, out = sys.argv[1:]\n"
-        "sys.path = [p for p in sys.path if p not in ('', root)]\n"
+        "sys.path = [p for p in sys.path if p and os.path.realpath(p) != os.path.realpath(root)]\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         "try: import explainer; raise SystemExit('still installed: ' + explainer.__file__)\n"
         "except ImportError: pass\n"
