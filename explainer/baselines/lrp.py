@@ -21,6 +21,7 @@ Batch norms are folded into the convolution before them and residual sums are sh
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -84,8 +85,9 @@ class _LrpFamily(RelevanceBaseline):
         self.max_pool: MaxPool = options["max_pool"]
         self.residual: Residual = options["residual"]
 
+    @abstractmethod
     def _weighted(self, layer: Layer) -> Rule:
-        raise NotImplementedError
+        """The rule of a layer that is not the first."""
 
     def _rules(self, images: Tensor) -> Rules:
         def choose(layer: Layer) -> Rule:

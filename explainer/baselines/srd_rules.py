@@ -46,7 +46,9 @@ def channel_dot(vector: Tensor, values: Tensor) -> Tensor:
 
 
 class Rule:
-    """A layer between sources. Multi-input layers (Add, Cat) see all their inputs."""
+    """A layer between sources. Multi-input layers (Add, Cat) see all their inputs. Sources end a sweep and opaque operations refuse it,
+    so neither defines how to cross it.
+    """
 
     def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Cotangent at the output -> one cotangent per input."""

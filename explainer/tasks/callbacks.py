@@ -34,11 +34,16 @@ class HealthAlarm(pl.Callback):
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Ask the classifier about an image of nothing but the fill."""
-        batch = next(iter(trainer.datamodule.eval_dataloader("val"))).to(pl_module.device)  # type: ignore[attr-defined]
+        """Ask the classifier about an image of nothing but the fill, where that does not depend on the image."""
+        if pl_module.masking.fill not in ("mean", "black", "grey", "white"):
+            return
+        batch = next(iter(trainer.datamodule.eval_dataloader("val")), None)  # type: ignore[attr-defined]
+        if batch is None:  # none of this process's images could be read
+            return
+        image = batch.images[:1].to(pl_module.device)
         with torch.no_grad():
-            nothing = pl_module._fill(batch.images[:1], torch.Generator().manual_seed(0))
-            logits = pl_module.explanandum(nothing.expand_as(batch.images[:1])).float()[0]
+            nothing = pl_module._fill(image, torch.Generator()).expand_as(image)
+            logits = pl_module.explanandum(nothing).float()[0]
         message = empty_image_message(logits, pl_module.explanandum.task, pl_module.explanandum.class_names)
         if message is not None:
             pl.utilities.rank_zero_warn(message)

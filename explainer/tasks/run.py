@@ -18,7 +18,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment  # noqa: TID
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # noqa: TID251
 
 import explainer
-from explainer.config import RunConfig
+from explainer.config import DataConfig, RunConfig
 from explainer.data.base import DataModule
 from explainer.errors import CheckpointError, ConfigError
 from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, sub_state
@@ -76,7 +76,9 @@ def explanandum_of(config: RunConfig, data: DataModule) -> Explanandum:
                 f"classifier {c.checkpoint} does not exist. Train it before a distributed run: python train.py fit --config {c.train_with}"
             )
         log.warning("classifier %s does not exist yet: training it with %s", c.checkpoint, c.train_with)
-        _, other, rest = parse_run(["fit", "--config", c.train_with])
+        arguments = ["fit", "--config", c.train_with]
+        _, other, _ = parse_run(arguments)
+        _, other, rest = parse_run([*arguments, *_same_place(config, other.data)])
         # One process: others that Lightning started would run this whole command again.
         other.trainer.devices, other.trainer.num_nodes, other.trainer.strategy = 1, 1, "auto"
         code = run("fit", other, None, rest.resolved)
@@ -85,6 +87,31 @@ def explanandum_of(config: RunConfig, data: DataModule) -> Explanandum:
     return load_explanandum(
         c.checkpoint, c.arch, c.options, data.num_classes, data.task, data.class_names, c.mean, c.std, c.input_size,
     )  # fmt: skip
+
+
+def _same_place(config: RunConfig, data: DataConfig) -> list[str]:
+    """Arguments by which another configuration of the same data finds them where this run does."""
+    same = data.name == config.data.name and "root" in config.data.options
+    return ["--data.options.root", str(config.data.options["root"])] if same else []
+
+
+def evaluation_arguments(config: RunConfig) -> list[str]:
+    """Arguments of the evaluation after a fit: ``evaluate_with``, with this run's data folder, classifier and checkpoint instead of the
+    ones named there.
+    """
+    from explainer.cli import parse_evaluate
+
+    assert config.evaluate_with is not None
+    arguments = ["--config", config.evaluate_with]
+    other, _ = parse_evaluate(arguments)
+    arguments += _same_place(config, other.data)
+    best = str(Path(config.run_dir) / "checkpoints" / "best.ckpt")
+    classifier = best if config.task == "classify" else config.classifier.checkpoint
+    if classifier is not None:
+        arguments += ["--classifier.checkpoint", classifier]
+    if config.task == "explain" and "explainer" in other.methods:
+        arguments += ["--methods.explainer.checkpoint", best]
+    return arguments
 
 
 def build_task(config: RunConfig, data: DataModule) -> ClassifyTask | ExplainTask:
@@ -278,7 +305,7 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved:
             if config.evaluate_with is not None:
                 from explainer.cli import evaluate
 
-                code = evaluate(["--config", config.evaluate_with])  # on every process: they share the images
+                code = evaluate(evaluation_arguments(config))  # on every process: they share the images
             if trainer.is_global_zero:
                 pictures = sorted((folder / "images").glob("*.png"))
                 shown = f", contact sheet {pictures[-1]}" if pictures else ""

@@ -141,3 +141,24 @@ def test_resume_with_workers_is_exact(argv, tmp_path):
     for key, value in a["state_dict"].items():
         assert torch.equal(value, b["state_dict"][key]), key
     assert json.loads((tmp_path / "cut/summary.json").read_text())["val/loss"] > 0
+
+
+def test_what_a_run_starts_finds_its_data_and_its_checkpoints(tmp_path):
+    """The classifier trained first and the evaluation afterwards take the data folder and the checkpoints from the run, not from files."""
+    for split, label, n in ((s, c, n) for s in ("train", "val", "test") for c in "ab" for n in range(2)):
+        file = tmp_path / "images" / split / label / f"{n}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (200 * (label == "a"), 60 * n, 80)).save(file)
+    data = "data: {name: image_folder, batch_size: 2, options: {root: elsewhere, size: 32}}\n"
+    trainer = "trainer: {max_epochs: 1, progress_bar: false, accelerator: cpu}\nlogging: {wandb: 'off', images: 0}\n"
+    (tmp_path / "c.yaml").write_text(f"task: classify\nrun_dir: {tmp_path}/c\n{data}{trainer}classifier: {{options: {{widths: [8, 8]}}}}\n")
+    (tmp_path / "e.yaml").write_text(
+        f"out: {tmp_path}/results\n{data}classifier: {{checkpoint: not-this.ckpt}}\nmethods: {{explainer: {{checkpoint: nor-this.ckpt}}}}\n"
+        "protocols: [classification_kept]\nprogress: false\nbootstrap: 20\ndevice: cpu\n"
+    )
+    argv = [*EXPLAINER[:7], *QUIET, "--data.name", "image_folder", "--data.batch_size", "2", "--trainer.max_epochs", "1"]
+    argv += ["--data.options", f"{{root: {tmp_path}/images, size: 32}}", "--run_dir", f"{tmp_path}/r"]
+    argv += ["--classifier.checkpoint", f"{tmp_path}/c/checkpoints/best.ckpt", "--classifier.train_with", f"{tmp_path}/c.yaml"]
+    assert train([*argv, "--evaluate_with", f"{tmp_path}/e.yaml"]) == 0
+    row = json.loads((tmp_path / "results/results.jsonl").read_text().splitlines()[0])
+    assert row["method"] == "explainer"

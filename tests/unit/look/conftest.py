@@ -14,6 +14,7 @@ from PIL import Image
 
 from explainer.look.commands import make_server, serve_parser
 from explainer.look.server import Server
+from tests.browser import Page, browser
 from tests.unit.export.conftest import checkpoint, classifier, classifier_checkpoint, coloured, net, onnx_fused
 
 __all__ = ["checkpoint", "classifier", "classifier_checkpoint", "net", "onnx_fused"]
@@ -29,6 +30,12 @@ def encoded(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import base64
 import io
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +18,12 @@ from PIL import Image
 
 from explainer.look.commands import make_server, serve_parser
 from explainer.look.server import Server
-from tests.browser import Page, browser, screenshots
+from tests.browser import Page, screenshots
 from tests.unit.look.conftest import encoded, photograph
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
 
 OWN = '[data-method="explainer"]'
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browser(tmp_path_factory.mktemp("profile")) as tab:
-        yield tab
 
 
 @pytest.fixture

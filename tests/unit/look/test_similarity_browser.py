@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,10 @@ from PIL import Image
 
 from explainer.look.similarity import Options, write_overlay
 from explainer.models.explanandum import Explanandum
-from tests.browser import Page, browser, screenshots
+from tests.browser import Page, screenshots
 from tests.unit.look.quadrants import QUADRANTS, Colours, quadrants
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browser(tmp_path_factory.mktemp("profile")) as tab:
-        yield tab
 
 
 @pytest.fixture
