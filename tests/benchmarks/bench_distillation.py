@@ -103,12 +103,13 @@ def measure(task: Any, batch: Any) -> dict[str, float]:
 
 def configuration(kind: str, cost: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """The base's configuration with the recipe's losses and teachers, without the cache that it may need."""
-    folder = Path(chosen.base).parent
+    folder = ROOT / "configs" / "explainer"
     config = yaml.safe_load(Path(chosen.base).read_text())
+    config["explainer"]["init_encoder"] &= not chosen.random_encoder
     if kind in ("rtis", "coalition"):
         other = yaml.safe_load((folder / f"shapes_{kind}.yaml").read_text())
         config["losses"], config["masking"] = other["losses"], other.get("masking", {})
-        config["explainer"]["init_encoder"] = other["explainer"]["init_encoder"]
+        config["explainer"]["init_encoder"] &= other["explainer"]["init_encoder"]
     elif kind != "paper":
         distilled = yaml.safe_load((folder / "shapes_distilled.yaml").read_text())["losses"]
         for name, schedule in distilled.items():  # the warm-up's schedule, with the base's weights
@@ -194,6 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--base", default=str(ROOT / "configs/explainer/shapes_quickstart.yaml"))
     parser.add_argument("--recipes", default="paper@4,grad_cam@2,rise:50@2,srd@2,extremal_perturbation:20@2,rtis@4,coalition@4")
+    parser.add_argument("--random-encoder", action="store_true", help="the encoder does not start from the classifier's weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--targets", type=int, default=1000, help="training images whose maps a cache holds")
     parser.add_argument("--every", type=int, default=50, help="steps between two measurements")
