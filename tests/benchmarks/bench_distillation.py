@@ -119,7 +119,9 @@ def configuration(kind: str, cost: str, chosen: argparse.Namespace) -> dict[str,
                 top = max(w for _, w in schedule["weight"]) or 1.0
                 own = config["losses"][name]["weight"]
                 config["losses"][name]["weight"] = [[at, own * w / top] for at, w in schedule["weight"]]
-        options = {COST[kind]: int(cost)} if cost else {}
+        options: dict[str, Any] = {COST[kind]: int(cost)} if cost else {}
+        if kind == "extremal_perturbation":
+            options["schedule"] = "fast"  # the published steps are too short to arrive anywhere in a few iterations
         config["teachers"] = [{"name": kind, "options": options, "scale": "max" if kind in LIVE else "minmax"}]
     return config
 
