@@ -55,7 +55,7 @@ def area_masks(logits: Tensor, area: Tensor | float, temperature: float = 1.0) -
         ``[B,K,H,W]`` in [0,1], in every pixel non-decreasing in the area.
     """
     wanted = _areas(logits, area)
-    if temperature <= 0:
+    if not temperature > 0:
         raise ConfigError(f"temperature must be positive, received {temperature}.")
     return torch.sigmoid((logits - area_threshold(logits, wanted, temperature)[..., None, None]) / temperature)
 
@@ -95,14 +95,17 @@ class AreaConditioned(nn.Module):
 
     Args:
         net: :class:`~explainer.models.explainer.Explainer` (or any module with ``logits(images)`` and ``num_classes``).
-        temperature: see :func:`area_masks`.
+        temperature: see :func:`area_masks`; None: the one it was trained with (``net.metadata["area_temperature"]``, 1 where that is
+            not known).
     """
 
-    def __init__(self, net: Any, temperature: float = 1.0) -> None:
+    def __init__(self, net: Any, temperature: float | None = None) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ConfigError(f"temperature must be positive, received {temperature}.")
-        self.net, self.temperature = net, temperature
+        if temperature is None:
+            temperature = getattr(net, "metadata", {}).get("area_temperature", 1.0)
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
+            raise ConfigError(f"temperature must be a positive number, received {temperature!r}.")
+        self.net, self.temperature = net, float(temperature)
         self.num_classes: int = net.num_classes
         self.class_names: tuple[str, ...] = tuple(getattr(net, "class_names", ()))
 

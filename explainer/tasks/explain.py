@@ -81,10 +81,10 @@ class ExplainTask(pl.LightningModule):
         self.optimizer_config = optimizer or OptimizerConfig()
         self.seed = seed
         self.fingerprint = explanandum.fingerprint()
-        self.save_hyperparameters(
-            {"kind": "explainer", "explainer": explainer.config, "fingerprint": self.fingerprint, "losses": losses, **(provenance or {})},
-            logger=False,
-        )
+        # fill and area_temperature: whoever shows or refines these masks later has to remove pixels and cut areas as training did.
+        saved = {"kind": "explainer", "explainer": explainer.config, "fingerprint": self.fingerprint, "losses": losses}
+        saved |= {"fill": self.masking.fill, "area_temperature": self.masking.area_temperature}
+        self.save_hyperparameters({**saved, **(provenance or {})}, logger=False)
         self.strict_loading = False  # the Explanandum's weights are left out on purpose; on_load_checkpoint checks the rest
         self.means = Means()
 

@@ -68,6 +68,19 @@ def test_wrapper_is_optional_and_uses_the_nets_logits():
     assert torch.equal(wrapped(images, 0.3, hard=True), top_pixels(net.logits(images), 0.3))
 
 
+def test_the_temperature_of_training_is_the_default():
+    net = Explainer("vgg_unet", 2, {"widths": [4, 4], "decoder_channels": [4]}, stride=4).eval()
+    assert AreaConditioned(net).temperature == 1.0, "an older checkpoint does not say"
+    net.metadata = {"area_temperature": 0.25}
+    images = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(AreaConditioned(net)(images, 0.3), area_masks(net.logits(images), 0.3, 0.25))
+    assert AreaConditioned(net, 0.5).temperature == 0.5
+    for wrong in (0.0, float("nan"), "soft"):
+        net.metadata = {"area_temperature": wrong}
+        with pytest.raises(ConfigError, match="temperature must be a positive number"):
+            AreaConditioned(net)
+
+
 class Ordered(nn.Module):
     """Logits that fall from left to right."""
 

@@ -60,6 +60,18 @@ def test_checkpoint_state_has_no_explanandum():
     assert task.state_dict() and not [k for k in task.state_dict() if k.startswith("explanandum")]
 
 
+def test_checkpoint_knows_how_masks_were_applied(tmp_path):
+    task = make_task(MaskingConfig(fill="blur", area_temperature=0.5))
+    content = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
+    torch.save(content, tmp_path / "new.ckpt")
+    net = explainer.load(tmp_path / "new.ckpt")
+    assert net.metadata["fill"] == "blur" and net.metadata["area_temperature"] == 0.5
+    for key in ("fill", "area_temperature"):
+        del content["hyper_parameters"][key]
+    torch.save(content, tmp_path / "old.ckpt")
+    assert "fill" not in explainer.load(tmp_path / "old.ckpt").metadata
+
+
 def test_subset_shows_part_of_the_labels_and_never_none():
     task, batch = make_task(MaskingConfig(subset=1.0)), make_batch()
     seen = set()
