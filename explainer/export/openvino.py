@@ -14,6 +14,7 @@ import numpy as np
 from explainer.errors import CheckpointError, ExportError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
 from explainer.export.onnx import convert
+from explainer.export.predictor import check_description
 
 
 class OpenVinoRuntime(Runtime):
@@ -24,7 +25,9 @@ class OpenVinoRuntime(Runtime):
         core = openvino.Core()
         try:
             model = core.read_model(str(path))
-            self.description: dict[str, Any] = json.loads(model.get_rt_info(["explainer"]).astype(str))
+            self.description: dict[str, Any] = check_description(json.loads(model.get_rt_info(["explainer"]).astype(str)), path)
+        except CheckpointError:
+            raise
         except Exception as error:  # openvino raises RuntimeError and its own types
             raise CheckpointError(
                 f"{path} is not a model written by `explainer export --format openvino`, or its .bin is missing ({str(error)[:200]})."

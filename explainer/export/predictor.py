@@ -52,7 +52,9 @@ class Predictor:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
             stored = self._session.get_modelmeta().custom_metadata_map
-            self.description: dict[str, Any] = json.loads(stored["explainer"])
+            self.description: dict[str, Any] = check_description(json.loads(stored["explainer"]), path)
+        except CheckpointError:
+            raise
         except Exception as error:  # onnxruntime raises its own types for damaged files; a foreign file lacks the description
             raise CheckpointError(
                 f"{path} is not a model written by `explainer export --format onnx` ({type(error).__name__}: {str(error)[:200]})."
@@ -90,6 +92,28 @@ class Predictor:
         if "merged" in result:
             result["merged"] = _resized(result["merged"], shape)
         return result
+
+
+def check_description(values: Any, path: Any) -> dict[str, Any]:
+    """The description stored with an exported file, once the parts that are relied on are known to be of their kinds.
+
+    Raises:
+        CheckpointError: not so.
+    """
+
+    def side(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+    if not isinstance(values, dict):
+        values = {}
+    classes, outputs, size, trained = (values.get(key) for key in ("classes", "outputs", "size", "image_size"))
+    names = [v for v in (classes, outputs) if isinstance(v, list) and all(isinstance(name, str) for name in v)]
+    fits = size is None or (isinstance(size, list) and len(size) == 2 and all(side(v) for v in size))
+    if len(names) != 2 or not fits or not (trained is None or side(trained)):
+        raise CheckpointError(
+            f"{path} has no usable description of its classes, outputs and size: it was not written by `explainer export`."
+        )
+    return values
 
 
 def _resized(mask: Array, shape: tuple[int, int]) -> Array:

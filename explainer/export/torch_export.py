@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 
 from explainer.errors import CheckpointError, ExportError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, named
+from explainer.export.predictor import check_description
+from explainer.export.program_check import require_data_alone
 
 _EXTRA = "explainer.json"
 
@@ -38,13 +41,24 @@ def _indivisible(size: int, stride: int) -> int:
 
 
 class TorchProgram(Runtime):
-    """A loaded program. Its shape guards are off: they describe the example size; the graph itself is right for every size."""
+    """A loaded program. Its shape guards are off: they describe the example size; the graph itself is right for every size.
+
+    Raises:
+        CheckpointError: missing, damaged, foreign, or holding more than data (:mod:`explainer.export.program_check`).
+    """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         extra: dict[str, Any] = {_EXTRA: ""}
         try:
-            program = torch.export.load(str(path), extra_files=extra)
-            self.description = json.loads(extra[_EXTRA])
+            content = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror}). Export again with --format torch_export.") from error
+        require_data_alone(content, path)
+        try:
+            program = torch.export.load(io.BytesIO(content), extra_files=extra)  # the very bytes that were checked
+            self.description = check_description(json.loads(extra[_EXTRA]), path)
+        except CheckpointError:
+            raise
         except Exception as error:  # torch.export.load raises many types for damaged files
             raise CheckpointError(
                 f"{path} is not a program written by `explainer export --format torch_export` ({str(error)[:200]})."
