@@ -15,6 +15,7 @@ from explainer.errors import CheckpointError, ConfigError
 from explainer.models.black_box import build_black_box, is_black_box
 from explainer.models.classifiers import build_classifier
 from explainer.models.explanandum import IMAGENET_MEAN, IMAGENET_STD, Explanandum
+from explainer.models.untrusted import classifier_options
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -76,6 +77,16 @@ def sub_state(state: dict[str, Any], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
 
 
+def _described(saved: dict[str, Any], path: str | Path | None) -> dict[str, Any]:
+    """The ``classifier`` section of hyper-parameters, once they hold all that is read of them."""
+    section = saved.get("classifier")
+    missing = [key for key in ("num_classes", "task", "class_names") if key not in saved]
+    missing += [key for key in ("arch", "options", "mean", "std", "input_size") if not isinstance(section, dict) or key not in section]
+    if missing or not isinstance(section, dict):
+        raise CheckpointError(f"classifier {path} does not say {', '.join(missing)}. Use another checkpoint of the run.")
+    return section
+
+
 def load_explanandum(
     checkpoint: str | Path | None,
     arch: str = "small_vgg",
@@ -89,11 +100,12 @@ def load_explanandum(
 ) -> Explanandum:
     """A frozen classifier.
 
-    A checkpoint of this project knows its architecture, classes and normalisation, which then win over the arguments. A plain
-    state_dict is loaded into ``arch``. Without checkpoint the builder's own weights are used (``options: {weights: ...}``, or random).
+    A checkpoint of this project knows its architecture, classes and normalisation, which then win over the arguments; code from outside
+    this project runs only where ``arch`` names the same (:mod:`explainer.models.untrusted`). A plain state_dict is loaded into ``arch``.
+    Without checkpoint the builder's own weights are used (``options: {weights: ...}``, or random).
 
     Raises:
-        CheckpointError: the file is unusable or does not fit the architecture.
+        CheckpointError: the file is unusable, names foreign code, or does not fit the architecture.
         ConfigError: its classes are not the data's.
     """
     if is_black_box(arch):
@@ -105,10 +117,9 @@ def load_explanandum(
     content = read_weights(checkpoint) if checkpoint is not None else {}
     saved = hyper_parameters(content, "classifier", checkpoint) if checkpoint is not None else None
     if saved is not None:
-        c = saved["classifier"]
-        arch, options, mean, std, input_size = c["arch"], {**c["options"], "weights": None}, c["mean"], c["std"], c["input_size"]
-        if "weights" not in c["options"]:
-            options.pop("weights")
+        c = _described(saved, checkpoint)
+        options = classifier_options(checkpoint, c["arch"], c["options"], arch, options)
+        arch, mean, std, input_size = c["arch"], c["mean"], c["std"], c["input_size"]
         if class_names is not None and list(class_names) != list(saved["class_names"]):
             raise ConfigError(
                 f"classifier {checkpoint} was trained for the classes {', '.join(saved['class_names'])}, "
@@ -116,20 +127,28 @@ def load_explanandum(
                 "Use the data it was trained on (same class_names, same order), or another checkpoint."
             )
         num_classes, task, class_names = saved["num_classes"], saved["task"], saved["class_names"]
-        state = sub_state(content["state_dict"], "classifier.")
+        weights = content.get("state_dict")
+        if not isinstance(weights, dict):
+            raise CheckpointError(f"classifier {checkpoint} holds no weights. Use another checkpoint of the run.")
+        state = sub_state(weights, "classifier.")
     else:
         inner = content.get("state_dict", content.get("model", content))
         state = inner if isinstance(inner, dict) else {}
     if num_classes is None:
         raise ConfigError("num_classes is needed for a classifier that was not trained with this project.")
-    net = build_classifier(arch, num_classes, **(options or {}))
+    try:
+        result = Explanandum(build_classifier(arch, num_classes, **(options or {})), num_classes, task, mean, std, class_names, input_size)
+    except (RuntimeError, TypeError, ValueError, OverflowError, LookupError, AttributeError, AssertionError) as error:
+        if saved is None:
+            raise
+        raise CheckpointError(f"classifier {checkpoint} describes itself wrongly ({' '.join(str(error).split())[:300]}).") from error
     if checkpoint is not None:
         try:
-            net.load_state_dict(state)
+            result.classifier.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:
             lines = str(error).strip().splitlines()
             raise CheckpointError(
                 f"classifier {checkpoint} does not fit {arch} with {num_classes} classes: {' '.join(lines[1:3]).strip()[:300]} "
                 "Set classifier.arch and classifier.options to what it was trained with."
             ) from error
-    return Explanandum(net, num_classes, task, mean, std, class_names, input_size)
+    return result

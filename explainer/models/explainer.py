@@ -13,6 +13,7 @@ from explainer.attribution import DenseAttributor, check_images
 from explainer.errors import ConfigError, ShapeError
 from explainer.models.explanandum import IMAGENET_MEAN, IMAGENET_STD
 from explainer.models.networks import build_network
+from explainer.models.untrusted import network_options
 
 
 class Explainer(nn.Module):
@@ -72,8 +73,13 @@ class Explainer(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Explainer:
-        """The network described by :attr:`config`, with random weights: pretrained encoder weights are about to be replaced."""
-        options = {k: None if k in ("encoder_weights", "weights_backbone") else v for k, v in config["options"].items()}
+        """The network described by :attr:`config`, with random weights: pretrained encoder weights are about to be replaced.
+
+        Raises:
+            CheckpointError: the options name files, addresses or encoders outside the installed libraries (the description mostly comes
+                from a file).
+        """
+        options = network_options(config["options"], "the Explainer's configuration")
         net = cls(**{**config, "options": options})
         net.config["options"] = dict(config["options"])
         return net

@@ -1,0 +1,116 @@
+"""What a file may name: architectures of this project and its libraries, never code of elsewhere nor weights from elsewhere.
+
+A checkpoint says which network its weights belong to. Whoever wrote the file chose these words, so that an import path among them would
+let a file run code, and an option such as timm's ``checkpoint_path`` would let it fetch another file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from explainer.errors import CheckpointError
+from explainer.models.classifiers import BUILDERS
+
+_NAME = re.compile(r"[\w.\-]+")
+#: Options by which torchvision, timm and segmentation-models-pytorch are told to start from trained weights. A checkpoint's own weights
+#: replace them anyway: they are dropped without a word.
+_REPLACED = {"weights": None, "pretrained": False, "encoder_weights": None, "weights_backbone": None}
+#: Options by which these libraries read files or addresses.
+_SOURCES = frozenset(
+    {
+        "cache_dir", "checkpoint_path", "custom_load", "file", "hf_hub_filename", "hf_hub_id", "model_dir", "pretrained_cfg",
+        "pretrained_cfg_overlay", "pretrained_model_args", "repo", "repo_or_dir", "source", "state_dict", "url",
+    }
+)  # fmt: skip
+
+
+def without_weights(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with every trained start switched off: the weights are about to be replaced."""
+    return {key: _REPLACED.get(key, value) for key, value in options.items()}
+
+
+def classifier_options(
+    path: Any, arch: Any, options: Any, chosen_arch: str | None = None, chosen_options: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The options to build the classifier with that a file names.
+
+    Args:
+        path: the file, for messages.
+        arch, options: what it says.
+        chosen_arch, chosen_options: what the user's own configuration or call says: the same arch there is the user's choice.
+
+    Raises:
+        CheckpointError: code, files or addresses that the user has not named as well.
+    """
+    if not isinstance(arch, str) or not isinstance(options, dict) or not all(isinstance(k, str) for k in options):
+        raise CheckpointError(f"{path} does not say which classifier it holds (arch {arch!r}). Use another checkpoint of the run.")
+    mine = dict(chosen_options or {}) if arch == chosen_arch else None
+    if arch in BUILDERS or _in_a_library(arch, mine is not None):
+        _refuse_sources(path, options, mine or {})
+        return without_weights(options)
+    if mine is None:
+        raise CheckpointError(
+            f"{path} names the classifier {arch!r}, which is code from outside this project: it was not imported, because a file must not "
+            f"choose what runs. If this is your classifier, say so: --classifier.arch {arch} (arch: in a configuration or call), "
+            "with the same classifier.options."
+        )
+    if {**mine, "weights": None} != {**options, "weights": None}:
+        raise CheckpointError(
+            f"{path} was saved with other classifier.options ({options}) than are given ({mine}). What your own code ({arch}) is called "
+            "with is not taken from a file: give the same classifier.options."
+        )
+    return {key: None if key == "weights" else value for key, value in mine.items()}
+
+
+def _in_a_library(arch: str, named_by_user: bool) -> bool:
+    """Whether it is a classifier of torchvision or timm by its name there (timm takes addresses and folders for names, too)."""
+    prefix, _, rest = arch.partition(":")
+    if not _NAME.fullmatch(rest) and not named_by_user:
+        return False
+    if prefix == "torchvision" and not named_by_user:
+        from torchvision import models  # noqa: TID251 - this package builds networks
+
+        return rest in models.list_models(module=models)  # detection models fetch a trained backbone by default
+    return prefix in ("torchvision", "timm")
+
+
+def network_options(options: Any, source: str = "this file") -> dict[str, Any]:
+    """The options of an Explainer network that a file names.
+
+    Raises:
+        CheckpointError: they name files, addresses or encoders of elsewhere.
+    """
+    if not isinstance(options, dict) or not all(isinstance(k, str) for k in options):
+        raise CheckpointError(f"{source} does not say how its Explainer is built (options {options!r}). Use another file of the run.")
+    encoder = options.get("encoder_name", "resnet50")
+    if not isinstance(encoder, str) or not _NAME.fullmatch(encoder):
+        raise CheckpointError(
+            f"{source} names the encoder {encoder!r}, which lies outside the installed libraries: it was not fetched. Use a file whose "
+            "encoder is one of segmentation-models-pytorch or timm by name."
+        )
+    _refuse_sources(source, options, {})
+    return without_weights(options)
+
+
+def _refuse_sources(path: Any, options: dict[str, Any], chosen: dict[str, Any]) -> None:
+    for key, value in _entries(options):
+        if key in _SOURCES and value is not None and not (key in chosen and chosen[key] == value):
+            raise CheckpointError(
+                f"{path} has the option {key}: {str(value)[:100]!r}, which makes a library read another file or address: it was not built. "
+                f"The file's own weights need no such option: save it without {key}, or, for a classifier, name the same arch and options "
+                "in your own configuration."
+            )
+
+
+def _entries(value: Any) -> Iterator[tuple[Any, Any]]:
+    """All keys with their values, at any depth."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield from part.items()
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
