@@ -202,7 +202,7 @@ def run(config: EvaluateConfig, resolved: str | None = None) -> int:
         resolved: the configuration as YAML, saved beside the results.
 
     Returns:
-        Exit code: 0; 1 if a method failed or the time budget cut the run short.
+        Exit code: 0; 1 if a method failed, a protocol had to be left out, or the time budget cut the run short.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -215,7 +215,7 @@ def run(config: EvaluateConfig, resolved: str | None = None) -> int:
             outcome = runner.run()
         except KeyboardInterrupt:
             if rank == 0:
-                finish(runner, config, Outcome(skipped=runner.skipped()), world, start)
+                finish(runner, config, runner.outcome, world, start)
                 log.warning("stopped; what is finished is in %s. Run the same command again to go on.", config.out)
             raise
         outcomes: list[Any] = [outcome]
@@ -223,9 +223,10 @@ def run(config: EvaluateConfig, resolved: str | None = None) -> int:
             outcomes = [None] * world
             torch.distributed.all_gather_object(outcomes, outcome)
         if rank != 0:
-            return int(any(o.failures for o in outcomes))
+            return int(any(o.failures or o.refused for o in outcomes))
         for other in outcomes:
             outcome.failures.update(other.failures)
+            outcome.refused.update(other.refused)
             outcome.notices += [n for n in other.notices if n not in outcome.notices]
         content = finish(runner, config, outcome, world, start)
         summary.show(content)
@@ -234,12 +235,14 @@ def run(config: EvaluateConfig, resolved: str | None = None) -> int:
             log.warning(data_note)
         for name, message in outcome.failures.items():
             log.error("%s was left out: %s", name, message)
-        return int(not outcome.complete)
+        for (name, label), message in outcome.refused.items():
+            log.error("%s: protocol %s was left out: %s", name, label, message)
+        return int(not outcome.complete or bool(outcome.refused))
 
 
 def finish(runner: Runner, config: EvaluateConfig, outcome: Outcome, world: int, start: float) -> dict[str, Any]:
     """Write the results folder from the store; returns the content of ``summary.json``."""
-    units, complete = runner.collect()
+    units, complete = runner.collect(outcome.refused)
     outcome.complete = complete
     rows = [row for part in units.values() for row in sorted((r for unit in part for r in unit.rows), key=Row.order)]
     write_rows(config.out, rows)

@@ -68,7 +68,8 @@ class EvaluateConfig:
         time_budget: seconds after which no new batch is started; running again goes on. null: none.
         threads: CPU threads of torch; null leaves torch's choice.
         progress: show the progress bar.
-        gallery: images from the start of the split whose maps are kept as small pictures for the report; 0: none.
+        gallery: number of images, evenly spread over the evaluated ones, whose maps are kept as small pictures for the report; 0: none.
+            A larger number on finished results adds pictures and computes no number again.
     """
 
     out: str = "results/evaluation"

@@ -1,10 +1,14 @@
-"""Small pictures of the first images, their objects and every method's maps, for the report's gallery.
+"""Small pictures of images spread over the data, their objects and every method's maps, for the report's gallery.
 
-Files of a results folder (names hold numbers only; labels and ids stay in the rows)::
+Files of a results folder (names hold numbers and hashes only; labels and ids stay in the rows)::
 
-    gallery/000017.jpg                  the image with index 17
-    gallery/000017_truth_3.png          the object pixels of class 3
-    gallery/<key of method>/000017_3.png    the method's map of class 3, grey: black 0, white 1
+    gallery/<key of data>/000017.jpg            the image with index 17
+    gallery/<key of data>/000017_truth_3.png    the object pixels of class 3
+    gallery/<key of map>/000017_3.png           a method's map of class 3, grey: black 0, white 1
+    gallery/<key of map>/000017_none            (empty) looked at, and the protocols ask for no map of this image
+
+The keys stand for everything that decides the pictures, so that no picture of an older classifier, method or data set is shown beside
+newer numbers; ``summary.json`` names the folders and images of the last run.
 
 A map that is a mask in [0,1] by construction (a trained Explainer's) is stored as it is; others show their positive part over its maximum.
 """
@@ -14,8 +18,10 @@ from __future__ import annotations
 import hashlib
 import io
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,24 +36,91 @@ FOLDER = "gallery"
 SIDE = 160
 
 
-def method_folder(label: str) -> str:
-    """Folder name of a method: a hash, as labels may hold any character."""
-    return hashlib.sha256(label.encode()).hexdigest()[:12]
+def short_hash(text: str) -> str:
+    """12 hex digits that stand for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def image_file(index: int) -> str:
-    """Of an image."""
-    return f"{index:06d}.jpg"
+def spread(images: int, number: int) -> list[int]:
+    """At most ``number`` of the indices 0 .. ``images`` - 1, the middles of equally long stretches, ascending."""
+    number = min(images, number)
+    return [(2 * i + 1) * images // (2 * number) for i in range(number)]
 
 
-def truth_file(index: int, label: int) -> str:
-    """Of an object."""
-    return f"{index:06d}_truth_{label}.png"
+@dataclass(frozen=True)
+class Gallery:
+    """Where the pictures of one evaluation are.
+
+    Attributes:
+        root: the folder ``gallery`` of a results folder.
+        indices: positions of the chosen images in the data set, ascending; None (results of an older version): whatever is there.
+        reach: the images were chosen from the first so many of the split.
+        data: folder of images and objects below ``root``.
+        methods: folder of each method's maps, by label.
+    """
+
+    root: Path
+    indices: tuple[int, ...] | None
+    reach: int
+    data: str
+    methods: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: str | Path, summary: Mapping[str, Any]) -> Gallery:
+        """The gallery that ``summary.json`` of a results folder describes."""
+        root, record = Path(folder) / FOLDER, summary.get("gallery")
+        if record is None:  # an older version: the label alone was hashed, and images lay in the root
+            return cls(root, None, int(summary["images"]), "", {label: short_hash(label) for label in summary["methods"]})
+        return cls(root, tuple(record["indices"]), record["reach"], record["data"], record["methods"])
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values; the inverse of :meth:`of`."""
+        return {"indices": list(self.indices or ()), "reach": self.reach, "data": self.data, "methods": dict(self.methods)}
+
+    def image(self, index: int) -> Path:
+        """File of an image."""
+        return self.root / self.data / f"{index:06d}.jpg"
+
+    def truth(self, index: int, label: int) -> Path:
+        """File of an object."""
+        return self.root / self.data / f"{index:06d}_truth_{label}.png"
+
+    def map(self, method: str, index: int, label: int) -> Path:
+        """File of a map."""
+        return self.root / self.methods[method] / f"{index:06d}_{label}.png"
+
+    def lacking(self, method: str, indices: Sequence[int]) -> list[int]:
+        """Those of the ``indices`` that are in the gallery and of which the method has neither a picture nor the note that it has none."""
+        folder = self.root / self.methods[method]
+        return [i for i in indices if i in (self.indices or ()) and next(folder.glob(f"{i:06d}_*"), None) is None]
+
+    def save(self, scene: Scene) -> None:
+        """Store image and objects of a batch's chosen images; existing files stay."""
+        for b, index in self._chosen(scene):
+            _write(self.image(index), scene.images[b], "JPEG")
+            for k in _explained(scene, b) if scene.batch.masks is not None else []:
+                _write(self.truth(index, k), scene.truth(torch.tensor([b]), torch.tensor([k]))[0], "PNG")
+
+    def save_maps(self, scene: Scene, method: Method, raw: Tensor) -> None:
+        """Store a method's maps ``[B,K,H,W]`` of the explained classes (NaN where a class was not asked for); existing files stay."""
+        for b, index in self._chosen(scene):
+            for k in _explained(scene, b):
+                if not bool(raw[b, k].isnan().all()):
+                    is_mask = isinstance(method.attributor, DenseAttributor)
+                    _write(self.map(method.label, index, k), shown(raw[b, k], is_mask), "PNG")
+
+    def note_none(self, method: str, index: int) -> None:
+        """Remember that there is no map to show, so that the next run need not look again."""
+        path = self.root / self.methods[method] / f"{index:06d}_none"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def _chosen(self, scene: Scene) -> list[tuple[int, int]]:
+        return [(b, i) for b, i in enumerate(scene.indices) if i in (self.indices or ())]
 
 
-def map_file(method: str, index: int, label: int) -> str:
-    """Of a map."""
-    return f"{method_folder(method)}/{index:06d}_{label}.png"
+def _explained(scene: Scene, row: int) -> list[int]:
+    return [int(k) for k in scene.explained[row].nonzero()[:, 0]]
 
 
 def picture(values: Tensor) -> Image.Image:
@@ -63,29 +136,6 @@ def shown(saliency: Tensor, is_mask: bool) -> Tensor:
     positive = saliency.clamp(min=0)
     top = float(positive.nan_to_num(0).max())
     return positive.clamp(max=1) if is_mask or top == 0 else positive / top
-
-
-def save(folder: str | Path, scene: Scene, images: int, method: Method | None = None, raw: Tensor | None = None) -> None:
-    """Store the pictures of a batch's images whose index is below ``images``; existing files stay.
-
-    Args:
-        folder: results folder.
-        scene: the batch.
-        images: length of the gallery.
-        method, raw: a method and its maps ``[B,K,H,W]``, NaN where a class was not asked for; without them image and objects are stored.
-    """
-    root = Path(folder) / FOLDER
-    chosen: Sequence[tuple[int, int]] = [(b, i) for b, i in enumerate(scene.indices) if i < images]
-    for b, index in chosen:
-        classes = scene.explained[b].nonzero()[:, 0].tolist()
-        if method is None or raw is None:
-            _write(root / image_file(index), scene.images[b], "JPEG")
-            for k in classes if scene.batch.masks is not None else []:
-                _write(root / truth_file(index, k), scene.truth(torch.tensor([b]), torch.tensor([k]))[0], "PNG")
-            continue
-        for k in classes:
-            if not bool(raw[b, k].isnan().all()):
-                _write(root / map_file(method.label, index, k), shown(raw[b, k], isinstance(method.attributor, DenseAttributor)), "PNG")
 
 
 def _write(path: Path, values: Tensor, kind: str) -> None:

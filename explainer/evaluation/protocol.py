@@ -97,6 +97,10 @@ class Protocol(abc.ABC):
         """Why the protocol cannot say anything about a method, or None."""
         return None
 
+    def unsuited(self, explanandum: Any) -> str | None:
+        """Why the protocol cannot say anything about a classifier, or None."""
+        return None
+
     def identity(self) -> dict[str, Any]:
         """Plain values that decide the rows."""
         return {
@@ -144,11 +148,6 @@ def scores(
         Score(b, k, {name: column[i] for name, column in numbers.items()}, {name: column[i] for name, column in lists.items()})
         for i, (b, k) in enumerate(zip(images, chosen, strict=True))
     ]
-
-
-def take(scene: Scene, rows: Tensor) -> Tensor:
-    """The images of pairs, ``[P,3,H,W]``."""
-    return scene.images[rows]
 
 
 def none_wanted(scene: Scene) -> Tensor:

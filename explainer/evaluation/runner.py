@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,8 @@ from torch import Tensor
 
 import explainer
 from explainer.errors import ConfigError, ExplainerError
-from explainer.evaluation import gallery
-from explainer.evaluation.map_cache import MapCache, MapType, fetch_pairs
+from explainer.evaluation.gallery import FOLDER, Gallery, short_hash, spread
+from explainer.evaluation.map_cache import MapCache, MapType, cache_key, fetch_pairs, key_text
 from explainer.evaluation.progress import Progress
 from explainer.evaluation.protocol import Protocol
 from explainer.evaluation.results import Row, RowStore, Unit
@@ -71,6 +71,7 @@ class Outcome:
         computed: units that this process computed.
         failures: ``{method: message}`` of methods that refused this classifier or these images.
         skipped: ``{(method, protocol): reason}`` of combinations that do not apply.
+        refused: ``{(method, protocol): message}`` of combinations that turned out not to work; the method's other protocols go on.
         notices: of the map cache.
     """
 
@@ -78,6 +79,7 @@ class Outcome:
     computed: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     skipped: dict[tuple[str, str], str] = field(default_factory=dict)
+    refused: dict[tuple[str, str], str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
 
@@ -113,6 +115,9 @@ class Runner:
         self.fingerprints = {"classifier": explanandum.fingerprint(), "data": self.dataset.fingerprint()}
         self.store = RowStore(settings.out, settings.rank)
         self._caches: dict[str, MapCache] = {}
+        self.gallery = self._gallery()
+        #: Of the run in work, so that an interrupted one can still be told.
+        self.outcome = Outcome(skipped=self.skipped())
 
     # ------------------------------------------------------------------ what there is to do
     def combinations(self) -> list[tuple[Method | None, str]]:
@@ -120,17 +125,20 @@ class Runner:
         alone: list[tuple[Method | None, str]] = [(None, label) for label, p in self.protocols.items() if not p.uses_maps]
         return alone + [(m, label) for m in self.methods for label, p in self.protocols.items() if self._applies(m, p)]
 
-    @staticmethod
-    def _applies(method: Method, protocol: Protocol) -> bool:
+    def _applies(self, method: Method, protocol: Protocol) -> bool:
         asked = protocol.methods is None or method.label in protocol.methods
-        return protocol.uses_maps and asked and protocol.not_applicable(method) is None
+        return protocol.uses_maps and asked and self._reason(method, protocol) is None
+
+    def _reason(self, method: Method, protocol: Protocol) -> str | None:
+        """Why the protocol says nothing about this method or this classifier, or None."""
+        return protocol.unsuited(self.explanandum) or protocol.not_applicable(method)
 
     def skipped(self) -> dict[tuple[str, str], str]:
         """Combinations that do not apply, with the reason."""
         found = {}
         for method in self.methods:
             for label, protocol in self.protocols.items():
-                reason = protocol.not_applicable(method) if protocol.uses_maps else None
+                reason = self._reason(method, protocol) if protocol.uses_maps else None
                 if reason is not None:
                     found[method.label, label] = reason
         return found
@@ -161,8 +169,12 @@ class Runner:
         """``(method, protocol label, key)`` of every unit of a batch."""
         return [(m, p, self.key(m, p, batch)) for m, p in self.combinations() if len(self._cut(self.protocols[p], batch))]
 
-    def collect(self) -> tuple[dict[str, list[Unit]], bool]:
-        """``({"<method>/<protocol>": units in order of the data}, complete)`` from the store: what every summary is made of."""
+    def collect(self, without: Collection[tuple[str, str]] = ()) -> tuple[dict[str, list[Unit]], bool]:
+        """``({"<method>/<protocol>": units in order of the data}, complete)`` from the store: what every summary is made of.
+
+        Args:
+            without: (method, protocol) pairs that need not be complete.
+        """
         stored = self.store.load()
         found: dict[str, list[Unit]] = {f"{_label(m)}/{p}": [] for m, p in self.combinations()}
         complete = True
@@ -170,7 +182,7 @@ class Runner:
             for method, label, key in self.expected(batch):
                 if key in stored:
                     found[f"{_label(method)}/{label}"].append(stored[key])
-                else:
+                elif (_label(method), label) not in without:
                     complete = False
         return found, complete
 
@@ -178,11 +190,11 @@ class Runner:
     def run(self) -> Outcome:
         """Compute what is missing of this process's batches. KeyboardInterrupt passes through; everything finished is stored."""
         s, stored = self.settings, self.store.load()
-        outcome = Outcome(skipped=self.skipped())
+        outcome = self.outcome = Outcome(skipped=self.skipped())
         todo: dict[int, list[tuple[Method | None, str, str]]] = {}
         for batch in range(s.rank, len(self.batches), s.world):
             missing = [entry for entry in self.expected(batch) if entry[2] not in stored]
-            if missing:
+            if missing or any(self.gallery.lacking(m.label, self.batches[batch]) for m in self.methods):
                 todo[batch] = missing
         start = time.monotonic()
         number = {self.dataset.sample_id(i): i for b in todo for i in self.batches[b]}
@@ -211,7 +223,7 @@ class Runner:
         whole = Scene(loaded.to(self.settings.device), indices, self.explanandum, self.settings.classes, self.settings.seed, self.dataset)
         scenes = {len(indices): whole}
 
-        gallery.save(self.settings.out, whole, self.settings.gallery)
+        self.gallery.save(whole)
 
         def scene_of(label: str) -> Scene:
             size = sum(i in self._cut(self.protocols[label], batch) for i in indices)
@@ -226,49 +238,101 @@ class Runner:
             progress.show(name)
             if name not in outcome.failures:
                 try:
-                    units = self._method(batch, method, wanted, scene_of, whole)
+                    units = self._method(batch, method, wanted, scene_of, whole, outcome)
                 except ExplainerError as error:
                     outcome.failures[name] = str(error)
                     log.error("%s cannot be evaluated and is left out: %s", name, error)
                 else:
-                    self.store.append(units)
+                    if units:
+                        self.store.append(units)
                     outcome.computed += len(units)
             progress.advance(len(wanted))
+        for method in self.methods:
+            if method.label not in outcome.failures:
+                self._pictures(batch, method, whole, outcome)
 
     def _method(
-        self, batch: int, method: Method | None, wanted: list[tuple[str, str]], scene_of: Callable[[str], Scene], whole: Scene
+        self,
+        batch: int,
+        method: Method | None,
+        missing: list[tuple[str, str]],
+        scene_of: Callable[[str], Scene],
+        whole: Scene,
+        outcome: Outcome,
     ) -> list[Unit]:
-        """The units of one method on one batch; the maps are made once for all protocols."""
+        """The units of one method on one batch; the maps are made once for all protocols. A protocol that does not work with the method,
+        the classifier or the data is noted in the outcome and the others go on.
+        """
         name = _label(method)
-        usable = {label: self._has_truth(self.protocols[label], method, scene_of(label)) for label, _ in wanted}
+        missing = [(label, key) for label, key in missing if (name, label) not in outcome.refused]
+        usable = {label: self._has_truth(self.protocols[label], method, scene_of(label)) for label, _ in missing}
         raw, seconds = torch.empty(0), math.nan
         if method is not None:
-            raw, seconds = self._maps(method, [label for label, _ in wanted if usable[label]], scene_of, whole)
-            gallery.save(self.settings.out, whole, self.settings.gallery, method, raw)
+            wanted = self._wanted(method, [label for label, _ in missing if usable[label]], scene_of, whole, outcome)
+            raw, seconds = self._maps(method, wanted, whole)
+            self.gallery.save_maps(whole, method, raw)
         units = []
-        for label, key in wanted:
+        for label, key in missing:
             protocol, scene = self.protocols[label], scene_of(label)
             rows: list[Row] = []
+            if (name, label) in outcome.refused:
+                continue
             if usable[label]:
-                for scale in method.scales if method is not None and protocol.uses_scale else ("raw",):
-                    maps = None if method is None else Maps(method, scene, raw[: len(scene.images)], scale, self._generator)
-                    rows += [score.labelled(name, scale, label, scene) for score in protocol.score(scene, maps)]
+                try:
+                    for scale in method.scales if method is not None and protocol.uses_scale else ("raw",):
+                        maps = None if method is None else Maps(method, scene, raw[: len(scene.images)], scale, self._generator)
+                        rows += [score.labelled(name, scale, label, scene) for score in protocol.score(scene, maps)]
+                except ExplainerError as error:
+                    self._refuse(name, label, error, outcome)
+                    continue
             units.append(Unit(key, name, label, batch, tuple(sorted(rows, key=Row.order)), seconds))
         return units
+
+    def _wanted(self, method: Method, labels: Sequence[str], scene_of: Callable[[str], Scene], whole: Scene, outcome: Outcome) -> Tensor:
+        """Classes ``[B,K]`` whose maps the protocols ask for."""
+        wanted = torch.zeros(len(whole.images), self.explanandum.num_classes, dtype=torch.bool, device=whole.images.device)
+        for label in labels:
+            scene = scene_of(label)
+            try:
+                wanted[: len(scene.images)] |= self.protocols[label].wanted(scene)
+            except ExplainerError as error:
+                self._refuse(method.label, label, error, outcome)
+        return wanted
+
+    @staticmethod
+    def _refuse(name: str, label: str, error: ExplainerError, outcome: Outcome) -> None:
+        outcome.refused[name, label] = str(error)
+        log.error("%s: protocol %s is left out: %s", name, label, error)
+
+    def _pictures(self, batch: int, method: Method, whole: Scene, outcome: Outcome) -> None:
+        """The gallery's maps that the batch's units did not leave, image by image: rows from an earlier run come without pictures."""
+        for index in self.gallery.lacking(method.label, self.batches[batch]):
+            labels = [
+                label
+                for m, label in self.combinations()
+                if m is method and index in self._cut(self.protocols[label], batch) and (method.label, label) not in outcome.refused
+            ]
+            if index in whole.indices:
+                b = whole.indices.index(index)
+                one = replace(whole, batch=whole.batch[b : b + 1], indices=[index])
+                usable = [label for label in labels if self._has_truth(self.protocols[label], method, one)]
+                try:
+                    wanted = self._wanted(method, usable, lambda _, scene=one: scene, one, outcome) & one.explained
+                    self.gallery.save_maps(one, method, self._maps(method, wanted, one)[0])
+                except ExplainerError as error:
+                    log.warning("%s: no picture of image %d: %s", method.label, index, error)
+            if self.gallery.lacking(method.label, [index]):
+                self.gallery.note_none(method.label, index)
 
     @staticmethod
     def _has_truth(protocol: Protocol, method: Method | None, scene: Scene) -> bool:
         """Whether the ground truth that protocol and method read is there; without it the batch gives no rows."""
         return scene.batch.masks is not None or not (protocol.needs_truth or (method is not None and method.needs_truth))
 
-    def _maps(self, method: Method, labels: list[str], scene_of: Callable[[str], Scene], whole: Scene) -> tuple[Tensor, float]:
-        """``(raw maps [B,K,H,W], seconds)`` of all classes that the protocols ask for; NaN elsewhere."""
+    def _maps(self, method: Method, wanted: Tensor, whole: Scene) -> tuple[Tensor, float]:
+        """``(raw maps [B,K,H,W], seconds)`` of the wanted classes ``[B,K]``; NaN elsewhere."""
         B, _, H, W = whole.images.shape
         K = self.explanandum.num_classes
-        wanted = torch.zeros(B, K, dtype=torch.bool, device=whole.images.device)
-        for label in labels:
-            scene = scene_of(label)
-            wanted[: len(scene.images)] |= self.protocols[label].wanted(scene)
         if not bool(wanted.any()):
             # Nothing is read: a view of one NaN takes no memory.
             return whole.images.new_full((), torch.nan).expand(B, K, H, W), math.nan
@@ -284,9 +348,21 @@ class Runner:
         if s.cache is None:
             return None
         if method.label not in self._caches:
-            key = {**self.fingerprints, "method": method.fingerprint, "seed": s.seed, "split": s.split, "version": explainer.__version__}
-            self._caches[method.label] = MapCache(s.cache, key, s.cache_dtype, s.rank)
+            self._caches[method.label] = MapCache(s.cache, self._map_key(method), s.cache_dtype, s.rank)
         return self._caches[method.label]
+
+    def _map_key(self, method: Method) -> dict[str, Any]:
+        f, s = self.fingerprints, self.settings
+        return cache_key(f["classifier"], f["data"], method.fingerprint, s.split, s.seed, explainer.__version__)
+
+    def _gallery(self) -> Gallery:
+        """Pictures are taken of images that a protocol with maps looks at."""
+        reach = max(
+            (self.images if p.images is None else min(p.images, self.images) for p in self.protocols.values() if p.uses_maps), default=0
+        )
+        folders = {m.label: short_hash(key_text(self._map_key(m))) for m in self.methods}
+        indices = tuple(spread(reach, self.settings.gallery))
+        return Gallery(Path(self.settings.out) / FOLDER, indices, reach, short_hash(self.fingerprints["data"]), folders)
 
     def _generator(self) -> torch.Generator:
         # The same seed for every call: a map then does not depend on which batch, process or rerun computed it.

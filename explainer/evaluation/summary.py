@@ -10,7 +10,8 @@
                   "per_class": {name: value}}],
      "vectors": [{"method", "scale", "protocol", "vector", "mean": [...], "per_class": {name: [...]}, "rows": 12}],
      "verdicts": [{"protocol", "check", "method", "scale", "value", "threshold", "rule", "passed", "sentence", "details"}],
-     "skipped": [{"method", "protocol", "reason"}], "failures": {"<method>": "message"}, "notices": [...], "provenance": {...}}
+     "skipped": [{"method", "protocol", "reason"}], "gallery": {...}, "failures": {"<method>": "message"}, "notices": [...],
+     "provenance": {...}}
 
 null stands for NaN. ``per_class`` of the vector "masking" is the class x class matrix.
 """
@@ -111,7 +112,9 @@ def build(
         "results": results,
         "vectors": vectors,
         "verdicts": [{**v.record(), "protocol": label} for label, v in verdicts_of(runner.protocols, rows)],
-        "skipped": [{"method": m, "protocol": p, "reason": reason} for (m, p), reason in outcome.skipped.items()] + _empty(runner, rows),
+        "skipped": [{"method": m, "protocol": p, "reason": reason} for (m, p), reason in {**outcome.skipped, **outcome.refused}.items()]
+        + _empty(runner, rows, outcome),
+        "gallery": runner.gallery.record(),
         "failures": outcome.failures,
         "notices": outcome.notices,
         "provenance": dict(provenance),
@@ -123,14 +126,14 @@ def _seconds(units: Sequence[Unit]) -> float:
     return sum({u.batch: u.seconds for u in units if not math.isnan(u.seconds)}.values())
 
 
-def _empty(runner: Runner, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _empty(runner: Runner, rows: Sequence[Row], outcome: Outcome) -> list[dict[str, Any]]:
     """Combinations that were computed and gave no row."""
     units, _ = runner.collect()
     present = {(r.method, r.protocol) for r in rows}
     found = []
     for method, label in runner.combinations():
         name = CLASSIFIER if method is None else method.label
-        if units[f"{name}/{label}"] and (name, label) not in present:
+        if units[f"{name}/{label}"] and (name, label) not in present and (name, label) not in outcome.refused:
             found.append({"method": name, "protocol": label, "reason": "no image had what it needs (ground truth, labels, a second image)"})
     return found
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from explainer.evaluation.gallery import FOLDER, image_file, map_file, truth_file
+from explainer.evaluation.gallery import Gallery, spread
 from explainer.report.tables import Results, reference_method, title_of
 
 #: Black, violet, red, orange, pale yellow at equal distances: dark is 0, light is 1, also in grey print.
@@ -56,28 +56,29 @@ def gallery(results: Results, most: int = 48) -> str:
         results: of one folder.
         most: cards (pairs of image and class).
     """
-    folder = results.folder / FOLDER
+    stored = Gallery.of(results.folder, results.summary)
     names: Sequence[str] = results.summary["class_names"]
-    methods = list(results.summary["methods"])
+    methods = [m for m in results.summary["methods"] if m in stored.methods]
     pairs = sorted({(r.index, r.class_index, r.image) for r in results.rows if r.class_index is not None})
-    shown = [
-        p for p in pairs if (folder / image_file(p[0])).is_file() and any((folder / map_file(m, p[0], p[1])).is_file() for m in methods)
+    chosen = set(stored.indices) if stored.indices is not None else {p[0] for p in pairs}
+    pictured = [
+        p for p in pairs if p[0] in chosen and stored.image(p[0]).is_file() and any(stored.map(m, p[0], p[1]).is_file() for m in methods)
     ]
-    shown = shown[:most]
+    shown = [pictured[i] for i in spread(len(pictured), most)]
     if not shown:
         return '<p class="muted">No pictures were stored with these results (option gallery of the evaluation).</p>'
     metrics = _metrics(results)
     numbers = _numbers(results, metrics, {p[0] for p in shown})
     cards, values = [], []
     for card, (index, label, image) in enumerate(shown):
-        figures = [_figure(folder / image_file(index), "image")]
-        if (folder / truth_file(index, label)).is_file():
-            figures.append(_figure(folder / truth_file(index, label), "object"))
+        figures = [_figure(stored.image(index), "image")]
+        if stored.truth(index, label).is_file():
+            figures.append(_figure(stored.truth(index, label), "object"))
         for number, method in enumerate(methods):
             # A row that reads the ground truth would show the object a second time.
             again = results.summary["methods"][method].get("needs_truth")
-            if not again and (folder / map_file(method, index, label)).is_file():
-                figures.append(_figure(folder / map_file(method, index, label), method, number))
+            if not again and stored.map(method, index, label).is_file():
+                figures.append(_figure(stored.map(method, index, label), method, number))
         head = f"<header>{escape(names[label])}<small>{escape(image)}</small></header>"
         cards.append(f'<article class="card" data-card="{card}">{head}<div class="pictures">{"".join(figures)}</div></article>')
         values.append(
@@ -94,9 +95,29 @@ def gallery(results: Results, most: int = 48) -> str:
     # "<" must not appear inside a script element, or a class name could close it.
     embedded = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     return (
+        f'<p class="muted">{_selection(stored, int(results.summary["images"]), shown, pictured, pairs)}</p>'
         f'<div class="gallery">{_controls(metrics, methods, reference_method(results))}<div class="cards">{"".join(cards)}</div>'
         f'<script type="application/json">{embedded}</script></div>'
     )
+
+
+def _selection(stored: Gallery, images_of_run: int, shown: Sequence[Any], pictured: Sequence[Any], pairs: Sequence[Any]) -> str:
+    """What best, worst and random choose from, in words."""
+    images = len({p[0] for p in shown})
+    evaluated = len({p[0] for p in pairs})
+    text = (
+        f"Best, worst and random choose among {len(shown)} pairs of image and class from {images} images; "
+        f"{len(pairs)} pairs from {evaluated} images were evaluated. "
+    )
+    if stored.indices is None:
+        return text + "The images are the first of the split."
+    text += (
+        f"Pictures were kept of {len(stored.indices)} images, evenly spread over the {'' if stored.reach == images_of_run else 'first '}"
+    )
+    text += f"{stored.reach} (option gallery of the evaluation)"
+    if len(shown) < len(pictured):
+        text += f"; of their {len(pictured)} pairs the page has {len(shown)}, evenly spread"
+    return text + "."
 
 
 def _figure(path: Path, caption: str, method: int | None = None) -> str:

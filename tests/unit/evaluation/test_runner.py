@@ -12,8 +12,10 @@ import torch
 
 from explainer.errors import ConfigError, UnsupportedLayerError
 from explainer.evaluation.protocol import parse_protocols
+from explainer.evaluation.protocols.segmentation import Segmentation
 from explainer.evaluation.results import Row
 from explainer.evaluation.runner import Runner
+from explainer.evaluation.scene import Method
 from tests.unit.evaluation.factories import Brightness, Dense, Noise, method, runner
 
 PROTOCOLS = ["segmentation_per_class", {"insertion_deletion": {"steps": 2}}]
@@ -125,6 +127,84 @@ def test_a_method_that_refuses_is_left_out_and_the_others_go_on(tmp_path):
     outcome = r.run()
     assert outcome.failures == {"bad": "no rule for Softplus"}
     assert {x.method for x in rows_of(r)} == {"a"} and not r.collect()[1]
+
+
+def test_a_protocol_that_refuses_the_data_costs_nothing_else(tmp_path, caplog):
+    """`shapes` without a shortcut has no cues: the segmentation of every method stays."""
+    from explainer.evaluation import summary
+
+    r = runner(tmp_path, [method("a"), method("b")], ["segmentation", "shortcut"])
+    outcome = r.run()
+    assert outcome.failures == {} and set(outcome.refused) == {("a", "shortcut"), ("b", "shortcut")}
+    assert outcome.computed == 2 * 3 and caplog.text.count("protocol shortcut is left out: shortcut: the data has no planted cues") == 2
+    assert {x.method for x in rows_of(r)} == {"a", "b"} and not r.collect()[1] and r.collect(outcome.refused)[1]
+    content = summary.build(r, rows_of(r), outcome, {}, 0, 0.95)
+    assert [(x["method"], x["protocol"]) for x in content["skipped"]] == [("a", "shortcut"), ("b", "shortcut")]
+    assert all("no planted cues" in x["reason"] for x in content["skipped"])
+
+
+def test_a_protocol_that_fails_while_scoring_costs_nothing_else(tmp_path):
+    class Bad(Segmentation):
+        name = "bad"
+
+        def score(self, scene, maps):
+            raise UnsupportedLayerError("not with this classifier")
+
+    r = runner(tmp_path, [method("a")], {"bad": Bad(), "segmentation": Segmentation()})
+    outcome = r.run()
+    assert outcome.refused == {("a", "bad"): "not with this classifier"} and outcome.computed == 3
+    assert {x.protocol for x in rows_of(r)} == {"segmentation"}
+
+
+def pictures(r: Runner, label: str) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((r.gallery.root / r.gallery.methods[label]).glob("*.png"))}
+
+
+def test_the_gallery_shows_the_maps_of_the_method_that_was_evaluated_last(tmp_path):
+    """Same label, same folder, other weights: the old pictures must not stand beside the new numbers."""
+
+    class Other(Dense):
+        def _explain_all(self, images):
+            return 1 - images
+
+    old = runner(tmp_path, [Method("explainer", Dense(), {"weights": "old"})], ["segmentation_per_class"], gallery=3)
+    old.run()
+    new = runner(tmp_path, [Method("explainer", Other(), {"weights": "new"})], ["segmentation_per_class"], gallery=3)
+    new.run()
+    before, after = pictures(old, "explainer"), pictures(new, "explainer")
+    assert before and before.keys() == after.keys() and all(before[k] != after[k] for k in before)
+    r = runner(tmp_path, [Method("explainer", Dense(), {"weights": "old"})], ["segmentation_per_class"], gallery=3)
+    r.fingerprints["classifier"] = "another"
+    assert r._gallery().methods != r.gallery.methods, "the maps of a per-image method are those of its classifier"
+    r.fingerprints["data"] = "other"
+    assert r._gallery().data != r.gallery.data
+
+
+def test_a_larger_gallery_is_filled_from_finished_rows(tmp_path):
+    protocols = ["segmentation", "segmentation_per_class", {"class_sensitivity": {"images": 4}}]
+    first = runner(tmp_path, [method("a")], protocols, gallery=2)
+    first.run()
+    assert {n[:6] for n in pictures(first, "a")} == {"000002", "000007"}
+    more = runner(tmp_path, [method("a")], protocols, gallery=5)
+    assert more.run().computed == 0, "no number is computed again"
+    assert {n[:6] for n in pictures(more, "a")} == {f"{i:06d}" for i in (1, 3, 5, 7, 9)} | {"000002"}
+    whole = runner(tmp_path / "at once", [method("a")], protocols, gallery=5)
+    whole.run()
+    assert pictures(whole, "a").items() <= pictures(more, "a").items()
+    assert all(more.gallery.image(i).is_file() for i in (1, 3, 5, 7, 9))
+    third = runner(tmp_path, [method("a")], protocols, gallery=5)
+    third.run()
+    assert third.methods[0].attributor.asked == [], "everything is there"
+
+
+def test_a_method_without_maps_is_not_asked_for_pictures(tmp_path):
+    r = runner(tmp_path, [method("a")], [{"time": {"methods": ["a"], "images": 2}}], gallery=2)
+    r.run()
+    asked = len(r.methods[0].attributor.asked)
+    again = runner(tmp_path, [method("a")], [{"time": {"methods": ["a"], "images": 2}}], gallery=2)
+    again.run()
+    assert asked and again.methods[0].attributor.asked == [] and pictures(again, "a") == {}
+    assert again.gallery.indices == (0, 1), "only images that a protocol looks at"
 
 
 def test_combinations_that_do_not_apply(tmp_path):
