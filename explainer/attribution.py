@@ -49,6 +49,7 @@ class Attributor(abc.ABC):
         class_specific: maps differ between classes.
         needs_masks: the method reads ground truth (sanity rows only).
         passes: cost per image and class in passes through the classifier, in words.
+        revision: raised whenever the maps change under unchanged options, so that stored maps and rows of the old ones are not reused.
     """
 
     name: ClassVar[str]
@@ -58,6 +59,7 @@ class Attributor(abc.ABC):
     class_specific: ClassVar[bool] = True
     needs_masks: ClassVar[bool] = False
     passes: ClassVar[str] = "none"
+    revision: ClassVar[int] = 0
     num_classes: int
 
     def __call__(

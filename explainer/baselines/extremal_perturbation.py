@@ -104,6 +104,7 @@ class ExtremalPerturbation(Baseline):
 
     name = "extremal_perturbation"
     passes = "iterations x areas x (forward + backward), less for converged masks"
+    revision = 1  # the schedule `fast` was changed
 
     def __init__(
         self,

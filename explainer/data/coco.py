@@ -155,8 +155,9 @@ class Coco(ImageFileDataset):
         return masks, layers[-1].bool()
 
     def identity(self) -> dict[str, Any]:
-        """Adds the number of objects of each image."""
-        return super().identity() | {"objects": [len(r.extra) for r in self.records], "void_value": VOID}
+        """Adds the number of objects of each image and the size in bytes of the annotations, where the masks are."""
+        own = {"objects": [len(r.extra) for r in self.records], "annotations": self.source.stat().st_size, "void_value": VOID}
+        return super().identity() | own
 
 
 def _region(segmentation: Any, height: int, width: int) -> np.ndarray:

@@ -239,6 +239,15 @@ class ImageFileDataset(ExplainerDataset):
         return self._expand(index, self._read_layers(index, self.original_size(index)))
 
     def identity(self) -> dict[str, Any]:
-        """Adds the labels, the size in bytes of each image file, and whether there are masks."""
-        content = [[list(r.labels), r.image.stat().st_size if r.image.is_file() else -1, r.mask is not None] for r in self.records]
-        return super().identity() | {"content": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
+        """Adds the labels, the sizes in bytes of each image and mask file, and whether masks are served."""
+        content = [[list(r.labels), _bytes(r.image), None if r.mask is None else _bytes(r.mask)] for r in self.records]
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return super().identity() | {"content": digest, "masks": self.with_masks}
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file; -1 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import json
 import logging
 import os
 import time
@@ -24,6 +23,7 @@ from explainer.errors import CheckpointError, ConfigError
 from explainer.evaluation import summary
 from explainer.evaluation.config import EvaluateConfig, MethodConfig
 from explainer.evaluation.manipulation import gradient_map
+from explainer.evaluation.map_cache import method_key
 from explainer.evaluation.protocol import parse_protocols
 from explainer.evaluation.provenance import provenance
 from explainer.evaluation.results import Row, write_atomic, write_rows
@@ -36,6 +36,8 @@ from explainer.models.explanandum import Explanandum
 log = logging.getLogger(__name__)
 N = TypeVar("N", bound=nn.Module)
 EXPLAINER, SELF_SUPERVISED = "explainer", "agf_self_supervised"
+#: Images among which agf_self_supervised looks for the nearest neighbour.
+CANDIDATES = 64
 _SCALES: dict[str, tuple[Scale, ...]] = {"raw": ("raw",), "minmax": ("minmax",), "both": ("raw", "minmax")}
 
 
@@ -72,39 +74,48 @@ def state_hash(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def build_method(label: str, method: MethodConfig, config: EvaluateConfig, explanandum: Explanandum, data: DataModule) -> Method:
+def build_method(
+    label: str, method: MethodConfig, config: EvaluateConfig, explanandum: Explanandum, data: DataModule, option: str | None = None
+) -> Method:
     """One entry of ``methods``.
+
+    Args:
+        label: of the method in the tables.
+        method: its entry.
+        config: the evaluation.
+        explanandum: the classifier.
+        data: the images.
+        option: the entry's place in the configuration, for messages; default ``methods.<label>``.
 
     Raises:
         CheckpointError, FingerprintMismatchError: of a trained Explainer.
         UnknownNameError, ConfigError: of a baseline's name or options.
     """
-    name = method.name or label
+    name, option = method.name or label, option or f"methods.{label}"
     scales = _SCALES[method.rescale or config.rescale]
     size = method.batch_size or config.batch_size
     if name == EXPLAINER:
-        return _trained(label, method, explanandum, scales, size)
+        return _trained(label, method, explanandum, scales, size, option)
     if method.checkpoint is not None:
-        raise ConfigError(f"methods.{label}: only a trained Explainer has a checkpoint; write name: {EXPLAINER}, or leave it out.")
+        raise ConfigError(f"{option}: only a trained Explainer has a checkpoint; write name: {EXPLAINER}, or leave it out.")
     try:
         if name == SELF_SUPERVISED:
             attributor: Any = _self_supervised(explanandum, config, data, dict(method.options))
         else:
             attributor = baselines.build(name, explanandum, **method.options)
     except ConfigError as error:
-        raise type(error)(f"methods.{label}: {error}") from error
-    fingerprint = {"name": name, "options": json.loads(json.dumps(method.options, sort_keys=True, default=str))}
+        raise type(error)(f"{option}: {error}") from error
+    given = {"candidates": CANDIDATES, **method.options} if name == SELF_SUPERVISED else method.options
+    fingerprint = method_key(name, type(attributor), given)
     attack, smooth = _differentiable(name, attributor, explanandum)
     return Method(label, attributor, fingerprint, scales, size, attack, smooth)
 
 
-def _trained(label: str, method: MethodConfig, explanandum: Explanandum, scales: tuple[Scale, ...], size: int) -> Method:
+def _trained(label: str, method: MethodConfig, explanandum: Explanandum, scales: tuple[Scale, ...], size: int, option: str) -> Method:
     if method.checkpoint is None:
-        raise ConfigError(
-            f"methods.{label}: name the trained Explainer with --methods.{label}.checkpoint runs/<run>/checkpoints/best.ckpt."
-        )
+        raise ConfigError(f"{option}: name the trained Explainer with --{option}.checkpoint runs/<run>/checkpoints/best.ckpt.")
     if method.options:
-        raise ConfigError(f"methods.{label}: a trained Explainer has no options, received {method.options}.")
+        raise ConfigError(f"{option}: a trained Explainer has no options, received {method.options}.")
     if not Path(method.checkpoint).exists():
         how = (
             f"python train.py fit --config {method.train_with}"
@@ -112,18 +123,17 @@ def _trained(label: str, method: MethodConfig, explanandum: Explanandum, scales:
             else "python train.py fit --config configs/explainer/*.yaml"
         )
         raise CheckpointError(
-            f"methods.{label}: checkpoint {method.checkpoint} does not exist. Train it ({how}), or give another with "
-            f"--methods.{label}.checkpoint."
+            f"{option}: checkpoint {method.checkpoint} does not exist. Train it ({how}), or give another with --{option}.checkpoint."
         )
     net = _faster(explainer.load(method.checkpoint).to(explanandum.mean.device))
     if net.num_classes != explanandum.num_classes or tuple(net.class_names) != tuple(explanandum.class_names):
         raise ConfigError(
-            f"methods.{label}: {method.checkpoint} explains the classes {', '.join(net.class_names)}, "
+            f"{option}: {method.checkpoint} explains the classes {', '.join(net.class_names)}, "
             f"the classifier has {', '.join(explanandum.class_names)}."
         )
     trained_for = net.metadata.get("fingerprint")
     if trained_for is not None and not method.allow_mismatch:
-        explanandum.require_fingerprint(trained_for, f"methods.{label}: {method.checkpoint}")
+        explanandum.require_fingerprint(trained_for, f"{option}: {method.checkpoint}")
     fingerprint = {"name": EXPLAINER, "config": net.config, "weights": state_hash(net)}
 
     def attack(images: Tensor, class_index: Tensor) -> Tensor:
@@ -146,7 +156,7 @@ def _self_supervised(explanandum: Explanandum, config: EvaluateConfig, data: Dat
     """The neighbours are the first ``candidates`` images of the val split."""
     from explainer.baselines.agf_neighbour import AGFNeighbour
 
-    number = options.pop("candidates", 64)
+    number = options.pop("candidates", CANDIDATES)
     dataset = data.dataset("val")
     images = collate([dataset[i] for i in range(min(number, len(dataset)))]).images
     return AGFNeighbour(explanandum, images.to(explanandum.mean.device), **options)

@@ -16,22 +16,23 @@ from explainer.evaluation import assembly
 from explainer.evaluation.config import EvaluateConfig
 from explainer.evaluation.map_cache import MapCache, cache_key, cached_maps
 from explainer.evaluation.maps_config import MapsConfig
+from explainer.metrics.classifier import predicted_classes
 from explainer.tensors import Batch
 
 log = logging.getLogger(__name__)
 
 
 def wanted_classes(batch: Batch, explanandum: Any, classes: str) -> Tensor:
-    """The (image, class) pairs to explain, bool ``[B,K]``: ``labels``, ``predicted`` (positive logit, or the largest) or ``all``."""
+    """The (image, class) pairs to explain, bool ``[B,K]``: ``labels``, ``predicted`` (see
+    :func:`~explainer.metrics.classifier.predicted_classes`) or ``all``.
+    """
     if classes == "labels":
         return batch.targets > 0.5
     if classes == "all":
         return torch.ones_like(batch.targets, dtype=torch.bool)
     with torch.no_grad():
         logits = explanandum(batch.images)
-    if explanandum.task == "multilabel":
-        return logits > 0
-    return torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).bool()
+    return predicted_classes(logits, explanandum.task)
 
 
 def run(config: MapsConfig) -> int:
@@ -50,7 +51,7 @@ def run(config: MapsConfig) -> int:
         data = assembly.data_module(setting)
         device = assembly.device_of(config.device)
         explanandum = assembly.classifier(setting, data).to(device)
-        method = assembly.build_method(config.method.name, config.method, setting, explanandum, data)
+        method = assembly.build_method(config.method.name, config.method, setting, explanandum, data, "method")
         dataset = data.dataset(config.split)
         key = cache_key(
             explanandum.fingerprint(), dataset.fingerprint(), method.fingerprint, config.split, config.seed, explainer.__version__

@@ -291,17 +291,3 @@ def score(explanandum: Any, explain: MapFunction, images: Tensor, attack: Attack
         "map_loss_last": attack.map_loss.gather(0, taken)[0],
     }
     return [{key: float(value[i]) for key, value in columns.items()} for i in range(len(images))]
-
-
-def summarize(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean, standard deviation (NaN for one value) and number of used values of each column; NaN values are left out."""
-    if not rows:
-        raise ConfigError("there are no rows to summarise: attack at least one pair of images.")
-    result = {}
-    for key in rows[0]:
-        values = torch.tensor([row[key] for row in rows], dtype=torch.float64)
-        used = values[~values.isnan()]
-        mean = float(used.mean()) if len(used) else float("nan")
-        spread = float(used.std()) if len(used) > 1 else float("nan")
-        result[key] = {"mean": mean, "std": spread, "used": float(len(used))}
-    return result

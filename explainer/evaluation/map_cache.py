@@ -9,6 +9,7 @@ missing.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -72,9 +73,18 @@ def key_text(key: Mapping[str, Any]) -> str:
         raise ConfigError(f"a map cache's key must hold plain values (texts, numbers, lists), received {dict(key)!r}: {error}") from error
 
 
-def key_hash(key: Mapping[str, Any]) -> str:
-    """16 hex digits that stand for the key."""
-    return hashlib.sha256(key_text(key).encode()).hexdigest()[:16]
+def method_key(name: str, method: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a baseline's maps besides the classifier: its options with the defaults filled in, and the revision of its code.
+
+    Args:
+        name: as in configurations.
+        method: its class.
+        options: those that were given.
+    """
+    parameters = inspect.signature(method).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.kind is not p.VAR_KEYWORD}
+    plain = json.loads(json.dumps({**defaults, **options}, sort_keys=True, default=str))
+    return {"name": name, "options": plain, "revision": getattr(method, "revision", 0)}
 
 
 def cache_key(classifier: str, data: str, method: Mapping[str, Any], split: str, seed: int, version: str) -> dict[str, Any]:
@@ -82,7 +92,7 @@ def cache_key(classifier: str, data: str, method: Mapping[str, Any], split: str,
 
     Args:
         classifier, data: fingerprints.
-        method: ``{"name": ..., "options": ...}``.
+        method: see :func:`method_key`; of a trained Explainer its name, configuration and a hash of its weights.
         split: of the data.
         seed: of random methods.
         version: of this package.

@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from explainer.errors import ConfigError
 
 
+def scores_only(explanandum: Any) -> str | None:
+    """Why a classifier cannot be randomised, or None."""
+    return None if getattr(explanandum, "differentiable", True) else "the classifier gives scores only: nothing to randomise"
+
+
 def layer_order(explanandum: nn.Module, images: Tensor) -> list[str]:
     """Paths of the modules that own parameters, in the order in which a forward pass first calls them.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from explainer.attribution import Attributor, DenseAttributor, FromDense
 from explainer.errors import ConfigError
-from explainer.metrics.classifier import class_outputs
+from explainer.metrics.classifier import class_outputs, predicted_classes
 from explainer.metrics.preparation import min_max
 from explainer.tensors import Batch
 
@@ -106,9 +106,8 @@ class Scene:
 
     @cached_property
     def predicted(self) -> Tensor:
-        """Predicted classes, bool ``[B,K]``: arg max, or every class with logit >= 0 (at least the most likely one)."""
-        best = torch.nn.functional.one_hot(self.top, self.logits.shape[1]).bool()
-        return best if self.explanandum.task == "multiclass" else (self.logits >= 0) | best
+        """Predicted classes, bool ``[B,K]``: see :func:`~explainer.metrics.classifier.predicted_classes`."""
+        return predicted_classes(self.logits, self.explanandum.task)
 
     @cached_property
     def explained(self) -> Tensor:

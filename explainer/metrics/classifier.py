@@ -52,6 +52,12 @@ def class_scores(explanandum: Classifier, images: Tensor, class_index: Tensor | 
     return class_outputs(explanandum, images, output).gather(1, index[:, None])[:, 0]
 
 
+def predicted_classes(logits: Tensor, task: str) -> Tensor:
+    """Predicted classes of logits ``[B,K]``, bool ``[B,K]``: the largest logit; multi-label also every other logit >= 0."""
+    best = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
+    return best if task == "multiclass" else (logits >= 0) | best
+
+
 @torch.no_grad()
 def correct(explanandum: Classifier, images: Tensor, class_index: Tensor | int | list[int]) -> Tensor:
     """1.0 where the class is predicted (multi-class: arg max; multi-label: logit >= 0), else 0.0; NaN logits stay NaN. ``[B]``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,14 @@ import torch
 from torch import Tensor
 
 import explainer
-from explainer import baselines
+from explainer import baselines, plugins
 from explainer.attribution import Attributor
 from explainer.config import TeacherConfig
 from explainer.data.base import DataModule
 from explainer.errors import ConfigError
 
 # The cache is evaluation's; it names no method and no protocol, and evaluation and distillation have to agree on it to the byte.
-from explainer.evaluation.map_cache import MapCache, cache_key, shares_work
+from explainer.evaluation.map_cache import MapCache, cache_key, method_key, shares_work
 from explainer.tensors import Batch
 
 log = logging.getLogger(__name__)
@@ -220,7 +219,7 @@ def live_attributor(name: str, options: dict[str, Any], explanandum: Any) -> Att
 
 def method_fingerprint(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """What a map cache knows of a baseline."""
-    return {"name": name, "options": json.loads(json.dumps(options, sort_keys=True, default=str))}
+    return method_key(name, plugins.find("explainer.baselines", name), options)
 
 
 def open_cache(config: TeacherConfig, explanandum: Any, data: DataModule, split: str, rank: int = 0) -> MapCache:

@@ -11,6 +11,7 @@ import torch
 
 from explainer import plugins
 from explainer.data.base import SPLITS, ExplainerDataset, collate
+from explainer.data.files import ImageFileDataset
 from explainer.errors import ConfigError, DatasetNotFoundError
 from tests.factories import dataset_options
 
@@ -87,3 +88,16 @@ def test_the_constructor_takes_split_and_size_and_checks_them(name: str, options
 def test_a_missing_folder_says_where_to_put_the_data(name: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match=r"the folder .*nowhere.* does not exist\. ."):
         plugins.build("explainer.data", name, split="train", root=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "shapes"])
+def test_corrected_masks_and_data_without_masks_are_other_data(name: str, tmp_path: Path) -> None:
+    given = {name: dataset_options(name, tmp_path / "data")}
+    data = build(name, given)
+    assert isinstance(data, ImageFileDataset)
+    without = plugins.build("explainer.data", name, split="train", size=SIZE, masks=False, **given[name])
+    assert without.fingerprint() != data.fingerprint(), "rows of one are not rows of the other"
+    mask = data.source if name == "coco" else next(r.mask for r in data.records if r.mask is not None)
+    before = data.fingerprint()
+    mask.write_bytes(mask.read_bytes() + b" ")
+    assert build(name, given).fingerprint() != before, "a mask file was changed"

@@ -101,7 +101,9 @@ class LabelLeakage(Check):
         empty = float((column(usable, "area") == 0).mean()) if usable else 1.0
         if empty > 0.5:
             why = f"{empty:.0%} of the binary masks are empty, so there is nothing to read. Evaluate the rescaled maps."
-            return [undecided(f"class not readable from the mask's {what}", *who, np.nan, "at most", why) for what in ("place", "form")]
+            unread = [undecided(f"class not readable from the mask's {what}", *who, np.nan, "at most", why) for what in ("place", "form")]
+            # An empty mask shows nothing of any image: the few others would be lost among them.
+            return [*unread, self._foreign(who, [r for r in usable if r.values.get("area", 0) > 0])]
         masks = unpack([r.vectors["mask"] for r in usable])
         truth = unpack([r.vectors["truth"] for r in usable]) if all("truth" in r.vectors for r in usable) else None
         rolled = np.stack([_rolled(m, r.index, int(r.class_index or 0)) for m, r in zip(masks, usable, strict=True)])

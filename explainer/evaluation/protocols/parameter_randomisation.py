@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from explainer.evaluation.protocol import Column, Mode, Score, scores
-from explainer.evaluation.randomise import cascade
+from explainer.evaluation.randomise import cascade, scores_only
 from explainer.evaluation.results import Row
 from explainer.evaluation.scene import Maps, Method, Scene
 from explainer.evaluation.verdict import Check, Verdict, bootstrap, column, decide, mean
@@ -58,7 +58,11 @@ class ParameterRandomisation(Check):
             return "it reads the ground truth, not the classifier"
         if isinstance(getattr(method.attributor, "explanandum", None), nn.Module):
             return None
-        return "it does not compute its maps from the classifier; train it against a randomised one instead (see cheating.implausible)"
+        return "it does not compute its maps from the classifier; train it against a randomised one instead (protocol implausible)"
+
+    def unsuited(self, explanandum: Any) -> str | None:
+        """A classifier known by its scores alone has no parameters."""
+        return scores_only(explanandum)
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
         """See the class."""

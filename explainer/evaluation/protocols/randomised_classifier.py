@@ -11,7 +11,7 @@ from torch import Tensor
 
 from explainer.evaluation.cheating import moved
 from explainer.evaluation.protocol import Column, Mode, Score, scores
-from explainer.evaluation.randomise import cloud_images, randomised
+from explainer.evaluation.randomise import cloud_images, randomised, scores_only
 from explainer.evaluation.results import Row
 from explainer.evaluation.scene import Maps, Scene
 from explainer.evaluation.verdict import Check, Verdict, column, decide, undecided
@@ -59,6 +59,10 @@ class RandomisedClassifier(Check):
             "wins": Column("beats a moved mask", True, percent=True),
             "wins_randomised": Column("with a random classifier", None, percent=True),
         }
+
+    def unsuited(self, explanandum: Any) -> str | None:
+        """A classifier known by its scores alone has no parameters."""
+        return scores_only(explanandum)
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
         """See the class."""

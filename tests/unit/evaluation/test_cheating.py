@@ -16,16 +16,20 @@ from explainer.data.shapes import Shapes
 from explainer.errors import ConfigError
 from explainer.evaluation import cheating
 from explainer.evaluation.probe import form_features, place_features, probe
+from explainer.evaluation.protocol import parse_protocols
 from explainer.evaluation.protocols.fill_swap import FillSwap
 from explainer.evaluation.protocols.label_leakage import LabelLeakage
 from explainer.evaluation.protocols.parameter_randomisation import ParameterRandomisation
 from explainer.evaluation.protocols.randomised_classifier import RandomisedClassifier
 from explainer.evaluation.protocols.shortcut import Shortcut
 from explainer.evaluation.randomise import cascade, cloud_images, layer_order, levels, randomised, write_randomised
+from explainer.evaluation.runner import Runner, Settings
 from explainer.evaluation.scene import Maps, Method, Scene
 from explainer.evaluation.verdict import bootstrap, verdicts_of
+from explainer.models.black_box import BlackBox
 from explainer.models.explanandum import Explanandum
 from explainer.tensors import Batch
+from tests.unit.evaluation.factories import NAMES, data
 
 K, SIDE = 4, 32
 
@@ -160,6 +164,18 @@ def test_the_leakage_probe_catches_a_cheater_and_passes_an_honest_explainer():
     assert wandering[FORM].passed is False
     assert wandering[FORM].value > 0.8
     assert wandering[PLACE].passed is not None
+
+
+def test_empty_masks_leave_the_check_on_foreign_images(tmp_path):
+    class MostlyEmpty(Honest):
+        def _explain(self, images, class_index, generator, masks):
+            maps = super()._explain(images, class_index, generator, masks)
+            maps[: len(maps) * 3 // 4] = 0
+            return maps
+
+    found = run(LabelLeakage(), MostlyEmpty(), coloured(40), detector())
+    assert list(found) == [PLACE, FORM, FOREIGN] and found[PLACE].passed is found[FORM].passed is None
+    assert found[FOREIGN].passed is not None and "Cut to the mask" in found[FOREIGN].sentence
 
 
 def test_honest_silhouettes_of_shapes_pass_and_a_coded_corner_fails_on_the_real_data():
@@ -386,6 +402,18 @@ def test_trained_explainers_are_not_randomised_through_the_classifier():
     check = ParameterRandomisation()
     assert "randomised" in check.not_applicable(Method("explainer", Dense(), {}))
     assert check.not_applicable(Method("gradient", baselines.build("gradient", small_network()), {})) is None
+
+
+def test_scores_alone_cannot_be_randomised(tmp_path):
+    """No parameters: unchanged maps would be a wrong FAIL, and an open answer file cannot be copied."""
+    box = BlackBox(lambda images: images.mean((2, 3)), 3, class_names=NAMES, cache_file=str(tmp_path / "answers.sqlite"))
+    rise = Method("rise", baselines.build("rise", box, n_masks=4, grid=2), {"name": "rise"})
+    protocols = parse_protocols(["parameter_randomisation", "randomised_classifier", "segmentation"], "corrected")
+    runner = Runner([rise], protocols, box, data(), Settings(tmp_path / "out", batch_size=4, limit=4))
+    outcome = runner.run()
+    reason = "the classifier gives scores only: nothing to randomise"
+    assert outcome.skipped == {("rise", "parameter_randomisation"): reason, ("rise", "randomised_classifier"): reason}
+    assert outcome.failures == {} and outcome.refused == {} and outcome.computed == 1 and runner.collect()[1]
 
 
 _OPTIONS = {

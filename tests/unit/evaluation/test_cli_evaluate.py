@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -138,6 +139,26 @@ def test_missing_files_are_answered_with_where_they_go(tmp_path, capsys):
     code = evaluate_main(["--config", str(ROOT / "configs/evaluate/explainer_table2.yaml"), "--data.options.root", str(tmp_path / "voc")])
     message = capsys.readouterr().err
     assert code == 2 and message.startswith("error:") and "VOCdevkit" in message and "Traceback" not in message
+
+
+def test_the_missing_checkpoint_of_maps_is_answered_with_its_own_option(tmp_path, capsys):
+    arguments = ["--classifier.options", '{"widths": [4]}', "--data.options", '{"size": 32}', "--cache.folder", str(tmp_path)]
+    assert main(["maps", "--method.name", "explainer", *arguments]) == 2
+    assert "--method.checkpoint runs/" in capsys.readouterr().err
+    assert main(["maps", "--method.name", "explainer", "--method.checkpoint", str(tmp_path / "no.ckpt"), *arguments]) == 2
+    message = capsys.readouterr().err
+    assert "give another with --method.checkpoint." in message and "methods" not in message
+
+
+def test_the_commands_of_a_table_on_other_data_say_how_the_explainer_is_trained():
+    """The table's own `train_with` trains an Explainer for other data."""
+    for path in CONFIGS:
+        lines = path.read_text().splitlines()
+        for line, following in itertools.pairwise(lines):
+            if line.startswith("#   --methods.explainer.checkpoint"):
+                which = "street" if "street" in line else "shapes_quickstart"
+                assert following == f"#   --methods.explainer.train_with configs/explainer/{which}.yaml", path.name
+                assert (ROOT / "configs" / "explainer" / f"{which}.yaml").is_file()
 
 
 def test_wrong_names_and_options(tmp_path):

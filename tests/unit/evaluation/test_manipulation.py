@@ -21,7 +21,6 @@ from explainer.evaluation.manipulation import (
     normalized_magnitude,
     score,
     softplus_surrogate,
-    summarize,
     uniform_ssim,
 )
 
@@ -202,14 +201,6 @@ def test_scores_by_hand():
     assert row["output_change"] == pytest.approx(float((ex(attack.images) - ex(x))[1].abs().mean()))
     std = ex.std.view(1, -1, 1, 1)
     assert row["mse"] == pytest.approx(float((((attack.images - x) / std)[1] ** 2).mean())) and row["prediction_unchanged"] == 1
-
-
-def test_summary_leaves_nan_out():
-    summary = summarize([{"ssim": 0.5, "pearson": 1.0}, {"ssim": 1.0, "pearson": float("nan")}])
-    assert summary["ssim"]["mean"] == 0.75 and summary["ssim"]["std"] == pytest.approx(0.5 / math.sqrt(2)) and summary["ssim"]["used"] == 2
-    assert summary["pearson"]["mean"] == 1.0 and math.isnan(summary["pearson"]["std"]) and summary["pearson"]["used"] == 1
-    with pytest.raises(ConfigError, match="at least one pair"):
-        summarize([])
 
 
 def test_zero_maps_and_wrong_arguments():

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from explainer.errors import ConfigError, FingerprintMismatchError, ShapeError
-from explainer.evaluation.map_cache import MapCache, cached_maps, compute_pairs, dequantise, quantise
+from explainer.evaluation.make_maps import wanted_classes
+from explainer.evaluation.map_cache import MapCache, cached_maps, compute_pairs, dequantise, method_key, quantise
+from explainer.evaluation.scene import Scene
 from explainer.tensors import Batch
-from tests.unit.evaluation.factories import Brightness, Dense
+from tests.unit.evaluation.factories import Brightness, Dense, explanandum
 
 KEY = {"classifier": "c", "method": "m", "data": "d"}
 
@@ -145,3 +147,39 @@ def test_wrong_arguments(tmp_path):
     (cache.folder / "key.json").write_text("{}")
     with pytest.raises(FingerprintMismatchError, match="Delete it"):
         MapCache(tmp_path, KEY)
+
+
+def test_options_with_defaults_and_a_revision_decide_a_methods_key():
+    class Old(Brightness):
+        def __init__(self, explanandum, steps=20, sizes=(1, 2)):
+            pass
+
+    class Changed(Old):
+        def __init__(self, explanandum, steps=30, sizes=(1, 2)):
+            pass
+
+    class Repaired(Old):
+        revision = 1
+
+    plain = method_key("m", Old, {})
+    assert plain == {"name": "m", "options": {"steps": 20, "sizes": [1, 2]}, "revision": 0}
+    assert method_key("m", Old, {"steps": 20}) == plain, "typing a default out is no other method"
+    assert plain != method_key("m", Changed, {}), "another default is another method"
+    assert plain != method_key("m", Repaired, {}), "changed code is another method"
+    assert plain != method_key("m", Old, {"sizes": [1, 3]})
+
+
+@pytest.mark.parametrize("task", ["multilabel", "multiclass"])
+def test_predicted_means_the_same_for_the_cache_and_for_rows(task):
+    net = explanandum(1, task)
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        net.classifier[-1].bias -= net(images).mean(0) + 0.02
+        net.classifier[-1].bias[0] -= net(images[:1])[0, 0]
+        logits = net(images)
+    assert (logits < 0).all(1).any() and ((logits > 0).sum(1) > 1).any() and logits[0, 0].abs() < 1e-6
+    batch = Batch(images, torch.zeros(16, 3), ids=tuple("abcdefghijklmnop"))
+    wanted = wanted_classes(batch, net, "predicted")
+    assert torch.equal(wanted, Scene(batch, list(range(16)), net).predicted) and wanted.any(1).all()
+    if task == "multiclass":
+        assert (wanted.sum(1) == 1).all()

@@ -163,12 +163,14 @@ def test_maps_beyond_the_memory_are_read_from_the_files(tmp_path):
 
 
 def test_the_runner_and_the_teacher_agree_on_the_cache(tmp_path):
+    from explainer.evaluation.assembly import build_method
+    from explainer.evaluation.config import EvaluateConfig, MethodConfig
     from explainer.evaluation.runner import Runner, Settings
-    from explainer.evaluation.scene import Method
 
     e, data = tiny(), shapes()
     config = TeacherConfig("rise", {"n_masks": 3}, cache=str(tmp_path), seed=5)
-    method = Method("any label", explainer.baselines.build("rise", e, n_masks=3), {"name": "rise", "options": {"n_masks": 3}})
+    setting = EvaluateConfig(methods={"any label": MethodConfig("rise", {"n_masks": 3})})
+    method = build_method("any label", setting.methods["any label"], setting, e, data)
     runner = Runner([method], {}, e, data, Settings(tmp_path / "out", split="train", seed=5, cache=tmp_path))
     assert runner._cache(method).folder == open_cache(config, e, data, "train").folder
     assert isinstance(runner._cache(method), MapCache)
