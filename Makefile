@@ -19,8 +19,9 @@ install: $(VENV)/.installed
 
 install-test: $(VENV)/.installed-test
 
+# Run again, it goes on where it was stopped; a finished one is evaluated again and not trained again.
 quickstart: install
-	$(BIN)/python train.py fit --config configs/explainer/shapes_quickstart.yaml
+	$(BIN)/python train.py fit --config configs/explainer/shapes_quickstart.yaml --ckpt_path auto
 
 test: install-test
 	$(BIN)/ruff check .

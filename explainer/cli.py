@@ -61,6 +61,8 @@ def _train_parser(command: str) -> Parser:
         default=None,
         help="checkpoint: last, best, auto (last if there is one) or a path (fit: resume from it)",
     )
+    if command == "fit":
+        parser.add_argument("--overwrite", type=bool, default=False, help="replace the run that run_dir holds")
     return parser
 
 
@@ -88,7 +90,7 @@ def _readable(path: Path) -> None:
 
 
 def parse_run(argv: Sequence[str]) -> tuple[str, RunConfig, Namespace]:
-    """``[command, options...]`` -> (command, configuration, namespace with ckpt_path and the YAML text as ``resolved``)."""
+    """``[command, options...]`` -> (command, configuration, namespace with ckpt_path, overwrite and the YAML text as ``resolved``)."""
     if not argv or argv[0] not in TRAIN_COMMANDS:
         listing = "\n".join(f"  {name:10} {text}" for name, text in TRAIN_COMMANDS.items())
         if argv and argv[0] in ("-h", "--help"):
@@ -105,10 +107,11 @@ def parse_run(argv: Sequence[str]) -> tuple[str, RunConfig, Namespace]:
     namespace = parser.parse_args(rest)
     resolved = parser.dump(namespace)
     values = _instantiate(parser, namespace)
-    ckpt_path = values.ckpt_path
-    config = RunConfig(**{k: v for k, v in vars(values).items() if k not in ("config", "ckpt_path")})
-    resolved = "\n".join(line for line in resolved.splitlines() if not line.startswith("ckpt_path:")) + "\n"
-    return command, config, Namespace(ckpt_path=ckpt_path, resolved=resolved)
+    once = ("ckpt_path", "overwrite")  # of this command; a saved configuration that repeats them would resume or replace unasked
+    config = RunConfig(**{k: v for k, v in vars(values).items() if k not in ("config", *once)})
+    resolved = "\n".join(line for line in resolved.splitlines() if not line.startswith(tuple(f"{k}:" for k in once))) + "\n"
+    rest_of = Namespace(ckpt_path=values.ckpt_path, overwrite=getattr(values, "overwrite", False), resolved=resolved)
+    return command, config, rest_of
 
 
 def _instantiate(parser: Parser, namespace: Namespace) -> Any:
@@ -137,7 +140,7 @@ def _train(argv: Sequence[str]) -> int:
     command, config, rest = parse_run(argv)
     from explainer.tasks.run import run
 
-    return run(command, config, rest.ckpt_path, rest.resolved)
+    return run(command, config, rest.ckpt_path, rest.resolved, rest.overwrite)
 
 
 def train(argv: Sequence[str] | None = None) -> int:

@@ -74,6 +74,7 @@ class ClassifyTask(pl.LightningModule):
                 "num_classes": num_classes,
                 "task": task,
                 "class_names": list(class_names),
+                "optimizer": asdict(self.optimizer_config),
             },
             logger=False,
         )
@@ -103,7 +104,7 @@ class ClassifyTask(pl.LightningModule):
             loss = F.cross_entropy(logits, targets)
         if stage == "fit" and not torch.isfinite(loss):
             raise NumericalError(
-                f"the classification loss is {float(loss)}. Images of the batch: {', '.join(batch.ids)}. Lower the learning rate."
+                f"the classification loss is {float(loss.detach())}. Images of the batch: {', '.join(batch.ids)}. Lower the learning rate."
             )
         self.losses[stage].update(loss.detach(), len(batch))  # type: ignore[operator]
         if stage != "fit":

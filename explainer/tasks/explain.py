@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
@@ -83,7 +84,7 @@ class ExplainTask(pl.LightningModule):
         self.fingerprint = explanandum.fingerprint()
         # fill and area_temperature: whoever shows or refines these masks later has to remove pixels and cut areas as training did.
         saved = {"kind": "explainer", "explainer": explainer.config, "fingerprint": self.fingerprint, "losses": losses}
-        saved |= {"fill": self.masking.fill, "area_temperature": self.masking.area_temperature}
+        saved |= {"fill": self.masking.fill, "area_temperature": self.masking.area_temperature, "optimizer": asdict(self.optimizer_config)}
         self.save_hyperparameters({**saved, **(provenance or {})}, logger=False)
         self.strict_loading = False  # the Explanandum's weights are left out on purpose; on_load_checkpoint checks the rest
         self.means = Means()

@@ -31,11 +31,14 @@ from explainer.tasks.csv_log import AppendingCSVLogger, KeepEarlierRows
 from explainer.tasks.explain import ExplainTask
 from explainer.tasks.saving import (
     AtomicCheckpointIO,
+    EarlierRun,
     GracefulStop,
     SafeCheckpoint,
     bytes_of_checkpoints,
+    check_optimizer,
     check_run_dir,
     check_space,
+    check_unused,
     in_slurm,
     resolve_checkpoint,
 )
@@ -81,7 +84,7 @@ def explanandum_of(config: RunConfig, data: DataModule) -> Explanandum:
         _, other, rest = parse_run([*arguments, *_same_place(config, other.data)])
         # One process: others that Lightning started would run this whole command again.
         other.trainer.devices, other.trainer.num_nodes, other.trainer.strategy = 1, 1, "auto"
-        code = run("fit", other, None, rest.resolved)
+        code = run("fit", other, "auto", rest.resolved)  # auto: a training that was interrupted goes on
         if code:
             raise SystemExit(code)
     return load_explanandum(
@@ -265,7 +268,7 @@ def _wandb(config: RunConfig, folder: Path, offline: bool) -> Any:
         return _wandb(config, folder, offline=True)
 
 
-def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved: str | None = None) -> int:
+def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved: str | None = None, overwrite: bool = False) -> int:
     """Run ``fit``, ``validate``, ``test`` or ``predict``; returns the process's exit code.
 
     Args:
@@ -273,13 +276,18 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved:
         config: the run.
         ckpt_path: a checkpoint to resume (fit) or to use (others): ``last``, ``best``, ``auto`` or a path.
         resolved: the resolved configuration as YAML, saved beside the results.
+        overwrite: fit replaces the run that the folder holds.
     """
     quiet_lightning()
     folder = Path(config.run_dir)
+    if command == "fit" and ckpt_path is None and not overwrite:
+        check_unused(folder)
     check_run_dir(folder)
     if command != "fit" and ckpt_path is None:
         ckpt_path = "best"
     checkpoint = resolve_checkpoint(ckpt_path, folder, command == "fit")
+    if command == "fit" and checkpoint is not None:
+        check_optimizer(checkpoint, asdict(config.optimizer))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = data_module(config)
     data.setup("fit" if command == "fit" else {"validate": "validate", "test": "test", "predict": "predict"}[command])
@@ -289,6 +297,8 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved:
     if command == "fit":
         check_space(folder, bytes_of_checkpoints(task.explainer if isinstance(task, ExplainTask) else task.classifier))
     trainer = build_trainer(config, fitting=command == "fit")
+    if command == "fit" and (overwrite or checkpoint is not None):
+        trainer.callbacks.append(EarlierRun(folder / "checkpoints", checkpoint))  # type: ignore[attr-defined]
     if trainer.is_global_zero and command == "fit":
         if resolved is not None:
             (folder / "config.yaml").write_text(resolved)
@@ -300,7 +310,8 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved:
     if command == "fit":
         code = _fit(trainer, task, data, checkpoint)
         if code == 0 and not trainer.interrupted:
-            if trainer.is_global_zero:
+            # A run that was finished before has measured nothing now: its summary stays.
+            if trainer.is_global_zero and trainer.callback_metrics:
                 _summary(task, trainer, folder)
             if config.evaluate_with is not None:
                 from explainer.cli import evaluate

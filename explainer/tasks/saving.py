@@ -22,7 +22,7 @@ from explainer.errors import CheckpointError, ConfigError, NumericalError
 from explainer.models.checkpoints import read_weights
 
 log = logging.getLogger(__name__)
-LAST, PREVIOUS = "last.ckpt", "last-previous.ckpt"
+LAST, PREVIOUS, BEST = "last.ckpt", "last-previous.ckpt", "best.ckpt"
 _MINIMUM_FREE_BYTES = 500 * 2**20
 
 
@@ -93,7 +93,8 @@ def resolve_checkpoint(ckpt_path: str | None, folder: Path, fitting: bool = Fals
 
     Args:
         ckpt_path: ``last`` or ``best`` of the run folder, ``auto`` (``last`` if there is one), a path, or None. A fit that SLURM or
-            torchrun has restarted takes None for ``auto``.
+            torchrun has restarted takes None for ``auto``, and goes on from ``last`` where it began from another: its command is that of
+            the first start, and does not know of what was done since.
         folder: the run's.
         fitting: the command is fit.
 
@@ -101,10 +102,11 @@ def resolve_checkpoint(ckpt_path: str | None, folder: Path, fitting: bool = Fals
         CheckpointError: missing, damaged or unsafe. A damaged ``last.ckpt`` is replaced by ``last-previous.ckpt`` where that is whole.
     """
     last = folder / "checkpoints" / LAST
-    if ckpt_path is None and fitting and _restarted():
+    begun = last.is_file() or last.with_name(PREVIOUS).is_file()
+    if fitting and restarted() and (ckpt_path is None or begun):
         ckpt_path = "auto"
     if ckpt_path == "auto":
-        ckpt_path = "last" if last.is_file() or last.with_name(PREVIOUS).is_file() else None
+        ckpt_path = "last" if begun else None
         log.warning("resuming from %s", last) if ckpt_path else log.warning("no checkpoint in %s yet: starting anew", last.parent)
     if ckpt_path is None:
         return None
@@ -121,8 +123,68 @@ def resolve_checkpoint(ckpt_path: str | None, folder: Path, fitting: bool = Fals
     return str(path)
 
 
-def _restarted() -> bool:
+def restarted() -> bool:
+    """Whether SLURM or torchrun has started this command before."""
     return any(int(os.environ.get(name) or 0) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+
+
+def check_unused(folder: Path) -> None:
+    """Raise ConfigError if the folder holds the checkpoints of a run, which a new one would replace."""
+    found = [name for name in (BEST, LAST, PREVIOUS) if (folder / "checkpoints" / name).is_file()]
+    if found and not restarted():
+        raise ConfigError(
+            f"run_dir {folder} holds a {'finished' if (folder / 'summary.json').is_file() else 'begun'} run ({', '.join(found)}), which "
+            "this fit would replace, with its metrics.csv and config.yaml. Go on with it: --ckpt_path last. Keep it: another --run_dir. "
+            "Replace it: --overwrite true."
+        )
+
+
+def check_optimizer(path: str, given: dict[str, Any]) -> None:
+    """Raise ConfigError where a resumed run is given other optimiser options than its checkpoint goes on with.
+
+    The optimiser's state, which is what a resume is for, holds its learning rate and decay: new ones would be ignored in silence.
+
+    Args:
+        path: of the checkpoint.
+        given: the ``optimizer`` section.
+    """
+    content = read_weights(path)
+    saved = (content.get("hyper_parameters") or {}).get("optimizer")
+    if saved is None:  # written by an older version, which kept no configuration of it
+        groups = [group for state in content.get("optimizer_states", []) for group in state["param_groups"]]
+        saved = {"lr": groups[0].get("initial_lr", groups[0]["lr"])} if groups else {}
+    changed = [f"optimizer.{key} is {given[key]} and was {saved[key]}" for key in saved if key in given and given[key] != saved[key]]
+    if changed:
+        raise ConfigError(
+            f"{'; '.join(changed)} when {path} was written. A resumed run goes on with the optimiser of its checkpoint: leave the option "
+            f"as it was. For another optimiser begin a run with these weights instead: --init_from {path} --run_dir ANOTHER, without "
+            "--ckpt_path."
+        )
+
+
+class EarlierRun(pl.Callback):
+    """Takes the checkpoints of an earlier run out of the way, once all processes have read what they need.
+
+    Were they left, a restart by SLURM or torchrun before the first checkpoint of this run would go on from them.
+
+    Args:
+        folder: of the checkpoints.
+        checkpoint: from which this run goes on, or None.
+    """
+
+    def __init__(self, folder: Path, checkpoint: str | None) -> None:
+        self.folder, self.checkpoint = folder, checkpoint
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """A replaced run's are removed; those from which a run has gone back to an earlier checkpoint are kept as ``replaced-...``."""
+        if restarted() or not trainer.is_global_zero:
+            return
+        names = (BEST, LAST, PREVIOUS) if self.checkpoint is None else (LAST, PREVIOUS)
+        paths = [self.folder / name for name in names if (self.folder / name).is_file()]
+        if self.checkpoint is not None and any(path.samefile(self.checkpoint) for path in paths):
+            return
+        for path in paths:
+            path.unlink() if self.checkpoint is None else path.replace(path.with_name(f"replaced-{path.name}"))
 
 
 def check_run_dir(folder: Path) -> None:

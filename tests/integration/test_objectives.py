@@ -77,12 +77,13 @@ def test_scores_only(tmp_path, capsys):
     assert (tmp_path / "answers.db").is_file()
     net = explainer.load(tmp_path / "r/checkpoints/best.ckpt")
     assert net.metadata["fingerprint"] == load_explanandum(None, arch, {}, 6, "multilabel", net.class_names).fingerprint()
-    assert main([*fit, *losses, "--classifier.options", "{budget: 20}"]) == 2
+    again = [*fit, "--overwrite", "true"]
+    assert main([*again, *losses, "--classifier.options", "{budget: 20}"]) == 2
     assert "the query budget of bands is used up" in capsys.readouterr().err
-    assert main(fit) == 2
+    assert main(again) == 2
     assert "gives scores only" in capsys.readouterr().err
     distil = ["--losses", "{distillation: {}}", "--teachers", "[{name: rise, options: {n_masks: 4, grid: 3}}]"]
-    assert main([*fit, *distil]) == 0
+    assert main([*again, *distil]) == 0
 
 
 def test_rtis_and_areas_and_a_classifier_retrained_with_the_masks(classifier, tmp_path):

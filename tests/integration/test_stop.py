@@ -210,6 +210,11 @@ def test_which_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     assert resolve_checkpoint(None, tmp_path, True) == str(folder / "last.ckpt")
     assert resolve_checkpoint(None, tmp_path, False) is None
+    save(folder / "best.ckpt", 7)
+    for named in ("best", str(folder / "best.ckpt")):
+        assert resolve_checkpoint(named, tmp_path, True) == str(folder / "last.ckpt"), "what was done since the first start counts"
+        assert resolve_checkpoint(named, tmp_path, False) == str(folder / "best.ckpt")
+    assert resolve_checkpoint(str(folder / "best.ckpt"), tmp_path / "new", True) == str(folder / "best.ckpt"), "restarted before a save"
     (folder / "last.ckpt").write_bytes(b"PK\3\4 cut")
     assert resolve_checkpoint("last", tmp_path) == str(folder / "last-previous.ckpt")
     (folder / "last-previous.ckpt").write_bytes(b"")
