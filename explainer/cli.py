@@ -18,6 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from explainer.config import RunConfig
 from explainer.errors import ConfigError, ExplainerError
+from explainer.evaluation import randomise_command
 from explainer.evaluation.config import EvaluateConfig
 from explainer.evaluation.maps_config import MapsConfig
 from explainer.export.calibration_config import CalibrateConfig
@@ -227,6 +228,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "report": (report_commands.SUMMARY, report_commands.main),
     "calibrate": ("quality score from which explanations are given, with a guarantee", calibrate_command),
     "maps": ("maps of one method over a split, kept for evaluation and distillation", maps_command),
+    "randomise": (randomise_command.SUMMARY, randomise_command.main),
     "methods": ("all per-image methods with what each needs and costs", _methods),
     "explain": ("class masks, overlays and numbers for images and folders", explain_command),
     "export": ("safetensors, ONNX, torch.export or OpenVINO, checked against the network", export_command),

@@ -54,7 +54,11 @@ def classifier(config: EvaluateConfig, data: DataModule) -> Explanandum:
     c = config.classifier
     data.dataset(config.split)
     if c.checkpoint is not None and not Path(c.checkpoint).is_file():
-        how = f"python train.py fit --config {c.train_with}" if c.train_with else "python train.py fit --config configs/classifier/*.yaml"
+        how = (
+            f"python train.py fit --config {c.train_with}"
+            if c.train_with
+            else "python train.py fit --config configs/classifier/*.yaml; see the head of the configuration"
+        )
         raise CheckpointError(f"classifier {c.checkpoint} does not exist. Train it ({how}), or give another with --classifier.checkpoint.")
     net = load_explanandum(c.checkpoint, c.arch, c.options, data.num_classes, data.task, data.class_names, c.mean, c.std, c.input_size)
     return _faster(net)

@@ -2,7 +2,7 @@
 
 A learned, class-dependent explainer can write the label into its mask (a pattern that the classifier, or the reader of a metric, decodes)
 instead of showing evidence. The checks themselves are protocols: ``label_leakage``, ``randomised_classifier``, ``fill_swap``,
-``shortcut`` and ``parameter_randomisation``.
+``shortcut``, ``parameter_randomisation`` and ``implausible``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from explainer.errors import ConfigError, ShapeError
-from explainer.evaluation.verdict import Verdict, bootstrap, decide, undecided
 
 #: Coverage of a cell is stored in these steps (two bits).
 _STEPS = 3
@@ -113,39 +112,3 @@ def overlap(mask: Tensor, truth: Tensor) -> Tensor:
     both = (mask * truth).sum((-2, -1)).double()
     either = torch.maximum(mask, truth).sum((-2, -1)).double()
     return both / either.clamp(min=1)
-
-
-def implausible(
-    masks: Tensor, truth: Tensor, method: str = "explainer of a random classifier", margin: float = 0.05, draws: int = 8, seed: int = 0
-) -> Verdict:
-    """Masks of an Explainer that was trained against a randomised classifier must not look right: there was nothing to learn.
-
-    Compared is the overlap with the objects of the masks and of the same masks moved to random places; the best constant mask, which covers
-    everything, is a second bar that needs no knowledge of the image. Train against :func:`explainer.evaluation.randomise.write_randomised`.
-
-    Args:
-        masks: ``[P,H,W]`` in [0,1].
-        truth: ``[P,H,W]`` in {0,1}, one object class per mask.
-        method: name in the verdict.
-        margin: by which the masks may beat the better of the two.
-        draws: places per mask.
-        seed: of the places.
-    """
-    check, rule = "an Explainer of a random classifier shows nothing", "at most"
-    shown = binary(masks)
-    if masks.shape != truth.shape or masks.ndim != 3:
-        raise ShapeError(f"masks and truth must have one shape (P,H,W), received {tuple(masks.shape)} and {tuple(truth.shape)}.")
-    truth = truth.to(masks)
-    if len(masks) < 2:
-        return undecided(check, method, "raw", margin, rule, f"{len(masks)} masks are too few.")
-    own = overlap(shown, truth)
-    elsewhere = overlap(moved(shown, [(seed, p) for p in range(len(masks))], draws), truth).mean(0)
-    everything = overlap(torch.ones_like(truth), truth)
-    reference = torch.maximum(elsewhere.mean(), everything.mean())
-    low, high = bootstrap((own - reference).cpu().numpy(), range(len(own)), seed=seed)
-    value = float(own.mean() - reference)
-    sentence = (
-        f"Overlap with the objects {float(own.mean()):.3f}; the same masks at random places {float(elsewhere.mean()):.3f}, "
-        f"a mask that covers everything {float(everything.mean()):.3f}."
-    )
-    return decide(check, method, "raw", value, margin, rule, sentence, {"low": low, "high": high, "overlap": float(own.mean())})

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainer.errors import ConfigError
+from explainer.errors import CheckpointError, ConfigError
+from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights
 
 
 def scores_only(explanandum: Any) -> str | None:
@@ -104,16 +105,35 @@ def cloud_images(like: Tensor, number: int = 8, seed: int = 0) -> Tensor:
     return nn.functional.interpolate(coarse, like.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1).to(like)
 
 
-def write_randomised(explanandum: Any, path: str | Path, seed: int = 0, images: Tensor | None = None) -> Path:
-    """Write the state of a randomised copy's classifier as safetensors. ``classifier.checkpoint`` of a training configuration takes it, to
-    train an Explainer that has nothing to explain (see :func:`explainer.evaluation.cheating.implausible`).
-    """
-    from safetensors.torch import save_file
+def randomise_checkpoint(checkpoint: str | Path, out: str | Path, seed: int = 0, size: int | None = None) -> Path:
+    """Write a copy of a classifier's checkpoint in which every parameter is noise: ``classifier.checkpoint`` of a training configuration
+    takes it, to train an Explainer that has nothing to explain (see :mod:`explainer.evaluation.protocols.implausible`).
 
-    path = Path(path)
+    Args:
+        checkpoint: of a classifier that this project has trained.
+        out: the copy.
+        seed: of the noise.
+        size: side of the images on which batch norms are measured again; None: the classifier's input size, or 64.
+
+    Raises:
+        CheckpointError: it is missing, damaged or no classifier of this project.
+    """
+    content = read_weights(checkpoint)
+    saved = hyper_parameters(content, "classifier", checkpoint)
+    if saved is None:
+        raise CheckpointError(
+            f"{checkpoint} was not written by train.py and does not say which network it holds. Randomise it in Python: "
+            "explainer.evaluation.randomise.randomised(explanandum), then save the copy's classifier.state_dict()."
+        )
+    explanandum = load_explanandum(checkpoint)
+    side = size or explanandum.input_size or 64
+    twin = randomised(explanandum, seed, cloud_images(torch.zeros(1, 3, side, side)))
+    state = {f"classifier.{name}": value.detach().clone() for name, value in twin.classifier.state_dict().items()}
+    path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = randomised(explanandum, seed, images).classifier.state_dict()
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()}, path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save({"state_dict": state, "hyper_parameters": {**saved, "randomised": seed}}, temporary)
+    temporary.replace(path)
     return path
 
 

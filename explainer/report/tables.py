@@ -37,6 +37,7 @@ TITLES: dict[str, tuple[str, str]] = {
     "randomised_classifier": ("Check: randomised classifier", "Is the masks' advantage lost when the classifier is random?"),
     "fill_swap": ("Check: fill swap", "Do masks work under fills not used in training?"),
     "shortcut": ("Check: planted shortcut", "Is a cue shown exactly where the classifier uses it?"),
+    "implausible": ("Check: Explainer of a random classifier", "Do masks look right although there was nothing to explain?"),
     "parameter_randomisation": ("Check: parameter randomisation", "Do maps change when the classifier's parameters are random?"),
 }
 

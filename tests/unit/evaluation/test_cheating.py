@@ -18,11 +18,12 @@ from explainer.evaluation import cheating
 from explainer.evaluation.probe import form_features, place_features, probe
 from explainer.evaluation.protocol import parse_protocols
 from explainer.evaluation.protocols.fill_swap import FillSwap
+from explainer.evaluation.protocols.implausible import Implausible
 from explainer.evaluation.protocols.label_leakage import LabelLeakage
 from explainer.evaluation.protocols.parameter_randomisation import ParameterRandomisation
 from explainer.evaluation.protocols.randomised_classifier import RandomisedClassifier
 from explainer.evaluation.protocols.shortcut import Shortcut
-from explainer.evaluation.randomise import cascade, cloud_images, layer_order, levels, randomised, write_randomised
+from explainer.evaluation.randomise import cascade, cloud_images, layer_order, levels, randomised
 from explainer.evaluation.runner import Runner, Settings
 from explainer.evaluation.scene import Maps, Method, Scene
 from explainer.evaluation.verdict import bootstrap, verdicts_of
@@ -400,7 +401,7 @@ def test_trained_explainers_are_not_randomised_through_the_classifier():
             return images.new_zeros(len(images), K, *images.shape[-2:])
 
     check = ParameterRandomisation()
-    assert "randomised" in check.not_applicable(Method("explainer", Dense(), {}))
+    assert "randomised one instead (protocol implausible)" in check.not_applicable(Method("explainer", Dense(), {}))
     assert check.not_applicable(Method("gradient", baselines.build("gradient", small_network()), {})) is None
 
 
@@ -457,23 +458,41 @@ def test_random_copies_keep_the_scale_and_lose_the_weights(tmp_path):
     norm = twin.classifier[1]
     assert norm.momentum == network.classifier[1].momentum and not torch.equal(norm.running_mean, network.classifier[1].running_mean)
     assert randomised(network, 3).fingerprint() == randomised(network, 3).fingerprint() != randomised(network, 4).fingerprint()
-    from safetensors.torch import load_file
-
-    state = load_file(write_randomised(network, tmp_path / "random.safetensors", 3))
-    fresh = small_network(1)
-    fresh.classifier.load_state_dict(state)
-    assert fresh.fingerprint() == randomised(network, 3).fingerprint()
     with pytest.raises(ConfigError, match="no parameters"):
         randomised(Explanandum(nn.Flatten(), 4))
 
 
+class Fixed(Attributor):
+    """Masks that were given by image and class, whatever the images."""
+
+    name, needs_gradients, num_classes = "fixed", False, K
+
+    def __init__(self, masks):
+        self.masks = masks
+
+    def _explain(self, images, class_index, generator, masks):
+        return self.masks
+
+
 def test_an_explainer_of_a_random_classifier_must_not_look_right():
-    batch = coloured(40)
+    batch, network = coloured(40), randomised(detector())
     truth = batch.masks.amax(1)
-    assert cheating.implausible(truth, truth).passed is False
-    keys = [(9, i) for i in range(len(truth))]
-    assert cheating.implausible(cheating.moved(truth, keys)[0], truth).passed
-    assert cheating.implausible(truth[:1], truth[:1]).passed is None
+    words = "masks of a random classifier do not look right"
+
+    def verdict(masks, classifier=network, **options):
+        return run(Implausible(**options), Fixed(masks), batch, classifier)[words]
+
+    perfect = verdict(truth)
+    assert perfect.passed is False and perfect.details["overlap"] == 1
+    assert perfect.value == pytest.approx(1 - max(perfect.details["moved"], perfect.details["everything"]))
+    assert perfect.details["everything"] == pytest.approx(float(truth.mean((1, 2)).mean()))
+    assert verdict(cheating.moved(truth, [(9, i) for i in range(len(truth))])[0]).passed
+    assert verdict(torch.ones_like(truth)).value == pytest.approx(0) and verdict(torch.zeros_like(truth)).passed
+    known = verdict(truth, detector())
+    assert known.passed is None and "it is not random" in known.sentence and known.details["ranked"] > 0.95
+    assert 0.2 < perfect.details["ranked"] < 0.7
+    with pytest.raises(ConfigError, match="known"):
+        Implausible(known=0.2)
 
 
 # ---------------------------------------------------------------------- the parts
