@@ -18,6 +18,7 @@ from explainer.report.tables import (
     Table,
     difference_table,
     label_of,
+    names_of,
     protocol_table,
     reference_method,
     title_of,
@@ -46,8 +47,8 @@ def report(results: Sequence[Results], title: str = "Evaluation report", bootstr
         bootstrap: resamples behind the intervals of differences.
     """
     sections, links = [], []
-    for number, r in enumerate(results):
-        body, contents = section(r, f"r{number}-", bootstrap, heading=len(results) > 1)
+    for number, (name, r) in enumerate(zip(names_of(results), results, strict=True)):
+        body, contents = section(r, f"r{number}-", bootstrap, name if len(results) > 1 else "")
         sections.append(body)
         links += contents
     menu = "".join(f'<a href="#{anchor}">{escape(text)}</a>' for anchor, text in links)
@@ -58,12 +59,11 @@ def report(results: Sequence[Results], title: str = "Evaluation report", bootstr
     return page(title, f"<h1>{escape(title)}</h1>{intro}<nav>{menu}</nav>{''.join(sections)}")
 
 
-def section(results: Results, prefix: str, bootstrap: int, heading: bool) -> tuple[str, list[tuple[str, str]]]:
-    """``(HTML, [(anchor, text)])`` of one results folder; anchors start with ``prefix``."""
+def section(results: Results, prefix: str, bootstrap: int, heading: str = "") -> tuple[str, list[tuple[str, str]]]:
+    """``(HTML, [(anchor, text)])`` of one results folder; anchors start with ``prefix``, headings with ``heading``."""
     summary, parts, links = results.summary, [], []
     reference = reference_method(results)
-    name = results.name
-    where = f"{name}: " if heading else ""
+    where = f"{heading}: " if heading else ""
 
     def start(key: str, text: str, level: str = "h2") -> None:
         links.append((prefix + key, where + text))

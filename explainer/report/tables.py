@@ -114,9 +114,18 @@ class Results:
 
     @property
     def name(self) -> str:
-        """The data set's name, or the folder's."""
-        config = self.summary.get("provenance", {}).get("config", {})
-        return str(config.get("data", {}).get("name") or self.folder.name)
+        """The folder's name, with the data set's where it says more: two evaluations may use the same kind of data."""
+        folder, data = self.folder.resolve().name, str(self._config.get("data", {}).get("name") or "")
+        return folder if not data or data in folder else f"{folder} ({data})"
+
+    @property
+    def seed(self) -> int:
+        """Of the evaluation's resamples."""
+        return int(self._config.get("seed") or 0)
+
+    @property
+    def _config(self) -> Mapping[str, Any]:
+        return self.summary.get("provenance", {}).get("config") or {}
 
 
 def load_results(folder: str | Path) -> Results:
@@ -141,6 +150,12 @@ def load_results(folder: str | Path) -> Results:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path} is no summary of this version ({error}). Run the evaluation again; finished batches stay.") from error
+
+
+def names_of(results: Sequence[Results]) -> list[str]:
+    """A name of its own for each of several results: folders that share one are called by their path."""
+    names = [r.name for r in results]
+    return [name if names.count(name) == 1 else str(r.folder) for name, r in zip(names, results, strict=True)]
 
 
 def label_of(method: str, scale: str) -> str:
@@ -189,7 +204,8 @@ def reference_method(results: Results) -> str | None:
 def difference_table(results: Results, protocol: str, reference: str, bootstrap: int = 1000) -> Table | None:
     """Paired differences "reference - method" over the rows that both have, with intervals; None where there is nothing to compare.
 
-    Each method is taken at the scale of the reference if it has rows there, else raw.
+    The reference is taken raw, or rescaled where it has no raw rows; each method gives a line for every scale it has. The resamples are
+    the evaluation's own.
     """
     summary = results.summary
     confidence = summary.get("confidence") or 0.95
@@ -198,7 +214,8 @@ def difference_table(results: Results, protocol: str, reference: str, bootstrap:
         for name, c in summary["protocols"][protocol]["columns"].items()
         if c["shown"] and c["counts"] is None and c["higher_is_better"] is not None
     }
-    own = results.groups.get((reference, "raw", protocol))
+    scale_of_reference = "raw" if (reference, "raw", protocol) in results.groups else "minmax"
+    own = results.groups.get((reference, scale_of_reference, protocol))
     others = [m for m in summary["methods"] if m != reference]
     if not own or not columns or not others:
         return None
@@ -211,14 +228,14 @@ def difference_table(results: Results, protocol: str, reference: str, bootstrap:
             cells: list[Cell | None] = []
             for name, c in columns.items():
                 known = {k: v for k, v in c.items() if k in Column.__dataclass_fields__ and k != "counts"}
-                s = paired_difference(own, rows, name, Column(**known), bootstrap, confidence)
+                s = paired_difference(own, rows, name, Column(**known), bootstrap, confidence, results.seed)
                 factor, digits = (100.0 if c["percent"] else 1.0), (2 if c["percent"] else 3)
                 verdict = "" if not (s.low > 0 or s.high < 0) else "better" if (s.low > 0) == c["higher_is_better"] else "worse"
                 cell = Cell(s.value * factor, s.low * factor, s.high * factor, digits, verdict=verdict)
                 cells.append(None if math.isnan(s.value) else cell)
             lines.append((label_of(method, scale), cells))
     title, _ = title_of(summary, protocol)
-    caption = f"{reference} minus each method, same images; {100 * confidence:g} % interval. Better or worse: it excludes 0."
+    caption = f"{label_of(reference, scale_of_reference)} minus each method, same images; {100 * confidence:g} % interval. Better or worse: it excludes 0."
     header = [c["title"] + (" %" if c["percent"] else "") for c in columns.values()]
     directions = [c["higher_is_better"] for c in columns.values()]
     return Table(f"{protocol}_differences", f"{title}: differences", caption, header, directions, lines)

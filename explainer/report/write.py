@@ -7,7 +7,7 @@ from pathlib import Path
 
 from explainer.evaluation.results import write_atomic
 from explainer.report.html import report
-from explainer.report.tables import Results, all_tables, as_json, latex, load_results, markdown, plain
+from explainer.report.tables import Results, all_tables, as_json, latex, load_results, markdown, names_of, plain
 
 
 def write(
@@ -40,14 +40,14 @@ def render(results: Sequence[Results], suffix: str, title: str = "Evaluation rep
     """The report as text in the form of ``suffix``."""
     if suffix == ".html":
         return report(results, title, bootstrap)
-    found = [(r, all_tables(r, bootstrap)) for r in results]
-    tables = [(r.name, t) for r, own in found for t in own]
+    found = [(name, r, all_tables(r, bootstrap)) for name, r in zip(names_of(results), results, strict=True)]
+    tables = [(name, t) for name, _, own in found for t in own]
     if suffix == ".json":
         return as_json(tables)
     if suffix == ".tex":
         return "% Needs \\usepackage{booktabs}.\n" + "\n".join(f"% {' '.join(data.split())}\n{latex(t)}" for data, t in tables)
     parts = [f"# {plain(title)}\n"]
-    for r, own in found:
-        parts.append(f"## {plain(r.name)}: {r.summary['images']} images of the {r.summary['split']} split\n")
+    for name, r, own in found:
+        parts.append(f"## {plain(name)}: {r.summary['images']} images of the {r.summary['split']} split\n")
         parts += [markdown(t) for t in own]
     return "\n".join(parts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,43 @@ def test_paired_differences_and_their_direction():
     lower = hand_made({"explainer": [0.8, 0.7], "other": [0.6, 0.5]}, {**COLUMN, "higher_is_better": False})
     assert tables.difference_table(lower, "seg", "explainer", 50).lines[0][1][0].verdict == "worse"
     assert tables.difference_table(hand_made({"explainer": [1.0]}), "seg", "explainer") is None
+
+
+def test_differences_without_raw_rows_and_with_both_scales():
+    results = hand_made({"explainer": [0.8, 0.7], "other": [0.6, 0.5]})
+    minmax = [replace(r, scale="minmax", values={"iou": r.values["iou"] + 0.1}) for r in results.rows]
+    both = Results(results.folder, results.summary, [*results.rows, *minmax])
+    table = tables.difference_table(both, "seg", "explainer", 50)
+    assert [(label, round(cells[0].value, 6)) for label, cells in table.lines] == [("other", 20), ("other (rescaled)", 10)]
+    assert table.caption.startswith("explainer minus")
+    rescaled = tables.difference_table(Results(results.folder, results.summary, minmax), "seg", "explainer", 50)
+    assert [(label, round(cells[0].value, 6)) for label, cells in rescaled.lines] == [("other (rescaled)", 20)]
+    assert rescaled.caption.startswith("explainer (rescaled) minus"), "rescale: minmax leaves no raw rows"
+
+
+def test_intervals_of_differences_are_resampled_with_the_evaluations_seed():
+    values = {"explainer": [0.9, 0.1, 0.8, 0.3, 0.7, 0.2], "other": [0.1, 0.5, 0.3, 0.2, 0.4, 0.6]}
+
+    def bounds(seed):
+        results = hand_made(values)
+        results.summary["provenance"] = {"config": {"seed": seed}}
+        cell = tables.difference_table(results, "seg", "explainer", 40).lines[0][1][0]
+        return cell.low, cell.high
+
+    assert bounds(0) == bounds(0) != bounds(7)
+
+
+def test_results_of_one_kind_of_data_have_names_of_their_own(tmp_path):
+    def named(folder, data):
+        return Results(folder, {"provenance": {"config": {"data": {"name": data}}}}, [])
+
+    assert named(tmp_path / "street", "voc").name == "street (voc)" and named(tmp_path / "headline_street", "voc").name != "street (voc)"
+    assert named(tmp_path / "shapes", "shapes").name == "shapes" and Results(tmp_path / "r", {}, []).name == "r"
+    for folder in ("a/results", "b/results"):
+        make_results(tmp_path / folder, images=4)
+    text = render([tables.load_results(tmp_path / "a/results"), tables.load_results(tmp_path / "b/results")], ".html", bootstrap=0)
+    headings = re.findall(r"<h2[^>]*>([^<]*At a glance)</h2>", text)
+    assert len(headings) == len(set(headings)) == 2 and "a/results: At a glance" in headings[0]
 
 
 def test_an_image_where_a_number_is_undefined_is_told():
