@@ -7,7 +7,7 @@ blending with the classifier's mean colour equals multiplying the normalised ima
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -55,6 +55,16 @@ def make_fill(
     if kind == "noise":
         return torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device)
     return images.roll(1, dims=0)
+
+
+def judging_fill(trained: Any) -> FillKind:
+    """The fill by which a single mask is judged or refined later: the training's, where it can be made for one image and is always the same
+    (an unknown one, another image and one drawn anew each time cannot: then the mean colour, the paper's).
+
+    Args:
+        trained: ``metadata["fill"]`` of an Explainer, or None.
+    """
+    return trained if isinstance(trained, str) and trained in ("black", "grey", "white", "blur", "noise") else "mean"
 
 
 def alternative_fill(

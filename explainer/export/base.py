@@ -74,6 +74,17 @@ class Runtime(abc.ABC):
         ``merged`` ``[B,H,W]`` and ``areas`` ``[B,K]``.
         """
 
+    def area_masks(self, images: Array, area: float) -> Array:
+        """``[B,3,H,W]`` -> masks ``[B,K,H,W]`` of which each covers the share ``area`` of the image.
+
+        Raises:
+            ConfigError: the file holds finished masks only.
+        """
+        raise ConfigError(
+            "--area needs the network's logits, which this file does not hold: give the .ckpt of train.py or model.safetensors "
+            f"(received a model that gives {', '.join(self.description.get('outputs', ['masks']))})."
+        )
+
     @property
     def classes(self) -> list[str]:
         """Class names in the order of the masks."""

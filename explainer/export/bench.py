@@ -21,6 +21,7 @@ from explainer.export.base import Array, ExportModel, ExportOptions
 from explainer.export.exporting import DEFAULT_SIDE, build_format
 from explainer.export.parity import file_bytes, probe
 from explainer.export.runtime import model_files, open_model
+from explainer.models.black_box import BlackBox
 from explainer.models.explanandum import Explanandum
 
 
@@ -86,18 +87,18 @@ def contestants(
         ConfigError: files that are fixed to different sizes, which could not be paired.
     """
     found: list[Contestant] = []
-    sides: list[int] = []
+    taken: list[tuple[int, int]] = []
     for path in [file for given in paths for file in model_files(given)]:
         before = resident_mb()
         runtime = open_model(path, threads)
         size = runtime.size
         chosen = size or (side or runtime.description.get("image_size") or DEFAULT_SIDE,) * 2
-        sides.append(chosen[0])
+        taken.append(chosen)
         runtime.run(probe((1, *chosen), None))
         found.append(Contestant(str(path), runtime.run, chosen, file_bytes(path), resident_mb() - before))
     if explanandum is not None:
-        side = sides[0] if sides else side or explanandum.input_size or DEFAULT_SIDE
-        found += classifier_contestants("classifier", explanandum, (side, side), threads)
+        side = side or explanandum.input_size or DEFAULT_SIDE
+        found += classifier_contestants("classifier", explanandum, taken[0] if taken else (side, side), threads)
     if not found:
         raise ConfigError("nothing to measure: give exported files, export folders, checkpoints, or --classifier.")
     if len({c.size for c in found}) > 1:
@@ -106,10 +107,22 @@ def contestants(
     return found
 
 
+def describe_first(paths: Sequence[str | Path]) -> dict[str, Any] | None:
+    """What the first of the models says about itself and its classifier, or None without models."""
+    files = [file for given in paths for file in model_files(given)]
+    return open_model(files[0]).description if files else None
+
+
 def classifier_contestants(name: str, module: nn.Module, size: tuple[int, int], threads: int) -> list[Contestant]:
-    """A module from images to logits, in torch and, where onnx and onnxruntime are installed, in onnxruntime."""
+    """A module from images to logits, in torch and, where onnx and onnxruntime are installed, in onnxruntime; one that gives scores only as
+    it is.
+    """
     torch.set_num_threads(threads)
     module = module.eval()
+    scores_only = isinstance(module, BlackBox)
+    if isinstance(module, BlackBox):
+        asked: Any = module.classifier
+        asked.cache.size = 0  # remembered answers would be timed instead of the classifier
 
     def eager(images: Array) -> Any:
         with torch.inference_mode():
@@ -117,7 +130,10 @@ def classifier_contestants(name: str, module: nn.Module, size: tuple[int, int], 
 
     before = resident_mb()
     eager(probe((1, *size), None))
-    found = [Contestant(f"{name} (torch)", eager, size, sum(p.numel() * 4 for p in module.parameters()), resident_mb() - before)]
+    kind = "scores only" if scores_only else "torch"
+    found = [Contestant(f"{name} ({kind})", eager, size, sum(p.numel() * 4 for p in module.parameters()), resident_mb() - before)]
+    if scores_only:
+        return found
     with contextlib.suppress(ConfigError):  # the extra may not be installed; the torch row remains
         found.append(onnx_contestant(f"{name} (onnxruntime)", ExportModel(module, ("logits",)), size, threads))
     return found

@@ -25,11 +25,14 @@ class CalibrateConfig:
         delta: of selective.
         least_iou: an explanation is bad if its soft IoU with the ground truth is smaller; null: the loss is 1 - IoU (marginal only).
         fallback: what happens to masks that are not accepted: abstain, or refine (and then abstain).
-        fill: of the quality score.
+        classes: predicted (one predicted class per image, drawn at random; bad where the image does not have it): the guarantee for what
+            `explainer explain` explains of its own accord. labels (one true label per image): for classes that are known to be there.
+        predicted_from: probability from which a class counts as predicted (multi-label), as `explainer explain --threshold`.
+        fill: of the quality score; null: the one the Explainer was trained with.
         method: of the refinement.
         iterations: of the refinement.
         batch_size: images per step.
-        seed: of the label drawn per image.
+        seed: of the class drawn per image.
     """
 
     model: str = ""
@@ -43,7 +46,9 @@ class CalibrateConfig:
     delta: float = 0.1
     least_iou: float | None = 0.5
     fallback: Literal["abstain", "refine"] = "abstain"
-    fill: Literal["mean", "black", "grey", "white", "blur", "noise"] = "mean"
+    classes: Literal["predicted", "labels"] = "predicted"
+    predicted_from: float = 0.5
+    fill: Literal["mean", "black", "grey", "white", "blur", "noise"] | None = None
     method: Literal["extremal_perturbation", "igos_pp"] = "extremal_perturbation"
     iterations: int = 24
     batch_size: int = 50

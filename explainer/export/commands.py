@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from explainer.arguments import name_list, number, parser, positive
 from explainer.errors import ConfigError
+from explainer.export.classifier import add_classifier_options, open_classifier, require_same_classifier
+from explainer.export.outputs import writable_folder
 
 FORMATS = ("safetensors", "onnx", "torch_export", "openvino")
 
@@ -20,6 +23,13 @@ def _size(text: str) -> tuple[int, int]:
     if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) > 2:
         raise argparse.ArgumentTypeError(f"expected a side (224) or HEIGHTxWIDTH (240x320) in pixels, received {text!r}")
     return int(parts[0]), int(parts[-1])
+
+
+def _shares(text: str) -> list[float]:
+    values = [number(part.strip()) for part in text.split(",")]
+    if not all(0 < value < 1 for value in values):
+        raise argparse.ArgumentTypeError(f"expected shares of the image between 0 and 1 (0.05,0.1,0.2), received {text!r}")
+    return sorted(set(values))
 
 
 def _formats(text: str) -> list[str]:
@@ -44,7 +54,7 @@ def export_parser() -> argparse.ArgumentParser:
     p.add_argument("--size", type=_size, help="side, or HEIGHTxWIDTH, the file is fixed to; default: the side it was trained at")
     p.add_argument("--dynamic-size", action="store_true", help="accept any image size (10-25 %% slower); the batch size is always free")
     p.add_argument("--fused", action="store_true", help="one model: image -> probabilities, class masks, merged mask, areas")
-    p.add_argument("--classifier", help="checkpoint of the explained classifier: for --fused, and to measure the change in faithfulness")
+    add_classifier_options(p, "for --fused, and to measure the change in faithfulness")
     p.add_argument("--threshold", type=number, default=0.5, help="probability from which a class counts as predicted (--fused)")
     p.add_argument("--calibration", help="folder of images like those the model will see: for int8, and to measure drift on")
     p.add_argument("--calibration-images", type=positive, default=128, help="how many of them are used")
@@ -59,12 +69,14 @@ def export_command(argv: Sequence[str]) -> int:
     """``explainer export``."""
     args = export_parser().parse_args(argv)
     import explainer
+    from explainer.export.describe import describe
     from explainer.export.exporting import DEFAULT_SIDE, export
     from explainer.export.pictures import read_calibration
 
+    writable_folder(args.out)
     net = explainer.load(args.model)
     side = net.image_size or DEFAULT_SIDE
-    explanandum = _classifier(args.classifier)
+    explanandum = open_classifier(args.classifier, args.classifier_options, describe(net))
     calibration = None
     if args.calibration is not None:
         calibration = read_calibration(args.calibration, args.size or (side, side), args.calibration_images)
@@ -86,29 +98,45 @@ def explain_parser() -> argparse.ArgumentParser:
     p.add_argument("images", nargs="+", help="images and folders")
     p.add_argument("--out", required=True, help="folder for the results")
     p.add_argument("--classes", type=name_list, help="names, separated by commas")
-    p.add_argument("--classifier", help="checkpoint of the explained classifier: gives the scores and chooses the classes")
+    add_classifier_options(p, "gives the scores and chooses the classes")
     p.add_argument("--batch-size", type=positive, default=8)
     p.add_argument("--size", type=positive, help="side at which the network runs; default: the side it was trained at")
-    p.add_argument("--threshold", type=number, default=0.5, help="probability from which a class counts as predicted")
+    p.add_argument(
+        "--threshold", type=number, help="probability from which a class counts as predicted; default: 0.5, or a fused file's own"
+    )
+    p.add_argument("--area", type=_shares, help="also masks of these shares of the image, e.g. 0.05,0.1,0.2 (.ckpt or .safetensors)")
     p.add_argument("--on-error", choices=("skip", "raise"), default="skip", help="what an unreadable file does")
     p.add_argument("--refine", choices=("extremal_perturbation", "igos_pp"), help="refine each mask with this method (--classifier)")
-    p.add_argument("--refine-iterations", type=positive, default=24, help="its iterations")
-    p.add_argument("--refine-budget", type=number, help="seconds per image for it")
+    p.add_argument("--refine-iterations", type=positive, help="iterations of --refine (default: 24)")
+    p.add_argument("--refine-budget", type=number, help="seconds per image for --refine")
     p.add_argument("--selector", help="file of `explainer calibrate`: masks below its threshold are refined or withheld (--classifier)")
     p.add_argument("--threads", type=positive, help="processor threads")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
 
 
-def _treatment(args: argparse.Namespace, explanandum: Any) -> Any:
+def _treatment(args: argparse.Namespace, explanandum: Any, description: dict[str, Any], threshold: float) -> Any:
     """Refinement and selection, where they are asked for."""
+    if args.refine is None and (args.refine_iterations is not None or args.refine_budget is not None):
+        name = "--refine-iterations" if args.refine_iterations is not None else "--refine-budget"
+        why = (
+            "a selector refines exactly as it was calibrated (explainer calibrate --iterations): leave it out"
+            if args.selector is not None
+            else "name the method: --refine extremal_perturbation"
+        )
+        raise ConfigError(f"{name} belongs to --refine; {why}.")
     if args.refine is None and args.selector is None:
         return None
     from explainer.export.selection import Selector
     from explainer.export.treatment import Treatment
+    from explainer.fills import judging_fill
 
     selector = None if args.selector is None else Selector.load(args.selector)
-    return Treatment(explanandum, args.refine, args.refine_iterations, args.refine_budget, selector)
+    fill = judging_fill(description.get("fill"))
+    treatment = Treatment(explanandum, args.refine, args.refine_iterations or 24, args.refine_budget, selector, fill)
+    if selector is not None:
+        selector.require_same_pipeline(description, explanandum, threshold, args.selector)
+    return treatment
 
 
 def explain_command(argv: Sequence[str]) -> int:
@@ -117,15 +145,17 @@ def explain_command(argv: Sequence[str]) -> int:
     from explainer.export.explaining import ExplainOptions, explain
     from explainer.export.runtime import open_model
 
+    writable_folder(args.out)
     runtime = open_model(args.model, args.threads)
-    explanandum = _classifier(args.classifier)
-    if explanandum is not None:
-        expected = runtime.description.get("explained_classifier")
-        if expected is not None:
-            explanandum.require_fingerprint(expected, args.model)
-    options = ExplainOptions(args.classes, args.batch_size, args.size, args.threshold, args.on_error)
+    explanandum = open_classifier(args.classifier, args.classifier_options, runtime.description)
+    notice = require_same_classifier(explanandum, runtime.description, args.model)
+    if notice:
+        print(notice, file=sys.stderr)
+    threshold = args.threshold if args.threshold is not None else runtime.description.get("threshold") or 0.5
+    options = ExplainOptions(args.classes, args.batch_size, args.size, threshold, args.on_error, args.area)
+    treatment = _treatment(args, explanandum, runtime.description, threshold)
     with _Bar("explaining", args.quiet) as progress:
-        found = explain(args.images, runtime, args.out, options, explanandum, progress, _treatment(args, explanandum))
+        found = explain(args.images, runtime, args.out, options, explanandum, progress, treatment)
     rows = [[row["name"], ", ".join(_class_line(row, c) for c in row["chosen"]) or "none"] for row in found["images"][:20]]
     _print_table(f"{args.out}: {len(found['images'])} images, {len(found['failed'])} not readable", ["image", "class and mask area"], rows)
     for name, reason in found["failed"].items():
@@ -142,7 +172,7 @@ def bench_parser() -> argparse.ArgumentParser:
     """Options of ``explainer bench``."""
     p = parser("bench", "Latency, throughput and memory of exported models and of the classifier alone, paired in one run.")
     p.add_argument("models", nargs="*", help="checkpoints, export folders (all their files) and exported files")
-    p.add_argument("--classifier", help="checkpoint of the classifier; last row, to which the others are compared")
+    add_classifier_options(p, "last row, to which the others are compared")
     p.add_argument("--batch", type=positive, nargs="+", default=[1, 16], help="batch sizes")
     p.add_argument("--repeats", type=positive, default=11, help="timed rounds")
     p.add_argument("--threads", type=positive, default=1, help="processor threads")
@@ -155,9 +185,13 @@ def bench_parser() -> argparse.ArgumentParser:
 def bench_command(argv: Sequence[str]) -> int:
     """``explainer bench``."""
     args = bench_parser().parse_args(argv)
-    from explainer.export.bench import bench, contestants, table
+    from explainer.export.bench import bench, contestants, describe_first, table
 
-    rivals = contestants(args.models, args.threads, _classifier(args.classifier), args.size)
+    if args.out:
+        writable_folder(Path(args.out).parent)
+    description = describe_first(args.models) if args.classifier is not None else None
+    explanandum = open_classifier(args.classifier, args.classifier_options, description)
+    rivals = contestants(args.models, args.threads, explanandum, args.size)
     with _Bar("measuring", args.quiet) as progress:
         report = bench(rivals, args.batch, args.repeats, args.threads, progress)
     head, *rows = table(report)
@@ -168,14 +202,6 @@ def bench_command(argv: Sequence[str]) -> int:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(report.as_dict(), indent=1) + "\n")
     return 0
-
-
-def _classifier(checkpoint: str | None) -> Any:
-    if checkpoint is None:
-        return None
-    from explainer.models.checkpoints import load_explanandum
-
-    return load_explanandum(checkpoint)
 
 
 def _metrics(given: str | None, model: Path) -> dict[str, Any] | None:

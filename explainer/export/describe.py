@@ -8,6 +8,7 @@ import torch
 
 import explainer
 from explainer.export.base import DESCRIPTION, ExportOptions, fingerprint
+from explainer.export.classifier import described
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 
@@ -28,8 +29,11 @@ def describe(
         "image_size": net.image_size,
         "precision": options.precision if options is not None else "fp32",
         "outputs": list(outputs),
-        "task": explanandum.task if explanandum is not None else None,
+        "task": explanandum.task if explanandum is not None else net.metadata.get("task"),
         "explained_classifier": net.metadata.get("fingerprint"),
+        "classifier": described(net.metadata.get("classifier")),
+        "fill": net.metadata.get("fill"),
+        "area_temperature": net.metadata.get("area_temperature"),
         "weights": fingerprint(net),
         "explainer": net.config,
         "parameters": sum(p.numel() for p in net.parameters()),

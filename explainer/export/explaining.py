@@ -37,6 +37,7 @@ class ExplainOptions:
         side: square side in pixels at which the network runs, for models that take any size; None: the side it was trained at.
         threshold: probability from which a class counts as predicted (multi-label).
         on_error: raise stops at an unreadable file, skip leaves it out and reports it.
+        areas: shares of the image in (0,1): masks of these areas are written too, for networks whose logits are at hand.
     """
 
     classes: list[str] | None = None
@@ -44,6 +45,7 @@ class ExplainOptions:
     side: int | None = None
     threshold: float = 0.5
     on_error: OnError = "skip"
+    areas: Sequence[float] | None = None
 
 
 def explain(
@@ -57,7 +59,7 @@ def explain(
 ) -> dict[str, Any]:
     """Explain images and write, below ``out``: ``<image>/mask_<class>.png``, ``<image>/overlay_<class>.png``, ``<image>/overlay.png``
     (all chosen classes), ``<image>/masks.npz`` (all classes, float16, at the network's size), ``contact_sheet_001.png``, ... and
-    ``results.json``. PNGs have the resolution of the image.
+    ``results.json``. PNGs have the resolution of the image. Masks of wanted areas lie in ``<image>/area_<share>/`` likewise.
 
     Args:
         explanandum: gives the scores, and chooses the classes if none are named. A fused model has its own.
@@ -70,9 +72,11 @@ def explain(
 
     Raises:
         CorruptSampleError: no image could be read, or ``on_error`` is "raise" and one could not.
-        ConfigError: a class does not exist.
+        ConfigError: a class does not exist, or areas are wanted of a file without logits or with a treatment.
     """
     o, out = options or ExplainOptions(), Path(out)
+    if o.areas and treatment is not None:
+        raise ConfigError("--area gives masks of fixed areas, --refine and --selector change masks: ask for them in two calls.")
     names = runtime.classes
     wanted = _indices(o.classes, names)
     files = find_pictures(inputs)
@@ -83,6 +87,7 @@ def explain(
     for group in batches(files, size, o.batch_size, o.on_error, failed):
         images = np.stack([p.small for p in group])
         result = runtime.run(images)
+        cut = {area: runtime.area_masks(images, area) for area in o.areas or ()}
         scores = scores_of(result, images, explanandum)
         for i, picture in enumerate(group):
             masks = result["masks"][i]
@@ -93,6 +98,8 @@ def explain(
                 masks, facts = treatment(images[i], masks, chosen)
                 chosen = [k for k in chosen if facts[k]["accepted"] is not False]
             rows.append(_write(picture, masks, row_scores, chosen, names, out))
+            for area, of_area in cut.items():
+                _pictures(out / picture.name / f"area_{area:g}", picture.pixels.float() / 255, of_area[i], chosen, names)
             if treatment is not None:
                 rows[-1]["treatment"] = {names[k]: fact for k, fact in facts.items()}
                 rows[-1]["withheld"] = [names[k] for k in facts if k not in chosen]
@@ -149,14 +156,12 @@ def choose(masks: Array, scores: Array | None, explanandum: Explanandum | None, 
     return [int(k) for k in np.argsort(-areas, kind="stable") if masks[k].max() >= 0.5][:SHOWN]
 
 
-def _write(picture: Picture, masks: Array, scores: Array | None, chosen: Sequence[int], names: Sequence[str], out: Path) -> dict[str, Any]:
-    """The files of one image, and its row of ``results.json``."""
+def _pictures(folder: Path, image: Tensor, masks: Array, chosen: Sequence[int], names: Sequence[str]) -> None:
+    """``masks.npz`` of all classes, mask and overlay of each chosen class, and the overlay of all."""
     from explainer.report.figures import overlay
 
-    folder = out / picture.name
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / "masks.npz", masks=masks.astype(np.float16), classes=np.array(names))
-    image = picture.pixels.float() / 255
     large = upsample(masks[list(chosen)], (int(image.shape[1]), int(image.shape[2])))
     for k, mask in zip(chosen, large, strict=True):
         name = f"{k:03d}_{safe_name(names[k])}"
@@ -164,6 +169,12 @@ def _write(picture: Picture, masks: Array, scores: Array | None, chosen: Sequenc
         Image.fromarray(overlay(image, mask)).save(folder / f"overlay_{name}.png")
     merged = large.amax(dim=0) if len(large) else image.new_zeros(image.shape[1:])
     Image.fromarray(overlay(image, merged)).save(folder / "overlay.png")
+
+
+def _write(picture: Picture, masks: Array, scores: Array | None, chosen: Sequence[int], names: Sequence[str], out: Path) -> dict[str, Any]:
+    """The files of one image, and its row of ``results.json``."""
+    image = picture.pixels.float() / 255
+    _pictures(out / picture.name, image, masks, chosen, names)
     return {
         "name": picture.name,
         "height": int(image.shape[1]),

@@ -12,6 +12,7 @@ from explainer import plugins
 from explainer.errors import ConfigError, ExportError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions
 from explainer.export.card import add_report, write_card
+from explainer.export.classifier import require_same_classifier
 from explainer.export.describe import describe
 from explainer.export.fused import FusedExplainer
 from explainer.export.parity import DriftReport, measure
@@ -107,11 +108,14 @@ def _model(
     net: Explainer, form: ExportFormat, options: ExportOptions, fused: bool, explanandum: Explanandum | None, threshold: float
 ) -> ExportModel:
     if not fused:
-        if explanandum is not None and (expected := net.metadata.get("fingerprint")) is not None:
-            explanandum.require_fingerprint(expected, "this Explainer")
+        require_same_classifier(explanandum, {"explained_classifier": net.metadata.get("fingerprint")}, "this Explainer")
         return ExportModel(net, ("masks",), net.stride * net.downscale, describe(net, options, explanandum))
     if explanandum is None:
         raise ConfigError("a fused model needs the classifier: --classifier CHECKPOINT.")
+    if not explanandum.differentiable:
+        raise ConfigError(
+            "this classifier gives scores only: it cannot be put into the same file. Give its checkpoint, or leave out --fused."
+        )
     if not form.fusable:
         raise ConfigError(f"format {form.name} stores the Explainer alone; choose onnx, torch_export or openvino for --fused.")
     both = FusedExplainer(net, explanandum, threshold)

@@ -16,6 +16,7 @@ from explainer.export.base import Array, ExportFormat, ExportModel, ExportOption
 from explainer.export.card import write_card
 from explainer.export.describe import describe
 from explainer.export.loading import CONFIG, WEIGHTS, load
+from explainer.models.area_conditioned import AreaConditioned
 from explainer.models.explainer import Explainer
 
 
@@ -33,6 +34,12 @@ class EagerRuntime(Runtime):
         check_batch(images, None)
         with torch.inference_mode():
             return named(("masks",), self.net(torch.from_numpy(images)))
+
+    def area_masks(self, images: Array, area: float) -> Array:
+        """See :class:`Runtime`; masks of growing area are nested (:mod:`explainer.models.area_conditioned`)."""
+        check_batch(images, None)
+        with torch.inference_mode():
+            return named(("masks",), AreaConditioned(self.net)(torch.from_numpy(images), area))["masks"]
 
 
 class SafeTensors(ExportFormat):

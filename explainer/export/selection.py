@@ -1,7 +1,16 @@
 """Selective explanation: an explanation is given where its quality score is above a calibrated threshold, else refined or withheld.
 
 The score (:func:`explainer.export.refinement.quality`) costs one extra classifier pass and knows no ground truth. The threshold comes from
-calibration images with a loss in [0,1] per explanation (:func:`truth_loss`, or any other judgement), by one of two guarantees:
+calibration images with a loss in [0,1] per explanation (:func:`truth_loss`, or any other judgement).
+
+What is drawn. One explanation per image, so that the calibration pairs are exchangeable with later ones: that of a class drawn at random
+among the image's *predicted* classes (``classes: predicted``, what ``explainer explain`` explains; the loss is 1 where the image does not
+have that class: no mask of it is right), or among its *true labels* (``classes: labels``, for a user who knows them). Images without such
+a class are left out. "An explanation" below is such a pair of an image and a class: where all predicted classes of an image are explained,
+the bounds hold for the image's mean over them, each image counting once. They do not hold for classes that a user names although they are
+not predicted.
+
+By one of two guarantees:
 
 ``marginal`` - split conformal risk control (Angelopoulos et al., ICLR 2024). For calibration and test images that are exchangeable,
 
@@ -17,7 +26,8 @@ of the explanations that are given, no more than alpha are bad. By exact binomia
 Bonferroni's correction (after Geifman & El-Yaniv, NeurIPS 2017).
 
 Neither says anything about images of another distribution; there the score may still flag them, which is measured, not guaranteed. Both
-hold for the pipeline that was calibrated: with the same fallback and the same refinement.
+hold for the pipeline that was calibrated: the same Explainer and classifier (their fingerprints are stored, and another is refused), the
+same image size, the same rule for predicted classes, the same fallback and refinement.
 """
 
 from __future__ import annotations
@@ -27,19 +37,20 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from explainer.attribution import check_class_index
 from explainer.errors import CheckpointError, ConfigError, ShapeError
-from explainer.export.refinement import quality, refine, starting_masks
+from explainer.export.refinement import RefineMethod, quality, refine, starting_masks
 from explainer.fills import FillKind
 from explainer.tensors import Batch
 
 Kind = Literal["marginal", "selective"]
 Fallback = Literal["abstain", "refine"]
+Classes = Literal["predicted", "labels"]
 _GRID = 20
 _ACCEPT_ALL = -2.0  # below every score
 
@@ -57,6 +68,9 @@ class Selector:
         fallback: of the calibrated pipeline.
         fill: of the score.
         refinement: options of the calibrated refinement.
+        classes: which class of an image was drawn, see the module.
+        predicted_from: probability from which a class counted as predicted (multi-label).
+        explainer, classifier: fingerprints of what was calibrated; None: unknown.
     """
 
     threshold: float
@@ -67,6 +81,10 @@ class Selector:
     fallback: Fallback = "abstain"
     fill: FillKind = "mean"
     refinement: dict[str, Any] | None = None
+    classes: Classes = "predicted"
+    predicted_from: float = 0.5
+    explainer: str | None = None
+    classifier: str | None = None
 
     def accepts(self, scores: Tensor) -> Tensor:
         """Bool, per score."""
@@ -78,11 +96,82 @@ class Selector:
 
     @classmethod
     def load(cls, path: str | Path) -> Selector:
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: it is not that, or a value is out of its range.
+        """
         try:
-            return cls(**json.loads(Path(path).read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            values = json.loads(Path(path).read_text())
+            if not isinstance(values, dict):
+                raise TypeError(f"a {type(values).__name__} instead of named values")
+            selector = cls(**{"classes": "labels", **values})  # the first selectors knew labels only
+            if wrong := [name for name, fits in _FIELDS.items() if not fits(getattr(selector, name))]:
+                raise ValueError(f"{wrong[0]} is {getattr(selector, wrong[0])!r}")
+            if (selector.delta is None) != (selector.kind == "marginal"):
+                raise ValueError(f"delta is {selector.delta!r} for kind {selector.kind}")
+            return selector
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} is not a selector ({error}). Write one with `explainer calibrate`.") from error
+
+    def require_same_pipeline(self, description: dict[str, Any], explanandum: Any, predicted_from: float, source: str) -> None:
+        """Refuse to judge by this selector what it was not calibrated for.
+
+        Args:
+            description: of the Explainer (``Runtime.description``).
+            explanandum: the classifier.
+            predicted_from: probability from which classes count as predicted now.
+            source: the selector's file.
+
+        Raises:
+            ConfigError: another Explainer, classifier, precision or rule; says what to do.
+        """
+        again = "Calibrate a selector for this pair with `explainer calibrate`, or give the one it was calibrated for."
+        pairs = (("Explainer", self.explainer, description.get("weights")), ("classifier", self.classifier, explanandum.fingerprint()))
+        for name, expected, actual in pairs:
+            if expected is not None and expected != actual:
+                raise ConfigError(f"{source} was calibrated for the {name} with fingerprint {expected}, received {actual}. {again}")
+        if description.get("precision") == "int8":
+            raise ConfigError(
+                f"{source} was calibrated for the network itself, and int8 changes its masks. Explain with the .ckpt or fp32."
+            )
+        if self.classes == "predicted" and explanandum.task == "multilabel" and predicted_from != self.predicted_from:
+            raise ConfigError(
+                f"{source} was calibrated for classes predicted from probability {self.predicted_from:g}, received {predicted_from:g}. "
+                f"Explain with --threshold {self.predicted_from:g}, or calibrate with --predicted_from {predicted_from:g}."
+            )
+
+
+def _number(low: float, high: float, least: float | None = None) -> Callable[[Any], bool]:
+    """Within [low, high], or above ``least``; no truth value, not NaN."""
+    return lambda v: isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high and (least is None or v > least)
+
+
+def _among(names: Any) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, str) and v in get_args(names)
+
+
+def _is_refinement(values: Any) -> bool:
+    if not isinstance(values, dict):
+        return values is None
+    iterations = values.get("iterations", 1)
+    return values.get("method") in (None, *get_args(RefineMethod)) and isinstance(iterations, int) and iterations >= 1
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "threshold": _number(_ACCEPT_ALL, 1.0),
+    "alpha": _number(0.0, 1.0, 0.0),
+    "kind": _among(Kind),
+    "delta": lambda v: v is None or _number(0.0, 1.0, 0.0)(v),
+    "images": lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0,
+    "fallback": _among(Fallback),
+    "fill": _among(FillKind),
+    "refinement": _is_refinement,
+    "classes": _among(Classes),
+    "predicted_from": _number(0.0, 1.0),
+    "explainer": lambda v: v is None or isinstance(v, str),
+    "classifier": lambda v: v is None or isinstance(v, str),
+}
 
 
 def accepted_loss(scores: Tensor, losses: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -106,7 +195,7 @@ def calibrate(scores: Tensor, losses: Tensor, alpha: float = 0.1, kind: Kind = "
         alpha: bound on the risk, in (0,1).
         kind: ``marginal`` or ``selective``.
         delta: for ``selective``.
-        facts: stored in the selector (fallback, fill, refinement).
+        facts: stored in the selector (fallback, fill, refinement, classes, fingerprints).
 
     Raises:
         ConfigError: too few images for any threshold to be safe.
@@ -229,16 +318,22 @@ def calibration_pairs(
     fill: FillKind = "mean",
     refinement: dict[str, Any] | None = None,
     generator: torch.Generator | None = None,
+    classes: Classes = "predicted",
+    predicted_from: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
-    """Scores and losses ``[n,S]`` for :func:`calibrate`: one label per image, drawn at random, so that the pairs are exchangeable.
+    """Scores and losses ``[n,S]`` for :func:`calibrate`: one class per image, drawn at random, so that the pairs are exchangeable.
 
     Args:
         net, explanandum: of the pipeline.
-        batches: labelled images with ground-truth masks; images without labels are left out.
+        batches: labelled images with ground-truth masks.
         loss: (masks ``[N,H,W]``, truth ``[N,H,W]``) -> ``[N]`` in [0,1].
         fallback, fill, refinement: of the pipeline; with ``refine`` every mask is refined too (S = 2).
-        generator: CPU generator of the labels drawn; None: seed 0.
+        generator: CPU generator of the classes drawn; None: seed 0.
+        classes: among which; a predicted class that the image does not have is a loss of 1. Images without any are left out.
+        predicted_from: probability from which a class is predicted (multi-label; single-label: the most probable).
     """
+    if classes not in get_args(Classes):
+        raise ConfigError(f"classes must be predicted or labels, received {classes!r}.")
     generator = generator or torch.Generator().manual_seed(0)
     scores, losses = [], []
     for batch in batches:
@@ -246,19 +341,34 @@ def calibration_pairs(
             raise ConfigError(
                 "calibration needs ground-truth masks: use a data set that has them, or give scores and losses to calibrate()."
             )
-        usable = (batch.targets > 0.5).any(dim=1).nonzero()[:, 0]
+        labels = batch.targets > 0.5
+        candidates = labels if classes == "labels" else predicted_classes(explanandum, batch.images, predicted_from)
+        usable = candidates.any(dim=1).nonzero()[:, 0]
         if len(usable) == 0:
             continue
-        images, targets = batch.images[usable], batch.targets[usable]
-        index = torch.multinomial(targets.cpu().float(), 1, generator=generator)[:, 0].to(images.device)
-        truth = batch.masks[usable, index]
+        images = batch.images[usable]
+        index = torch.multinomial(candidates[usable].cpu().float(), 1, generator=generator)[:, 0].to(images.device)
+        truth, absent = batch.masks[usable, index], ~labels[usable, index]
+
+        def judged(masks: Tensor, truth: Tensor = truth, absent: Tensor = absent) -> Tensor:
+            return torch.where(absent, 1.0, loss(masks, truth))
+
         masks = starting_masks(net, images, index)
-        stages = [(quality(explanandum, images, masks, index, fill).score, loss(masks, truth))]
+        stages = [(quality(explanandum, images, masks, index, fill).score, judged(masks))]
         if fallback == "refine":
             better = refine(net, explanandum, images, index, start=masks, **{"fill": fill, **(refinement or {})})
-            stages.append((better.after.score, loss(better.masks, truth)))
+            stages.append((better.after.score, judged(better.masks)))
         scores.append(torch.stack([s.cpu() for s, _ in stages], dim=1))
         losses.append(torch.stack([v.cpu() for _, v in stages], dim=1))
     if not scores:
-        raise ConfigError("no calibration image has a label.")
+        raise ConfigError(f"no calibration image has a {'label' if classes == 'labels' else 'predicted class'}.")
     return torch.cat(scores), torch.cat(losses)
+
+
+@torch.no_grad()
+def predicted_classes(explanandum: Any, images: Tensor, predicted_from: float = 0.5) -> Tensor:
+    """Bool ``[B,K]``: what ``explainer explain`` explains of its own accord."""
+    p = explanandum.probabilities(explanandum(images))
+    if explanandum.task == "multiclass":
+        return torch.nn.functional.one_hot(p.argmax(dim=1), p.shape[1]).bool()
+    return p >= predicted_from

@@ -12,6 +12,7 @@ from explainer.errors import ConfigError
 from explainer.export.base import Array
 from explainer.export.refinement import quality, refine
 from explainer.export.selection import Selector, explain_selectively
+from explainer.fills import FillKind
 
 
 @dataclass
@@ -24,6 +25,10 @@ class Treatment:
         iterations: of the method.
         budget_s: seconds per image for refinement, or None.
         selector: of :mod:`explainer.export.selection`, or None. Its own fallback is applied to masks that it does not accept.
+        fill: by which quality is judged without a selector (which has its own): the training's.
+
+    Raises:
+        ConfigError: without classifier, with both, or with a method that needs gradients where there are none.
     """
 
     explanandum: Any
@@ -31,6 +36,7 @@ class Treatment:
     iterations: int = 24
     budget_s: float | None = None
     selector: Selector | None = None
+    fill: FillKind = "mean"
 
     def __post_init__(self) -> None:
         if self.explanandum is None:
@@ -38,6 +44,11 @@ class Treatment:
         if self.method is not None and self.selector is not None:
             raise ConfigError(
                 "--refine refines every mask and --selector decides itself which to refine (calibrate with fallback: refine): choose one."
+            )
+        refines = self.method is not None or (self.selector is not None and self.selector.fallback == "refine")
+        if refines and not self.explanandum.differentiable:
+            raise ConfigError(
+                "refinement needs gradients, and this classifier gives scores only. Leave out --refine, or calibrate with fallback abstain."
             )
 
     def __call__(self, image: Array, masks: Array, chosen: Sequence[int]) -> tuple[Array, dict[int, dict[str, Any]]]:
@@ -61,10 +72,12 @@ class Treatment:
             result = explain_selectively(None, self.explanandum, images, index, self.selector, start=start)
             final, scores, refined, accepted = result.masks, result.scores, result.refined, list(result.accepted.tolist())
         elif self.method is not None:
-            better = refine(None, self.explanandum, images, index, self.method, self.iterations, self.budget_s, start)  # type: ignore[arg-type]
+            better = refine(
+                None, self.explanandum, images, index, self.method, self.iterations, self.budget_s, start, fill=self.fill,  # type: ignore[arg-type]
+            )  # fmt: skip
             final, scores, refined = better.masks, better.after.score, better.improved
         else:
-            final, scores = start, quality(self.explanandum, images, start, index).score
+            final, scores = start, quality(self.explanandum, images, start, index, self.fill).score
             refined = torch.zeros(len(index), dtype=torch.bool)
         out = masks.copy()
         out[list(chosen)] = final.detach().cpu().numpy()

@@ -10,19 +10,14 @@ from typing import Any
 
 from explainer.arguments import name_list, number, parser, positive
 from explainer.errors import ConfigError
-
-_OPTIONS_HELP = (
-    "what the classifier's file does not say, as YAML with the keys of `classifier:` in a configuration and task, e.g. "
-    "'{arch: vgg16, num_classes: 20}' for a state_dict, '{task: multiclass, options: {scores: probability}}' for ONNX"
-)
+from explainer.export.classifier import add_classifier_options, open_classifier, require_same_classifier
 
 
 def serve_parser() -> argparse.ArgumentParser:
     """Options of ``explainer serve``."""
     p = parser("serve", "A local web page: drop an image; probabilities, masks per class, threshold, comparison, PNG files.")
     p.add_argument("model", help="a .ckpt of train.py, an export folder, or an exported file (.onnx, .pt2, .xml, .safetensors)")
-    p.add_argument("--classifier", help="checkpoint (or .onnx file) of the explained classifier: gives probabilities and comparisons")
-    p.add_argument("--classifier-options", help=_OPTIONS_HELP)
+    add_classifier_options(p, "gives probabilities and comparisons")
     p.add_argument("--compare", type=name_list, help="methods to offer, of `explainer methods`, and refined; default: grad_cam,srd,refined")
     p.add_argument("--refine-budget", type=number, default=20.0, help="seconds for a refined mask (default: 20)")
     p.add_argument("--size", type=positive, help="side at which the network runs; default: the side it was trained at")
@@ -61,13 +56,8 @@ def make_server(args: argparse.Namespace) -> Any:
     from explainer.look.uploads import Uploads
 
     runtime = open_model(args.model, args.threads)
-    explanandum = open_classifier(args.classifier, args.classifier_options, runtime.classes, runtime.description.get("task"))
-    notice, expected = "", runtime.description.get("explained_classifier")
-    if explanandum is not None and expected is not None:
-        if explanandum.differentiable:
-            explanandum.require_fingerprint(expected, args.model)
-        elif explanandum.fingerprint() != expected:
-            notice = "Whether this classifier is the one that the model explains cannot be checked: it gives scores only."
+    explanandum = open_classifier(args.classifier, args.classifier_options, runtime.description)
+    notice = require_same_classifier(explanandum, runtime.description, args.model)
     uploads = Uploads(
         runtime, explanandum, args.compare, args.size, args.threshold, int(args.max_megapixels * 1e6), refine_budget=args.refine_budget
     )
@@ -80,54 +70,11 @@ def _title(model: str) -> str:
     return path.parent.parent.name if path.parent.name == "checkpoints" else path.parent.name if path.stem == "model" else path.name
 
 
-def open_classifier(path: str | None, options: str | None, class_names: Sequence[str] | None = None, task: str | None = None) -> Any:
-    """The classifier in a checkpoint or an ONNX file; None without path.
-
-    Args:
-        options: YAML of what the file does not say.
-        class_names: of the model it belongs to, or None if unknown.
-        task: of that model, likewise.
-    """
-    given = _mapping(options)
-    if path is None:
-        if given:
-            raise ConfigError("--classifier-options describes a classifier: name its file with --classifier.")
-        return None
-    from explainer.models.checkpoints import load_explanandum
-
-    known: dict[str, Any] = {} if task is None else {"task": task}
-    if class_names is not None:
-        known |= {"class_names": list(class_names), "num_classes": len(class_names)}
-    if str(path).endswith(".onnx"):
-        return load_explanandum(None, **{**known, **given, "arch": f"onnx:{path}"})
-    try:
-        return load_explanandum(path, **{**known, **given})
-    except TypeError as error:
-        raise ConfigError(f"--classifier-options has a key of another kind ({error}).") from error
-
-
-def _mapping(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    import yaml
-
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--classifier-options is not valid YAML ({' '.join(str(error).split())}).") from error
-    keys = ("arch", "options", "num_classes", "task", "class_names", "mean", "std", "input_size")
-    if not isinstance(values, dict) or (unknown := [k for k in values if k not in keys]):
-        wrong = f"the key {unknown[0]!r}" if isinstance(values, dict) else repr(values)
-        raise ConfigError(f"--classifier-options must be a mapping with keys of {', '.join(keys)}; received {wrong}.")
-    return values
-
-
 def overlay_parser() -> argparse.ArgumentParser:
     """Options of ``explainer overlay``."""
     p = parser("overlay", "One HTML file: point at a patch and see how similar the classifier's layers find all other patches.")
     p.add_argument("images", nargs="+", help="images and folders")
-    p.add_argument("--classifier", required=True, help="checkpoint of a classifier")
-    p.add_argument("--classifier-options", help=_OPTIONS_HELP)
+    add_classifier_options(p, "its layers are shown", required=True)
     p.add_argument("--layers", type=name_list, help="module paths, separated by commas; default: the last feature map")
     p.add_argument("--out", default="overlay.html", help="file (default: overlay.html)")
     p.add_argument("--size", type=positive, default=None, help="side at which the classifier sees the images; default: its own, or 224")

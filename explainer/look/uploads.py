@@ -24,6 +24,7 @@ from explainer.export.base import Array, Runtime
 from explainer.export.explaining import choose, network_size, safe_name, scores_of, upsample
 from explainer.export.pictures import Picture, load_picture
 from explainer.export.refinement import quality, refine
+from explainer.fills import judging_fill
 
 OWN, REFINED, ALL = "explainer", "refined", "all"
 _LABELS = {OWN: "Explainer", REFINED: "Refined mask", "grad_cam": "Grad-CAM", "srd": "SRD", "rise": "RISE"}
@@ -102,6 +103,7 @@ class Uploads:
         self.runtime, self.explanandum, self.threshold, self.max_pixels = runtime, explanandum, threshold, max_pixels
         self.size = network_size(runtime, side)
         self.refine_iterations, self.refine_budget = refine_iterations, refine_budget
+        self.fill = judging_fill(runtime.description.get("fill"))  # by which masks are refined and judged
         self.methods = self._methods(compare)
         self._kept: OrderedDict[str, Upload] = OrderedDict()
 
@@ -205,8 +207,9 @@ class Uploads:
         if method == REFINED:
             start = torch.from_numpy(upload.masks[chosen])[None].float()
             done = refine(
-                None, self.explanandum, images, chosen, iterations=self.refine_iterations, budget_s=self.refine_budget, start=start
-            )
+                None, self.explanandum, images, chosen, iterations=self.refine_iterations, budget_s=self.refine_budget, start=start,
+                fill=self.fill,
+            )  # fmt: skip
             values = done.masks[0]
             note = "" if bool(done.improved) else "not better than the Explainer's, which is shown"
         else:
@@ -223,7 +226,7 @@ class Uploads:
         if self.explanandum is None or not isinstance(chosen, int):
             raise ConfigError("Only the classifier (--classifier) can judge a mask, and of one class.")
         images, mask = torch.from_numpy(upload.picture.small)[None], _cut(torch.from_numpy(found.values), cut)
-        q = quality(self.explanandum, images, mask[None], torch.tensor([chosen]))
+        q = quality(self.explanandum, images, mask[None], torch.tensor([chosen]), self.fill)
         return {"kept": float(q.kept), "left": float(q.left)}
 
     def preview(self, upload: Upload) -> tuple[bytes, str]:

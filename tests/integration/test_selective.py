@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import explainer as package
 from explainer.cli import main
 from tests.integration.test_objectives import NET
 from tests.integration.test_train import TINY
@@ -49,19 +50,28 @@ def test_calibrate_then_withhold(runs, tmp_path, capsys):
     _, classifier, model = runs
     command = ["calibrate", "--model", model, "--out", str(tmp_path / "s.json"), "--classifier.checkpoint", classifier,
                "--data.options", "{size: 32, length: 24}"]  # fmt: skip
+    # Of a classifier trained for a moment, every class is predicted from probability 0.
+    command += ["--predicted_from", "0"]
     assert main([*command, "--alpha", "0.2", "--least_iou", "null", "--fallback", "refine", "--iterations", "2"]) == 0
-    assert "from 24 images" in capsys.readouterr().out
+    assert "from 24 of 24 images (one of their predicted classes each)" in capsys.readouterr().out
     stored = json.loads((tmp_path / "s.json").read_text())
+    assert stored["classes"] == "predicted" and stored["fill"] == "mean"
+    assert stored["classifier"] == package.load(model).metadata["fingerprint"]
     assert stored["fallback"] == "refine" and stored["refinement"] == {"method": "extremal_perturbation", "iterations": 2}
     (tmp_path / "strict.json").write_text(json.dumps({**stored, "threshold": 0.999, "fallback": "abstain"}))
-    assert explain(runs, tmp_path / "out", "--selector", str(tmp_path / "strict.json")) == 0
+    assert explain(runs, tmp_path / "out", "--selector", str(tmp_path / "strict.json")) == 2
+    assert "--threshold 0, or calibrate with --predicted_from 0.5" in capsys.readouterr().err
+    assert explain(runs, tmp_path / "out", "--selector", str(tmp_path / "strict.json"), "--threshold", "0") == 0
     row = json.loads((tmp_path / "out/results.json").read_text())["images"][0]
     assert row["withheld"] == ["stripes", "dots"] and row["chosen"] == []
     (tmp_path / "lax.json").write_text(json.dumps({**stored, "threshold": -2.0}))
-    assert explain(runs, tmp_path / "all", "--selector", str(tmp_path / "lax.json")) == 0
+    assert explain(runs, tmp_path / "all", "--selector", str(tmp_path / "lax.json"), "--threshold", "0") == 0
     row = json.loads((tmp_path / "all/results.json").read_text())["images"][0]
     assert row["withheld"] == [] and all(f["accepted"] and not f["refined"] for f in row["treatment"].values())
     assert main([*command, "--alpha", "0.01"]) == 2
     assert "too few for alpha" in capsys.readouterr().err
     assert explain(runs, tmp_path / "both", "--selector", str(tmp_path / "lax.json"), "--refine", "igos_pp") == 2
     assert "choose one" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text(json.dumps({**stored, "explainer": "0123456789abcdef"}))
+    assert explain(runs, tmp_path / "x", "--selector", str(tmp_path / "other.json"), "--threshold", "0") == 2
+    assert "calibrated for the Explainer with fingerprint 0123456789abcdef" in capsys.readouterr().err

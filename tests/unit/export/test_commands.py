@@ -227,3 +227,45 @@ def test_any_module_can_be_timed_in_onnxruntime(net: Explainer) -> None:
 
     rival = onnx_contestant("half", ExportModel(net), (32, 32), 1, "fp16")
     assert rival.call(np.zeros((3, 3, 32, 32), np.float32))["masks"].shape == (3, 3, 32, 32) and rival.file_bytes > 0
+
+
+def test_masks_of_wanted_areas_are_nested(
+    checkpoint: Path, net: Explainer, folder: Path, tmp_path: Path, capsys: Any, onnx_any: Any
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["explain", str(checkpoint), str(folder), "--out", str(out), "--quiet", "--classes", "red", "--area", "0.2,0.05,0.1"]
+    assert main(arguments) == 0
+    before = np.zeros((3, 32, 32))
+    for share in ("0.05", "0.1", "0.2"):
+        inside = out / "one.png" / f"area_{share}"
+        assert sorted(p.name for p in inside.iterdir()) == ["mask_000_red.png", "masks.npz", "overlay.png", "overlay_000_red.png"]
+        masks = np.load(inside / "masks.npz")["masks"].astype(np.float64)
+        assert np.allclose(masks.mean(axis=(1, 2)), float(share), atol=1e-3) and (masks >= before - 2e-3).all()
+        before = masks
+    assert (out / "one.png" / "mask_000_red.png").is_file()
+    again = ["--out", str(tmp_path / "x"), "--quiet"]
+    for options, words in (
+        ([str(onnx_any[0]), str(folder), "--area", "0.1"], "--area needs the network's logits"),
+        ([str(checkpoint), str(folder), "--area", "0.1,1"], "expected shares of the image between 0 and 1"),
+        ([str(checkpoint), str(folder), "--refine-budget", "3"], "--refine-budget belongs to --refine"),
+        (
+            [str(checkpoint), str(folder), "--selector", "s.json", "--refine-iterations", "3"],
+            "a selector refines exactly as it was calibrated",
+        ),
+    ):
+        assert main(["explain", *options, *again]) == 2
+        assert words in capsys.readouterr().err and not (tmp_path / "x" / "results.json").exists()
+
+
+def test_bench_takes_models_that_are_not_square(net: Explainer, classifier_checkpoint: Path, tmp_path: Path) -> None:
+    from explainer.export.exporting import export
+
+    path, _ = export(net, "torch_export", tmp_path / "wide", size=(24, 40))
+    rivals = contestants([path], 1, explainer_classifier(classifier_checkpoint))
+    assert {rival.size for rival in rivals} == {(24, 40)} and len(rivals) == 3
+
+
+def explainer_classifier(path: Path) -> Explanandum:
+    from explainer.models.checkpoints import load_explanandum
+
+    return load_explanandum(path)

@@ -1,7 +1,9 @@
 """Refinement and selective explanation: by hand, and their guarantees by simulation."""
 
 import itertools
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -17,8 +19,10 @@ from explainer.export.selection import (
     calibrate,
     calibration_pairs,
     explain_selectively,
+    predicted_classes,
     truth_loss,
 )  # fmt: skip
+from explainer.fills import judging_fill
 from explainer.tensors import Batch
 
 
@@ -180,17 +184,101 @@ def test_calibration_pairs_take_one_label_an_image():
     images, targets = torch.ones(6, 3, 32, 32), torch.tensor([[1.0, 1.0]] * 3 + [[0.0, 1.0]] * 2 + [[0.0, 0.0]])
     truth = torch.stack([square(0, 0), square(16, 16)]).expand(6, -1, -1, -1)
     batch = Batch(images, targets, truth)
-    scores, losses = calibration_pairs(Net(), e, [batch], lambda m, t: truth_loss(m, t, None))
+    scores, losses = calibration_pairs(Net(), e, [batch], lambda m, t: truth_loss(m, t, None), classes="labels")
     assert scores.shape == losses.shape == (5, 1)
     assert set(losses.flatten().tolist()) <= {0.0, 0.5} and losses[3:].flatten().tolist() == [0.5, 0.5]
-    both, worse = calibration_pairs(Net(), e, [batch], fallback="refine", refinement={"iterations": 1})
+    both, worse = calibration_pairs(Net(), e, [batch], fallback="refine", refinement={"iterations": 1}, classes="labels")
     assert both.shape == worse.shape == (5, 2) and (both[:, 1] >= both[:, 0] - 1e-6).all()
     with pytest.raises(ConfigError, match="ground-truth masks"):
         calibration_pairs(Net(), e, [Batch(images, targets)])
 
 
+class Sure(nn.Module):
+    """Logits 3, 1, -1, -3 for class 0 by the image's brightness 0, 0.1, 0.2, 0.3; always -1 for class 1."""
+
+    def forward(self, x):
+        return torch.stack([3 - 20 * x.mean((1, 2, 3)), -torch.ones(len(x))], dim=1)
+
+
+def test_calibration_draws_what_explain_explains():
+    e = explainer.Explanandum(Sure(), 2, mean=0.0, std=1.0)
+    images = torch.stack([torch.full((3, 32, 32), level) for level in (0.0, 0.1, 0.2, 0.3)])
+    targets = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    truth = torch.stack([square(0, 0), square(16, 16)]).expand(4, -1, -1, -1)
+    # Predicted: class 0 on the first two images. The first has it (a perfect mask), the second does not; labels alone would miss that.
+    _, losses = calibration_pairs(Net(), e, [Batch(images, targets, truth)])
+    assert losses.flatten().tolist() == [0.0, 1.0]
+    _, losses = calibration_pairs(Net(), e, [Batch(images, targets, truth)], predicted_from=0.9)
+    assert losses.flatten().tolist() == [0.0]
+    # A mask of a class that is not there is bad even where the loss would call two empty masks equal.
+    _, losses = calibration_pairs(Net(), e, [Batch(images, targets, truth * 0)], lambda m, t: torch.zeros(len(m)))
+    assert losses.flatten().tolist() == [0.0, 1.0]
+    with pytest.raises(ConfigError, match="no calibration image has a predicted class"):
+        calibration_pairs(Net(), e, [Batch(images, targets, truth)], predicted_from=0.99)
+    with pytest.raises(ConfigError, match="predicted or labels"):
+        calibration_pairs(Net(), e, [Batch(images, targets, truth)], classes="all")
+    single = explainer.Explanandum(Sure(), 2, task="multiclass", mean=0.0, std=1.0)
+    assert predicted_classes(single, images[[0, 1, 3]]).tolist() == [[True, False]] * 2 + [[False, True]]
+
+
+def test_marginal_guarantee_where_the_classifier_invents_classes():
+    """Half of what is predicted is not there, at any score: a threshold from labels would give it all, one from predictions holds alpha."""
+    g = torch.Generator().manual_seed(0)
+    given = []
+    for _ in range(200):
+        scores, bad = torch.rand(50, generator=g), (torch.rand(50, generator=g) < 0.5).float()
+        assert calibrate(scores, torch.zeros(50)).threshold == -2.0  # labels: every mask of a class that is there is right
+        t = max(0.0, calibrate(scores, bad).threshold)
+        given.append((1 - t) * 0.5)
+    assert 0.08 < sum(given) / 200 <= 0.1 + 2 * torch.tensor(given).std().item() / math.sqrt(200)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("threshold", "high"), ("threshold", float("nan")), ("threshold", 1.5), ("threshold", True), ("alpha", -1), ("kind", "sure"),
+        ("delta", 2), ("delta", None), ("images", 0), ("images", 1.5), ("fallback", "guess"), ("fill", "pink"), ("fill", ["mean"]),
+        ("refinement", [1]), ("refinement", {"method": "x"}), ("refinement", {"iterations": "many"}), ("classes", "all"),
+        ("predicted_from", "0.5"), ("explainer", 3), ("classifier", {}), ("surprise", 1),
+    ],
+)  # fmt: skip
+def test_a_selector_with_a_wrong_value_is_refused(tmp_path, key, value):
+    good = asdict(Selector(0.25, 0.1, "selective", 0.05, 40, "refine", "blur", {"iterations": 5}))
+    (tmp_path / "s.json").write_text(json.dumps({**good, key: value}))
+    with pytest.raises(CheckpointError, match="is not a selector"):
+        Selector.load(tmp_path / "s.json")
+
+
+def test_the_first_selectors_were_calibrated_on_labels(tmp_path):
+    old = {k: v for k, v in asdict(Selector(0.25, 0.1, "marginal", None, 40)).items() if k not in ("classes", "explainer", "classifier")}
+    (tmp_path / "s.json").write_text(json.dumps(old))
+    assert Selector.load(tmp_path / "s.json").classes == "labels"
+    (tmp_path / "s.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match="is not a selector"):
+        Selector.load(tmp_path / "s.json")
+
+
+def test_a_selector_is_refused_for_another_pipeline():
+    e = model()
+    selector = Selector(0.25, 0.1, "marginal", None, 40, explainer="aa", classifier=e.fingerprint())
+    selector.require_same_pipeline({"weights": "aa", "precision": "fp16"}, e, 0.5, "s.json")
+    for description, classifier, threshold, words in (
+        ({"weights": "bb"}, e, 0.5, "calibrated for the Explainer with fingerprint aa, received bb.*explainer calibrate"),
+        ({"weights": "aa"}, explainer.Explanandum(Corners(), 2), 0.5, "calibrated for the classifier with fingerprint"),
+        ({"weights": "aa", "precision": "int8"}, e, 0.5, "int8"),
+        ({"weights": "aa"}, e, 0.3, "--threshold 0.5, or calibrate with --predicted_from 0.3"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            selector.require_same_pipeline(description, classifier, threshold, "s.json")
+    Selector(0.25, 0.1, "marginal", None, 40, classes="labels").require_same_pipeline({}, e, 0.3, "s.json")
+
+
+def test_fills_that_a_single_mask_can_be_judged_by():
+    assert [judging_fill(v) for v in ("blur", "grey", "shuffle", "random", None, ["x"])] == ["blur", "grey", "mean", "mean", "mean", "mean"]
+
+
 def test_selector_files_and_errors(tmp_path):
-    selector = Selector(0.25, 0.1, "selective", 0.05, 40, "refine", "blur", {"iterations": 5})
+    selector = Selector(0.25, 0.1, "selective", 0.05, 40, "refine", "blur", {"iterations": 5}, "labels", 0.4, "aa", "bb")
     selector.save(tmp_path / "s.json")
     assert Selector.load(tmp_path / "s.json") == selector
     (tmp_path / "bad.json").write_text("{}")

@@ -24,12 +24,13 @@ from PIL import Image
 from explainer import baselines
 from explainer.cli import main
 from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError
+from explainer.export.classifier import open_classifier
 from explainer.export.explaining import upsample
 from explainer.export.pictures import load_picture
 from explainer.export.refinement import quality, refine
 from explainer.export.safetensors import save_pretrained
 from explainer.look import uploads as uploads_module
-from explainer.look.commands import make_server, open_classifier, serve_parser
+from explainer.look.commands import make_server, serve_parser
 from explainer.look.server import HEADER, Server
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
@@ -392,3 +393,25 @@ def test_help_does_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False") and "--max-megabytes" in done.stdout
+
+
+def test_masks_are_judged_with_the_fill_of_the_training(
+    checkpoint: Path, classifier_checkpoint: Path, classifier: Explanandum, small: torch.Tensor
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["fill"] = "white"
+    torch.save(content, checkpoint)
+    made = started([str(checkpoint), "--classifier", str(classifier_checkpoint), "--compare", "refined"])
+    try:
+        upload = made.uploads.add(encoded(photograph()))
+        own = made.uploads.map(upload, "explainer", 0)
+        judged = made.uploads.judge(upload, own, 0)
+        expected = quality(classifier, small, torch.from_numpy(own.values)[None], torch.tensor([0]), "white")
+        assert judged == pytest.approx({"kept": float(expected.kept), "left": float(expected.left)}, abs=1e-6)
+        assert float(quality(classifier, small, torch.from_numpy(own.values)[None], torch.tensor([0])).kept) != pytest.approx(
+            judged["kept"]
+        )
+        refined = refine(None, classifier, small, 0, start=torch.from_numpy(own.values)[None], fill="white").masks[0]
+        assert np.abs(made.uploads.map(upload, "refined", 0).values - refined.numpy()).max() < 1e-5
+    finally:
+        made.server_close()

@@ -1,0 +1,116 @@
+"""The classifier that a command is given (``--classifier``, ``--classifier-options``). Importing this module does not import torch."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from explainer.errors import CheckpointError, ConfigError
+
+_KEYS = ("arch", "options", "num_classes", "task", "class_names", "mean", "std", "input_size")
+_SCORES = ("scores", "normalize", "output")  # what an ONNX file's own use in training says about its next use
+
+
+def add_classifier_options(p: argparse.ArgumentParser, use: str, required: bool = False) -> None:
+    """The two options; ``use`` completes "the explained classifier: ..."."""
+    p.add_argument("--classifier", required=required, help=f"checkpoint, state_dict or .onnx file of the classifier: {use}")
+    p.add_argument(
+        "--classifier-options",
+        help="what the classifier's file does not say, as YAML with the keys of `classifier:` in a configuration, task and class_names: "
+        "'{arch: timm:resnet50}' for a state_dict, '{task: multiclass, options: {scores: probability}}' for ONNX; default: what the "
+        "model knows about it",
+    )
+
+
+def open_classifier(path: str | None, options: str | None = None, description: dict[str, Any] | None = None) -> Any:
+    """The classifier in a checkpoint of this project, a plain state_dict, or an ONNX file (which gives scores only); None without path.
+
+    Args:
+        options: YAML of what the file does not say; wins over the description.
+        description: of the model it belongs to (``Runtime.description``), or None: its classes, its task, and how its classifier was built.
+
+    Raises:
+        ConfigError: the options are of another kind, or the classes are not the model's.
+        CheckpointError: the file is unusable.
+    """
+    given = _mapping(options)
+    if path is None:
+        if given:
+            raise ConfigError("--classifier-options describes a classifier: name its file with --classifier.")
+        return None
+    from explainer.models.checkpoints import load_explanandum
+
+    is_onnx = str(path).endswith(".onnx")
+    values = {**_known(description or {}, is_onnx, "arch" in given), **given}
+    if is_onnx:
+        values["arch"] = f"onnx:{path}"
+    try:
+        return load_explanandum(None if is_onnx else path, **values)
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"--classifier-options has a value of another kind ({error}). Received: {options}.") from error
+
+
+def _known(description: dict[str, Any], is_onnx: bool, arch_given: bool) -> dict[str, Any]:
+    """What a model says about its classifier. Its file was written by someone else, so a name that is code from elsewhere is left out."""
+    from explainer.models.untrusted import classifier_options
+
+    known: dict[str, Any] = {}
+    if description.get("task") is not None:
+        known["task"] = description["task"]
+    if description.get("classes") is not None:
+        known |= {"class_names": list(description["classes"]), "num_classes": len(description["classes"])}
+    built = description.get("classifier")
+    if not isinstance(built, dict):
+        return known
+    known |= {key: built[key] for key in ("mean", "std", "input_size") if built.get(key) is not None}
+    arch, options = built.get("arch"), built.get("options")
+    if is_onnx and isinstance(options, dict) and str(arch).startswith("onnx:"):
+        known["options"] = {key: options[key] for key in _SCORES if key in options}
+    elif not is_onnx and not arch_given:
+        with contextlib.suppress(CheckpointError):  # then a state_dict needs --classifier-options, as it does where nothing is known
+            known |= {"options": classifier_options("the model", arch, options), "arch": arch}
+    return known
+
+
+def described(values: Any) -> dict[str, Any] | None:
+    """A training's ``classifier`` section, or None, without names of files and folders: they mean nothing elsewhere and may be private."""
+    if not isinstance(values, dict) or not isinstance(values.get("arch"), str):
+        return None
+    kind, colon, rest = values["arch"].partition(":")
+    arch = f"onnx:{Path(rest).name}" if kind == "onnx" and colon else values["arch"]
+    options = values.get("options")
+    kept = {k: v for k, v in options.items() if not (isinstance(v, str) and {"/", "\\"} & set(v))} if isinstance(options, dict) else {}
+    return {"arch": arch, "options": kept, **{key: values.get(key) for key in ("mean", "std", "input_size")}}
+
+
+def require_same_classifier(explanandum: Any, description: dict[str, Any], source: str) -> str:
+    """Refuse a classifier that the model was not trained for; where it cannot be known, a notice is returned, else "".
+
+    Raises:
+        FingerprintMismatchError: it is another one.
+    """
+    expected = description.get("explained_classifier")
+    if explanandum is None or expected is None:
+        return ""
+    if explanandum.differentiable:
+        explanandum.require_fingerprint(expected, source)
+    elif explanandum.fingerprint() != expected:
+        return "Whether this classifier is the one that the model explains cannot be checked: it gives scores only."
+    return ""
+
+
+def _mapping(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--classifier-options is not valid YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(values, dict) or (unknown := [k for k in values if k not in _KEYS]):
+        wrong = f"the key {unknown[0]!r}" if isinstance(values, dict) else repr(values)
+        raise ConfigError(f"--classifier-options must be a mapping with keys of {', '.join(_KEYS)}; received {wrong}.")
+    return values
