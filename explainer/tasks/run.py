@@ -160,6 +160,17 @@ def processes() -> int:
     return max(int(os.environ.get("WORLD_SIZE") or 1), int(os.environ.get("SLURM_NTASKS") or 1) if in_slurm() else 1)
 
 
+def larger_batch_message(config: RunConfig, world: int) -> str | None:
+    """What several processes make of ``data.batch_size`` where it is each one's own; None if it is what one process would train with."""
+    if world == 1 or config.data.global_batch:
+        return None
+    each = config.data.batch_size
+    return (
+        f"{world} processes with data.batch_size {each} each train with {world * each} images per step, not the {each} of one process. "
+        f"To train as one does: --data.global_batch true ({each} in all), or --trainer.devices 1."
+    )
+
+
 def versions() -> dict[str, str]:
     """Versions that decide the numbers."""
     return {
@@ -297,6 +308,9 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved:
     if command == "fit":
         check_space(folder, bytes_of_checkpoints(task.explainer if isinstance(task, ExplainTask) else task.classifier))
     trainer = build_trainer(config, fitting=command == "fit")
+    message = larger_batch_message(config, trainer.world_size) if command == "fit" else None
+    if message is not None and trainer.is_global_zero:
+        log.warning(message)
     if command == "fit" and (overwrite or checkpoint is not None):
         trainer.callbacks.append(EarlierRun(folder / "checkpoints", checkpoint))  # type: ignore[attr-defined]
     if trainer.is_global_zero and command == "fit":

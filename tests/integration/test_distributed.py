@@ -163,6 +163,17 @@ def test_batch_that_cannot_be_shared(classifier, tmp_path):
     assert "batch_size 5 cannot be shared evenly by 2 devices" in jobs[0].text
 
 
+def test_a_batch_that_grows_with_the_processes_is_reported(tmp_path):
+    argv = [*CLASSIFIER, "--trainer.max_epochs", "1", "--run_dir"]
+    jobs = group([*argv, f"{tmp_path}/a"], tmp_path)
+    assert [job.wait() for job in jobs] == [0, 0]
+    message = "2 processes with data.batch_size 4 each train with 8 images per step, not the 4 of one process."
+    assert [job.text.count(message) for job in jobs] == [1, 0]
+    jobs = group([*argv, f"{tmp_path}/b", "--data.global_batch", "true"], tmp_path / "shared")
+    assert [job.wait() for job in jobs] == [0, 0]
+    assert "images per step" not in jobs[0].text
+
+
 def test_missing_classifier_is_trained_by_one_process_then_explained(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text(

@@ -1,5 +1,11 @@
-"""The four published configurations load, build with random weights and take one training step at 224 px; the rest of configs/ parses."""
+"""The four published configurations load, build with random weights and take one training step at 224 px; the rest of configs/ parses,
+and every command in it starts what it says."""
 
+import itertools
+import os
+import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +15,7 @@ import yaml
 from explainer.cli import parse_evaluate, parse_run
 from explainer.config import ClassifierConfig
 from explainer.data.base import DataModule
+from explainer.data.samplers import ResumableBatchSampler
 from explainer.losses.base import total_loss
 from explainer.models.checkpoints import load_explanandum
 from explainer.models.explainer import Explainer
@@ -80,3 +87,82 @@ def test_every_run_configuration_parses_and_says_how_it_is_run(path):
         parse_evaluate(["--config", str(CONFIGS.parent / config.evaluate_with)])
     if config.classifier.train_with:
         assert yaml.safe_load((CONFIGS.parent / config.classifier.train_with).read_text())["task"] == "classify"
+
+
+# ---------------------------------------------------------------------- the commands in the headers
+def launch_lines():
+    """(file, command) of every line that starts training, in the configurations and in slurm.sbatch."""
+    found = []
+    for path in (*RUNS, *sorted(CONFIGS.glob("explainer/compact/*.yaml")), CONFIGS / "slurm.sbatch"):
+        for line in path.read_text().splitlines():
+            hit = re.match(r"#.*?((?:python|torchrun .*) train\.py fit [^()]*|sbatch .*configs/slurm.sbatch .*)", line)
+            if hit:
+                found.append((path, hit.group(1).strip()))
+    return found
+
+
+LINES = launch_lines()
+
+
+def through_sbatch(command, folder, **more):
+    """Run the script with a stand-in for srun, which says what it was asked to start: (arguments, processes)."""
+    script = (CONFIGS / "slurm.sbatch").read_text()
+    given = {**dict(re.findall(r"#SBATCH --([\w-]+)=(\d+)$", script, re.MULTILINE)), **dict(re.findall(r"--([\w-]+)=(\d+)", command))}
+    stub = folder / "srun"
+    stub.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
+    stub.chmod(0o755)
+    env = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "SLURM_NTASKS_PER_NODE": given["ntasks-per-node"],
+        "SLURM_NNODES": given["nodes"],
+        **more,
+    }
+    rest = [word for word in shlex.split(command)[1:] if not re.match(r"--[\w-]+=\d+$", word)]
+    done = subprocess.run(["bash", *rest], capture_output=True, text=True, check=True, cwd=CONFIGS.parent, env=env)
+    words = done.stdout.splitlines()
+    assert given["gpus-per-node"] == given["ntasks-per-node"]
+    return words[words.index("fit") :], int(given["nodes"]) * int(given["ntasks-per-node"])
+
+
+def arguments_and_processes(command, folder):
+    if command.startswith("sbatch"):
+        return through_sbatch(command, folder)
+    words = shlex.split(command)
+    world = 1
+    if words[0] == "torchrun":
+        options = dict(itertools.pairwise(words))
+        world = int(options["--nproc-per-node"]) * int(options.get("--nnodes", 1))
+    return words[words.index("fit") :], world
+
+
+@pytest.mark.parametrize(("path", "command"), LINES, ids=lambda v: v.stem if isinstance(v, Path) else v.split()[0])
+def test_every_launch_line_starts_the_training_it_stands_for(path, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    assert "..." not in command
+    arguments, world = arguments_and_processes(command, tmp_path)
+    _, config, _ = parse_run(arguments)
+    _, alone, _ = parse_run([w for i, w in enumerate(arguments) if i == 0 or "--config" in (w, arguments[i - 1])])
+    per_process = DataModule(config.data.name, config.data.batch_size, global_batch=config.data.global_batch)._per_device(world)
+    ResumableBatchSampler(10_000, per_process, world=world)  # it refuses a batch that is too small
+    if "--data.batch_size" not in arguments:
+        assert per_process * world == alone.data.batch_size, "as many images per step as the configuration says"
+    if world > 1 and per_process < 8:
+        assert config.trainer.sync_batchnorm
+    if command.startswith("python"):
+        assert config.trainer.devices in (1, "auto") and config.trainer.num_nodes == 1
+        assert config.trainer.devices == 1 or path.stem.startswith(("shapes", "street")), "GPU runs name one device: auto takes all"
+
+
+def test_explainer_configurations_say_how_to_use_more_devices():
+    for path in sorted((*CONFIGS.glob("explainer/*.yaml"), *CONFIGS.glob("explainer/compact/*.yaml"))):
+        found = [c for p, c in LINES if p == path and f"{path.parent.name}/{path.name}" in c]
+        starts = [re.sub(r" (train\.py|configs/slurm).*", "", c) for c in found]
+        assert starts[:3] == ["python", "torchrun --nproc-per-node 2", "torchrun --nproc-per-node 8"], path
+        assert "--nnodes 2" in starts[3] and starts[4] == "sbatch", path
+
+
+def test_sbatch_resumes_from_what_it_is_told(tmp_path):
+    command = "sbatch configs/slurm.sbatch configs/explainer/voc2007_vgg16.yaml --optimizer.lr 0.5"
+    assert "--ckpt_path" not in through_sbatch(command, tmp_path)[0]
+    words, world = through_sbatch(command, tmp_path, CKPT="last")
+    assert words[-4:] == ["--ckpt_path", "last", "--optimizer.lr", "0.5"] and world == 8
