@@ -250,9 +250,10 @@ class ExplainTask(pl.LightningModule):
 def diagnostics(e: Explanation) -> dict[str, Tensor]:
     """Per-image signs of health, ``[B]`` each.
 
-    ``kept``: share of the shown labels detected (logit > 0) through the mask. ``left``: share of them still detected through the
-    inverse mask. ``drop``: mean probability lost between the two. ``grey``: share of target-mask values in [0.1, 0.9]. ``area``: mean
-    of the target mask. NaN for images without labels, and where no term asked for the two classifier passes.
+    ``kept``: share of the shown labels detected through the mask (multi-label: logit >= 0; single-label: the largest logit, as in
+    :func:`explainer.metrics.classifier.correct`). ``left``: share of them still detected through the inverse mask. ``drop``: mean
+    probability lost between the two. ``grey``: share of target-mask values in [0.1, 0.9]. ``area``: mean of the target mask. NaN for
+    images without labels, and where no term asked for the two classifier passes.
     """
     with torch.no_grad():
         shown = e.shown
@@ -261,9 +262,14 @@ def diagnostics(e: Explanation) -> dict[str, Tensor]:
         change = probability(e.logits_masked) - probability(e.logits_inverse)
         unseen = e.logits_masked.detach() * 0  # NaN where the classifier was not run
         return {
-            "kept": ((e.logits_masked > 0) * shown + unseen).sum(dim=1) / count,
-            "left": ((e.logits_inverse > 0) * shown + unseen).sum(dim=1) / count,
+            "kept": (_detected(e.logits_masked, e.task) * shown + unseen).sum(dim=1) / count,
+            "left": (_detected(e.logits_inverse, e.task) * shown + unseen).sum(dim=1) / count,
             "drop": (change * shown).sum(dim=1) / count,
             "grey": ((e.target_mask > 0.1) & (e.target_mask < 0.9)).float().flatten(1).mean(dim=1),
             "area": e.target_mask.flatten(1).mean(dim=1),
         }
+
+
+def _detected(logits: Tensor, task: str) -> Tensor:
+    """Classes that logits ``[B,K]`` stand for, bool ``[B,K]``. A single-label classifier's logits have no meaningful zero."""
+    return logits >= 0 if task == "multilabel" else nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).bool()

@@ -112,6 +112,27 @@ def test_diagnostics_by_hand():
     assert d["grey"].tolist() == [0.0, 1.0, 0.0, 0.0] and d["area"][1].item() == 0.5
 
 
+def test_diagnostics_of_a_single_label_classifier_follow_the_largest_logit():
+    """All logits above zero, or all below, say nothing: softmax does not change when a constant is added."""
+    task, batch = make_task(), make_batch()
+    e = task._explanation(batch, "val")
+    e.task, e.shown = "multiclass", torch.eye(4)
+    e.logits_masked = torch.tensor([[-1.0, -2, -3, -4], [3.0, 2, 1, 4], [1.0, 2, 3, 4], [-9.0, -8, -7, -6]])
+    e.logits_inverse = torch.tensor([[4.0, 3, 2, 9], [-5.0, -4, -6, -7], [9.0, 8, 7, 6], [1.0, 2, 3, 2]])
+    found = [diagnostics(e)]
+    e.logits_masked, e.logits_inverse = e.logits_masked + 100, e.logits_inverse - 100
+    found.append(diagnostics(e))
+    for d in found:
+        assert d["kept"].tolist() == [1.0, 0.0, 0.0, 1.0] and d["left"].tolist() == [0.0, 1.0, 0.0, 0.0]
+    e.logits_masked = e.logits_inverse = torch.full((4, 4), torch.nan)
+    assert diagnostics(e)["left"].isnan().all()
+    # The alarm for the grey solution follows: sharp evidence left behind is seen although no logit is above zero.
+    e.logits_masked = e.logits_inverse = -10 + 5 * torch.eye(4)
+    e.target_mask = torch.full((4, 16, 16), 0.3)
+    values = {f"val/{k}": float(v.mean()) for k, v in diagnostics(e).items()}
+    assert "grey solution" in health_messages(values)[0] and "100% of the labels" in health_messages(values)[0]
+
+
 def test_a_classifier_that_is_sure_of_an_empty_image_is_reported():
     assert empty_image_message(torch.tensor([-1.0, -3.0]), "multilabel", ("a", "b")) is None
     assert "answers b (88%) on an empty image" in empty_image_message(torch.tensor([-1.0, 2.0]), "multilabel", ("a", "b"))
