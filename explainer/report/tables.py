@@ -235,7 +235,8 @@ def difference_table(results: Results, protocol: str, reference: str, bootstrap:
                 cells.append(None if math.isnan(s.value) else cell)
             lines.append((label_of(method, scale), cells))
     title, _ = title_of(summary, protocol)
-    caption = f"{label_of(reference, scale_of_reference)} minus each method, same images; {100 * confidence:g} % interval. Better or worse: it excludes 0."
+    first = label_of(reference, scale_of_reference)
+    caption = f"{first} minus each method, same images; {100 * confidence:g} % interval. Better or worse: it excludes 0."
     header = [c["title"] + (" %" if c["percent"] else "") for c in columns.values()]
     directions = [c["higher_is_better"] for c in columns.values()]
     return Table(f"{protocol}_differences", f"{title}: differences", caption, header, directions, lines)

@@ -16,7 +16,7 @@ import yaml
 
 from explainer.cli import COMMANDS, evaluate, evaluate_main, main, parse_evaluate
 from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError
-from explainer.evaluation.assembly import build_runner
+from explainer.evaluation.assembly import build_runner, run
 from explainer.evaluation.config import EvaluateConfig, MethodConfig
 from explainer.evaluation.results import read_rows
 from explainer.export.loading import CONFIG, WEIGHTS
@@ -65,6 +65,67 @@ def test_every_configuration_parses_and_builds(path, tmp_path, trained):
     assert built.combinations()
 
 
+#: Fewer steps, so that methods of thousands of passes take seconds; everything else stays as the table says.
+FEWER = {
+    "rise": {"n_masks": 8}, "extremal_perturbation": {"iterations": 3}, "igos_pp": {"iterations": 2, "size": 8},
+    "meaningful_perturbation": {"iterations": 2}, "smooth_grad": {"samples": 2}, "integrated_gradients": {"steps": 4},
+}  # fmt: skip
+FEWER_PROTOCOL = {"manipulation": {"max_iterations": 3}, "srd_metrics": {"stability_samples": 2}}
+PAPERS = [p for p in CONFIGS if yaml.safe_load(p.read_text()).get("mode") is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", PAPERS, ids=lambda p: p.stem)
+def test_every_table_of_a_paper_runs(path, tmp_path, trained):
+    """Laid over with shapes as its head says, on 2 small images: every row and protocol gives numbers."""
+    fragment = ["--config", str(ROOT / "configs" / "evaluate" / "on" / "shapes.yaml")]
+    config = tiny(parse_evaluate(["--config", str(path), *fragment])[0], tmp_path, trained)
+    config.device = "cpu"
+    for label, m in config.methods.items():
+        m.options = {**m.options, **FEWER.get(m.name or label, {})}
+    entries = [e if isinstance(e, dict) else {e: {}} for e in config.protocols]
+    config.protocols = [
+        {k: {**(o or {}), **FEWER_PROTOCOL.get((o or {}).get("protocol", k), {})} for k, o in entry.items()} for entry in entries
+    ]
+    assert run(config) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["complete"] and summary["failures"] == {}
+    left_out = {(x["method"], x["protocol"]): x["reason"] for x in summary["skipped"]}
+    shown = {(x["method"], x["protocol"]) for x in summary["results"] if x["value"] is not None}
+    alone = not config.methods
+    for label in summary["protocols"]:
+        for method in ["classifier"] if alone else config.methods:
+            assert (method, label) in shown, f"{method}, {label}: {left_out.get((method, label), 'no number')}"
+
+
+#: Options that choose between a paper and its code (or a library), with the values that a table of mode `paper` or `code` may give.
+VARIANTS = {
+    "agf": ("mode", {"paper", "code"}),
+    "agf_self_supervised": ("mode", {"paper", "code"}),
+    "extremal_perturbation": ("schedule", {"paper", "code"}),
+    "full_grad": ("convention", {"paper"}),
+    "srd": ("start", {"paper", "constant"}),
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_tables_of_papers_say_which_variant_of_a_method_they_mean(path):
+    content = yaml.safe_load(path.read_text())
+    if content.get("mode") is None:
+        return
+    chosen = {}
+    for label, entry in content["methods"].items():
+        name = entry.get("name", label)
+        if name in VARIANTS:
+            option, values = VARIANTS[name]
+            value = entry.get("options", {}).get(option)
+            assert value in values, f"{label}: {option}"
+            chosen.setdefault(name, set()).add(value)
+    for name, found in chosen.items():
+        assert content["mode"] in found or name == "srd", f"{name} has no row in the table's own mode"
+
+
 @pytest.mark.parametrize("where", ["shapes", "street"])
 def test_fragments_put_a_table_on_other_data(where):
     table, fragment = (str(ROOT / "configs" / "evaluate" / name) for name in ("explainer_table2.yaml", f"on/{where}.yaml"))
@@ -74,8 +135,6 @@ def test_fragments_put_a_table_on_other_data(where):
 
 
 def test_quickstart_runs_and_writes_its_files(tmp_path, trained, capsys):
-    from explainer.evaluation.assembly import run
-
     config = tiny(parse_evaluate(["--config", str(ROOT / "configs" / "evaluate" / "quickstart.yaml")])[0], tmp_path, trained)
     assert run(config) == 0
     content = json.loads((tmp_path / "summary.json").read_text())
