@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 
 import explainer
 from explainer.cli import train
+from explainer.data.base import DataModule
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -99,7 +102,28 @@ def test_test_and_predict(runs):
     assert train(["test", *rest]) == 0
     assert 0 <= json.loads((folder / "e/test.json").read_text())["test/iou"] <= 1
     assert train(["predict", *rest]) == 0
-    assert len(list((folder / "e/predictions").glob("*.npz"))) == 24
+    files = list((folder / "e/predictions").glob("*.npz"))
+    assert len(files) == 24
+    net, data = explainer.load(folder / "e/checkpoints/best.ckpt"), DataModule("shapes", 24, options={"size": 32, "length": 24})
+    batch = next(iter(data.eval_dataloader("test")))
+    with torch.no_grad():
+        masks = dict(zip(batch.ids, net(batch.images), strict=True))
+    for path in files:
+        with np.load(path) as content:
+            torch.testing.assert_close(torch.from_numpy(content["masks"]).float(), masks[str(content["id"])], atol=2e-3, rtol=0)
+
+
+def test_predict_keeps_nothing_in_memory(runs, monkeypatch):
+    folder, fit = runs
+    returned, original = [], pl.Trainer.predict
+
+    def watched(*args, **kwargs):
+        returned.append(original(*args, **kwargs))
+        return returned[-1]
+
+    monkeypatch.setattr(pl.Trainer, "predict", watched)
+    assert train(["predict", *fit[1:], "--run_dir", f"{folder}/e"]) == 0
+    assert returned == [None]
 
 
 def test_help_is_instant_and_does_not_import_torch():

@@ -1,0 +1,52 @@
+"""``predict``: masks or logits of a split as one .npz per image, written as they are made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+from torch import Tensor
+
+from explainer.tensors import Batch
+
+
+def file_names(ids: Sequence[str]) -> dict[str, str]:
+    """A file name without suffix for each id: ``a/b`` becomes ``a_b``, and ids that would share a name get a part of their hash.
+
+    Names that differ in case alone count as shared: some file systems take them for one.
+    """
+    plain = {i: i.replace("/", "_") for i in ids}
+    often = Counter(name.casefold() for name in plain.values())
+    return {i: name if often[name.casefold()] == 1 else f"{name}-{hashlib.sha256(i.encode()).hexdigest()[:8]}" for i, name in plain.items()}
+
+
+class PredictionWriter(pl.Callback):
+    """Writes ``<folder>/<id>.npz`` with ``id`` and ``masks`` (``[K,H,W]``, float16) or ``logits`` (``[K]``, float32) after each batch.
+
+    Args:
+        folder: where.
+        names: see :func:`file_names`, of the whole split, so that all processes agree.
+
+    Attributes:
+        written: files so far, of this process.
+    """
+
+    def __init__(self, folder: Path, names: dict[str, str]) -> None:
+        self.folder, self.names, self.written = folder, names, 0
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Write the batch; nothing of it is kept."""
+        import numpy as np
+
+        values: Tensor = outputs.float().cpu()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, value in zip(batch.ids, values, strict=True):
+            array = {"masks": value.half().numpy()} if value.ndim == 3 else {"logits": value.numpy()}
+            np.savez_compressed(self.folder / f"{self.names[name]}.npz", id=np.array(name), **array)  # type: ignore[arg-type]
+            self.written += 1
