@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only  # noqa: TID251
 
 from explainer.data.samplers import sample_seed
+from explainer.errors import NumericalError
 from explainer.models.masking import aggregate
 from explainer.tensors import Batch
 
@@ -24,6 +25,35 @@ class StepSeed(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Before the forward pass."""
         torch.manual_seed(sample_seed(self.seed, trainer.global_step, trainer.global_rank) % 2**63)
+
+
+class FiniteGradients(pl.Callback):
+    """Stop before an optimiser step whose gradient is not finite: a finite loss can have one (the root of 0), and the step would ruin the
+    weights and the checkpoint after it, an epoch before any loss says so.
+
+    With ``16-mixed`` nothing is checked: there infinite gradients are a part of the method, and their steps are left out.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Remember whose gradients are being summed."""
+        self.ids.extend(batch.ids)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        """Raises NumericalError."""
+        ids, self.ids = self.ids, []
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise NumericalError(
+                f"the gradient's norm is {float(norm)} in step {trainer.global_step}, although the loss is finite; the step was not taken. "
+                f"Images of the batch: {', '.join(ids)}. Lower the learning rate, or set trainer.precision to 32-true; go on with "
+                "--ckpt_path last."
+            )
 
 
 class HealthAlarm(pl.Callback):

@@ -25,10 +25,11 @@ from explainer.models.checkpoints import hyper_parameters, load_explanandum, rea
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.networks import init_encoder
-from explainer.tasks.callbacks import HealthAlarm, MaskPictures, StepSeed, in_torchrun
+from explainer.tasks.callbacks import FiniteGradients, HealthAlarm, MaskPictures, StepSeed, in_torchrun
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.csv_log import AppendingCSVLogger, KeepEarlierRows
 from explainer.tasks.explain import ExplainTask
+from explainer.tasks.predicting import PredictionWriter, file_names
 from explainer.tasks.saving import (
     AtomicCheckpointIO,
     EarlierRun,
@@ -201,6 +202,7 @@ def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
         where = folder / "checkpoints"
         # Two callbacks: with one, Lightning 2.6 writes last.ckpt only when the monitored value improved.
         callbacks += [
+            FiniteGradients(),
             GracefulStop(),
             SafeCheckpoint(where, filename="best", monitor=monitor, mode=mode),
             SafeCheckpoint(where, filename="last", save_on_exception=True, every_steps=t.save_every_n_steps),
@@ -436,21 +438,10 @@ def _table(title: str, row: dict[str, Any]) -> None:
 
 
 def _predict(trainer: pl.Trainer, task: ClassifyTask | ExplainTask, data: DataModule, checkpoint: str | None, folder: Path) -> int:
-    import numpy as np
-
-    from explainer.data.base import UnpaddedSampler
-
-    results = trainer.predict(task, data, ckpt_path=checkpoint, weights_only=True) or []
-    dataset, unreadable = data.dataset(data.predict_split), data.skipped[data.predict_split]
-    sampler = UnpaddedSampler(len(dataset), trainer.global_rank, trainer.world_size)
-    indices = [i for i in sampler.indices if dataset.sample_id(i) not in unreadable]
-    out = folder / "predictions"
-    out.mkdir(exist_ok=True)
-    flat = torch.cat([r if isinstance(r, torch.Tensor) else r[0] for r in results]).float().cpu() if results else torch.empty(0)
-    for index, value in zip(indices, flat, strict=True):
-        name = dataset.sample_id(index).replace("/", "_")
-        np.savez_compressed(
-            out / f"{name}.npz", **{"masks" if value.ndim == 3 else "logits": value.half().numpy() if value.ndim == 3 else value.numpy()}
-        )
-    log.warning("wrote %d files into %s", len(flat), out)
+    dataset = data.dataset(data.predict_split)
+    names = file_names([dataset.sample_id(i) for i in range(len(dataset))])
+    writer = PredictionWriter(folder / "predictions", names)
+    trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+    trainer.predict(task, data, ckpt_path=checkpoint, weights_only=True, return_predictions=False)
+    log.warning("wrote %d files into %s", writer.written, writer.folder)
     return 0

@@ -106,6 +106,32 @@ def test_not_a_number_stops_the_run_in_words(argv, tmp_path, capsys):
     assert not (tmp_path / "r/checkpoints/last.ckpt").exists(), "broken weights are not saved"
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_gradient_that_is_not_finite_stops_before_the_step(argv, tmp_path, capsys, monkeypatch, accumulate):
+    """The loss stays finite: a root whose argument is 0 has an infinite slope."""
+    from explainer.tasks import explain
+
+    original, calls, ids = explain.total_loss, [], []
+
+    def rooted(terms, e):
+        total, values = original(terms, e)
+        calls.append(e.ids)
+        if len(calls) == 4:
+            ids.extend(calls[-2:] if accumulate == 2 else calls[-1:])
+            total = total + torch.sqrt((e.class_masks * 0).sum())
+        assert torch.isfinite(total)
+        return total, values
+
+    monkeypatch.setattr(explain, "total_loss", rooted)
+    more = ["--trainer.accumulate_grad_batches", str(accumulate), "--trainer.save_every_n_steps", "1"]
+    assert train([*argv[0], "--run_dir", f"{tmp_path}/r", *more]) == 2
+    error = capsys.readouterr().err
+    assert f"the gradient's norm is nan in step {4 // accumulate - 1}" in error and "--ckpt_path last" in error
+    assert f"Images of the batch: {', '.join(name for part in ids for name in part)}." in error
+    saved = torch.load(tmp_path / "r/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4 // accumulate - 1 and all(bool(torch.isfinite(v).all()) for v in saved["state_dict"].values())
+
+
 def test_unreadable_images_are_counted_at_the_end(tmp_path, caplog, capsys):
     for split in ("train", "val"):
         for name, colour in (("red", (250, 10, 10)), ("blue", (10, 10, 250))):

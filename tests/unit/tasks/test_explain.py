@@ -1,15 +1,17 @@
 """The training step of the Explainer."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 import explainer
 from explainer.config import MaskingConfig
-from explainer.errors import ConfigError
+from explainer.errors import ConfigError, NumericalError
 from explainer.losses.base import build_terms
 from explainer.models.explainer import Explainer
-from explainer.tasks.callbacks import empty_image_message, health_messages
+from explainer.tasks.callbacks import FiniteGradients, empty_image_message, health_messages
 from explainer.tasks.explain import ExplainTask, diagnostics
 from explainer.tasks.optim import cosine, one_cycle
 from explainer.tensors import Batch
@@ -138,6 +140,22 @@ def test_a_classifier_that_is_sure_of_an_empty_image_is_reported():
     assert "answers b (88%) on an empty image" in empty_image_message(torch.tensor([-1.0, 2.0]), "multilabel", ("a", "b"))
     assert empty_image_message(torch.tensor([1.0, 1.0, 1.0]), "multiclass", ("a", "b", "c")) is None
     assert "answers a (" in empty_image_message(torch.tensor([9.0, 1.0, 1.0]), "multiclass", ("a", "b", "c"))
+
+
+def test_scaled_gradients_may_overflow():
+    """16-mixed leaves out such steps by itself, and lowers its scale."""
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([float("inf"), 1.0])
+    optimizer = torch.optim.SGD([weight])
+    scaled, plain = (SimpleNamespace(precision_plugin=SimpleNamespace(scaler=s), global_step=3) for s in (object(), None))
+    check = FiniteGradients()
+    check.on_train_batch_start(scaled, None, make_batch(), 0)
+    check.on_before_optimizer_step(scaled, None, optimizer)
+    check.on_train_batch_start(plain, None, make_batch()[:2], 1)
+    with pytest.raises(NumericalError, match=r"norm is inf in step 3.*Images of the batch: a, b\."):
+        check.on_before_optimizer_step(plain, None, optimizer)
+    weight.grad = torch.tensor([-1e6, 1.0])
+    check.on_before_optimizer_step(plain, None, optimizer)
 
 
 def test_health_messages():
