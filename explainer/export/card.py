@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 CARD, DRIFT = "README.md", "drift.json"
+_UNSTATED = "Not stated by whoever exported it"
 _LIMITS = """- A mask shows where this classifier finds evidence for a class. It does not say that the class is there, nor that the
   classifier is right.
 - It explains one classifier, the one with the fingerprint above, on images like those it was trained on. For another classifier, or
@@ -16,10 +19,34 @@ _LIMITS = """- A mask shows where this classifier finds evidence for a class. It
 
 
 def write_card(folder: Path, description: dict[str, Any], metrics: dict[str, Any] | None = None, licence: str | None = None) -> Path:
-    """Write ``README.md`` beside the exported files, from ``description`` and every drift report found in ``drift.json``."""
+    """Write ``README.md`` beside the exported files: from ``description``, the files that lie there, and their reports in ``drift.json``.
+
+    Metrics and licence that are not given are taken over from the card that is replaced, if it is of the same weights.
+    """
     path = folder / CARD
-    path.write_text(card(description, _read(folder / DRIFT), metrics, licence))
+    files = sorted(p.name for p in folder.iterdir() if p.is_file())
+    reports = {name: report for name, report in _read(folder / DRIFT).items() if name in files}
+    old_metrics, old_licence = _of_the_old_card(path, description["weights"])
+    path.write_text(card(description, reports, metrics or old_metrics, licence or old_licence, files), encoding="utf-8")
     return path
+
+
+def _of_the_old_card(path: Path, weights: str) -> tuple[dict[str, Any] | None, str | None]:
+    """Metrics and licence of a card of the same weights."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None, None
+    if f"weights `{weights}`" not in text:
+        return None, None
+    parts = {name.strip(): body.strip() for name, _, body in (part.partition("\n") for part in text.split("\n## "))}
+    metrics = {}
+    for line in parts.get("Metrics", "").splitlines()[2:]:
+        name, _, value = line.strip("| ").rpartition(" | ")
+        with contextlib.suppress(ValueError):  # a line that someone wrote by hand
+            metrics[name] = float(value)
+    licence = parts.get("Licence", "")
+    return metrics or None, None if licence.startswith(_UNSTATED) else licence or None
 
 
 def add_report(folder: Path, report: dict[str, Any]) -> None:
@@ -37,8 +64,14 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def card(description: dict[str, Any], reports: dict[str, Any], metrics: dict[str, Any] | None = None, licence: str | None = None) -> str:
-    """The card as Markdown, with the metadata block that the Hugging Face Hub reads."""
+def card(
+    description: dict[str, Any],
+    reports: dict[str, Any],
+    metrics: dict[str, Any] | None = None,
+    licence: str | None = None,
+    files: Sequence[str] = ("model.safetensors",),
+) -> str:
+    """The card as Markdown, with the metadata block that the Hugging Face Hub reads; instructions for the ``files`` that are there."""
     d, e = description, description["explainer"]
     encoder = e["options"].get("encoder_name")
     lines = [
@@ -47,15 +80,13 @@ def card(description: dict[str, Any], reports: dict[str, Any], metrics: dict[str
         "One forward pass gives, for every class, a mask in [0,1] of where a classifier finds its evidence "
         "(Stalder et al., *What You See is What You Classify*, NeurIPS 2022).", "",
         "## Use", "",
-        "```python", "import explainer", 'net = explainer.load("path/of/this/folder")   # model.safetensors',
-        "masks = net(images)                            # [B,3,H,W] in [0,1] -> [B,K,H,W] in [0,1]", "",
-        "from explainer.export.predictor import Predictor   # no torch; model.onnx",
-        'masks = Predictor("model.onnx")("photo.jpg")["masks"]', "```",
-        "A `.pt2` file: `torch.export.load(path).module(check_guards=False)(images)`.", "",
+        *_use(files), "",
         "## What it is", "",
         f"- Classes: {', '.join(str(c) for c in d['classes'])}",
         f"- Parameters: {d['parameters']:,}; trained at {d['image_size'] or 'an unknown'} px; weights `{d['weights']}`",
         f"- Explains the classifier with fingerprint `{d['explained_classifier'] or 'unknown'}`",
+        f"- Removed pixels were shown as: {d.get('fill') or 'mean (not recorded)'}",
+        *([f"- Classes are predicted from a probability of {d['threshold']:g} (merged mask of fused files)"] if d.get("threshold") else []),
         f"- Data: {json.dumps(d['data']) if d['data'] else 'not recorded'}",
         f"- Versions: {json.dumps(d['versions'])}", "",
         "## Metrics", "",
@@ -63,11 +94,32 @@ def card(description: dict[str, Any], reports: dict[str, Any], metrics: dict[str
         "## Files and drift against the network in torch", "",
         *_drift(reports), "",
         "## Licence", "",
-        licence or "Not stated by whoever exported it. The code is Apache-2.0; weights also depend on the terms of the training data and "
+        licence or f"{_UNSTATED}. The code is Apache-2.0; weights also depend on the terms of the training data and "
         "of pretrained encoder weights.", "",
         "## Limits", "", _LIMITS, "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _use(files: Sequence[str]) -> list[str]:
+    """How to open what is there, one way per kind of file."""
+    lines = ["```python"]
+    if "model.safetensors" in files:
+        lines += ["import explainer", 'net = explainer.load("path/of/this/folder")   # model.safetensors with config.json',
+                  "masks = net(images)                            # [B,3,H,W] in [0,1] -> [B,K,H,W] in [0,1]", ""]  # fmt: skip
+    for name in files:
+        outputs = "masks, merged, probabilities, areas" if name.startswith("fused") else "masks, areas"
+        if name.endswith(".onnx"):
+            lines += ["from explainer.export.predictor import Predictor   # no torch",
+                      f'result = Predictor("{name}")("photo.jpg")   # {outputs}', ""]  # fmt: skip
+        elif name.endswith(".pt2"):
+            lines += ["from explainer.export.runtime import open_model   # checks that the file is data alone",
+                      f'result = open_model("{name}").run(images)   # numpy [B,3,H,W] float32; in torch alone, for files you trust:',
+                      f'outputs = torch.export.load("{name}").module(check_guards=False)(images)', ""]  # fmt: skip
+        elif name.endswith(".xml"):
+            lines += [f"import openvino   # {name} with {name[:-4]}.bin",
+                      f'result = openvino.Core().compile_model("{name}", "CPU")(images)   # numpy [B,3,H,W] float32', ""]  # fmt: skip
+    return [*lines[:-1], "```"]
 
 
 def _metrics(metrics: dict[str, Any] | None) -> list[str]:

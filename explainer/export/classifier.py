@@ -101,6 +101,12 @@ def require_same_classifier(explanandum: Any, description: dict[str, Any], sourc
     return ""
 
 
+def prediction_threshold(given: float | None, description: dict[str, Any]) -> float:
+    """From which probability a class counts as predicted: as asked, else what is baked into a fused file, else 0.5."""
+    stored = description.get("threshold")
+    return given if given is not None else 0.5 if stored is None else float(stored)
+
+
 def _mapping(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}

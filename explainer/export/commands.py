@@ -12,7 +12,7 @@ from typing import Any
 
 from explainer.arguments import name_list, number, parser, positive
 from explainer.errors import ConfigError
-from explainer.export.classifier import add_classifier_options, open_classifier, require_same_classifier
+from explainer.export.classifier import add_classifier_options, open_classifier, prediction_threshold, require_same_classifier
 from explainer.export.outputs import writable_folder
 
 FORMATS = ("safetensors", "onnx", "torch_export", "openvino")
@@ -151,7 +151,7 @@ def explain_command(argv: Sequence[str]) -> int:
     notice = require_same_classifier(explanandum, runtime.description, args.model)
     if notice:
         print(notice, file=sys.stderr)
-    threshold = args.threshold if args.threshold is not None else runtime.description.get("threshold") or 0.5
+    threshold = prediction_threshold(args.threshold, runtime.description)
     options = ExplainOptions(args.classes, args.batch_size, args.size, threshold, args.on_error, args.area)
     treatment = _treatment(args, explanandum, runtime.description, threshold)
     with _Bar("explaining", args.quiet) as progress:

@@ -14,9 +14,13 @@ from explainer.models.explanandum import Explanandum
 
 
 def describe(
-    net: Explainer, options: ExportOptions | None = None, explanandum: Explanandum | None = None, outputs: tuple[str, ...] = ("masks",)
+    net: Explainer,
+    options: ExportOptions | None = None,
+    explanandum: Explanandum | None = None,
+    outputs: tuple[str, ...] = ("masks",),
+    threshold: float | None = None,
 ) -> dict[str, Any]:
-    """Classes, size, precision, outputs, fingerprints, architecture, data and versions.
+    """Classes, size, precision, outputs, threshold of the merged mask, fingerprints, architecture, data and versions.
 
     Folder names of the training machine are left out: they mean nothing elsewhere and may be private.
     """
@@ -29,6 +33,7 @@ def describe(
         "image_size": net.image_size,
         "precision": options.precision if options is not None else "fp32",
         "outputs": list(outputs),
+        "threshold": threshold,
         "task": explanandum.task if explanandum is not None else net.metadata.get("task"),
         "explained_classifier": net.metadata.get("fingerprint"),
         "classifier": described(net.metadata.get("classifier")),

@@ -119,7 +119,8 @@ def _model(
     if not form.fusable:
         raise ConfigError(f"format {form.name} stores the Explainer alone; choose onnx, torch_export or openvino for --fused.")
     both = FusedExplainer(net, explanandum, threshold)
-    return ExportModel(both, both.outputs, net.stride * net.downscale, describe(net, options, explanandum, both.outputs))
+    baked = threshold if explanandum.task == "multilabel" else None
+    return ExportModel(both, both.outputs, net.stride * net.downscale, describe(net, options, explanandum, both.outputs, baked))
 
 
 def file_name(form: ExportFormat, options: ExportOptions, fused: bool = False) -> str:

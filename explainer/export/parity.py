@@ -15,16 +15,19 @@ from torch import nn
 
 from explainer.errors import ConfigError, ExportError
 from explainer.export.base import Array, ExportModel, Runtime
-from explainer.fills import blend, make_fill
+from explainer.export.classifier import prediction_threshold
+from explainer.fills import FillKind, blend, judging_fill, make_fill
 from explainer.models.explanandum import Explanandum
 
 # Quantised masks differ by a lot at single edge pixels and hardly elsewhere, so their largest difference says nothing (ecosystem facts:
-# mean .0009 beside max .42); what counts is the mask at 0.5.
+# mean .0009 beside max .42); what counts is the mask at 0.5. Of a fused model's probabilities it counts how far they move, and whether
+# that changes which classes are predicted (at fp32 nothing may change but where a probability lies on the threshold itself).
 LIMITS: dict[str, dict[str, float]] = {
-    "fp32": {"max_difference": 1e-4},
-    "fp16": {"max_difference": 0.05, "mean_difference": 2e-3, "iou": 0.98},
-    "int8": {"iou": 0.97},
+    "fp32": {"max_difference": 1e-4, "probability_difference": 1e-4},
+    "fp16": {"max_difference": 0.05, "mean_difference": 2e-3, "iou": 0.98, "probability_difference": 0.02, "changed_predictions": 0.02},
+    "int8": {"iou": 0.97, "probability_difference": 0.15, "changed_predictions": 0.05},
 }
+_FUSED = ("probability_difference", "changed_predictions")
 
 
 @dataclass
@@ -37,6 +40,10 @@ class DriftReport:
         real_images: the images were given (calibration), not generated.
         max_difference, mean_difference: of the class masks, absolute.
         iou: of the class masks at 0.5 against eager, mean over masks that are not empty in both; 1 if all are.
+        probability_difference: largest, of a fused model; None of others.
+        changed_predictions: share of pairs of image and class that are predicted by one of both only (multi-label: at the threshold that is
+            baked in; single-label: of images whose most probable class differs).
+        threshold: from which a class counts as predicted in the file; None where none is baked in.
         outputs: largest absolute difference of every other output of a fused model; merged masks are compared where the predicted classes
             agree.
         faithfulness: mean probability of the most probable class on the masked image, eager and exported, and the difference; None
@@ -55,6 +62,9 @@ class DriftReport:
     max_difference: float
     mean_difference: float
     iou: float
+    probability_difference: float | None = None
+    changed_predictions: float | None = None
+    threshold: float | None = None
     outputs: dict[str, float] = field(default_factory=dict)
     faithfulness: dict[str, float] | None = None
     latency_ms: float = 0.0
@@ -77,6 +87,10 @@ class DriftReport:
             ("IoU at 0.5 against eager", f"{self.iou:.4f}"),
             *((f"largest difference, {name}", f"{value:.2e}") for name, value in self.outputs.items()),
         ]
+        if self.probability_difference is not None and self.changed_predictions is not None:
+            cut = "most probable class" if self.threshold is None else f"predicted from {self.threshold:g}"
+            found.append(("largest probability difference", f"{self.probability_difference:.2e}"))
+            found.append((f"changed predictions ({cut})", f"{self.changed_predictions:.2%}"))
         if self.faithfulness is not None:
             f = self.faithfulness
             found.append(("faithfulness change", f"{f['change']:+.4f} ({f['eager']:.4f} -> {f['exported']:.4f})"))
@@ -116,7 +130,9 @@ def measure(
     largest, total, count = 0.0, 0.0, 0
     ious: list[float] = []
     outputs: dict[str, float] = {}
-    probabilities: list[tuple[float, float]] = []
+    faithful: list[tuple[float, float]] = []
+    predicted: list[Array] = []
+    threshold, fill = _decision(model.description), judging_fill(model.description.get("fill"))
     for shape in shapes:
         batch = probe(shape, images)
         expected, actual = model.reference(batch), runtime.run(batch)
@@ -125,26 +141,30 @@ def measure(
             raise ExportError(f"{file.name}: the exported masks are {actual['masks'].shape}, expected finite {expected['masks'].shape}.")
         largest, total, count = max(largest, float(difference.max())), total + float(difference.sum()), count + difference.size
         ious += _ious(expected["masks"], actual["masks"])
-        for name, value in _others(expected, actual).items():
+        if "probabilities" in expected:
+            predicted.append(np.stack([expected["probabilities"], actual["probabilities"]]))
+        for name, value in _others(expected, actual, threshold).items():
             outputs[name] = max(outputs.get(name, 0.0), value)
         if explanandum is not None:
-            probabilities += _faithfulness(batch, expected["masks"], actual["masks"], explanandum)
+            faithful += _faithfulness(batch, expected["masks"], actual["masks"], explanandum, fill)
     one = probe((1, *shapes[0][1:]), images)
     latency, eager = interleaved([lambda: runtime.run(one), lambda: model.reference(one)], repeats=5)
     report = DriftReport(
         file.name, format_name, precision, [list(s) for s in shapes], images is not None, largest, total / count,
-        float(np.mean(ious)) if ious else 1.0, outputs, _summary(probabilities), latency, eager, file_bytes(file),
-        dict(LIMITS[precision]) if tolerance is None else {"max_difference": tolerance},
+        float(np.mean(ious)) if ious else 1.0, *_predictions(predicted, threshold), threshold if predicted else None, outputs,
+        _summary(faithful), latency, eager, file_bytes(file), _limits(precision, tolerance, bool(predicted)),
     )  # fmt: skip
     report.violations = violations(report)
     return report
 
 
 def violations(report: DriftReport) -> list[str]:
-    """The limits that a report exceeds, each in words. Other outputs of a fused model share the limit of the masks."""
+    """The limits that a report exceeds, each in words. Merged masks and areas of a fused model share the limit of the masks."""
     found = []
     for name, limit in report.limits.items():
         value = max([report.max_difference, *report.outputs.values()]) if name == "max_difference" else getattr(report, name)
+        if value is None:
+            continue
         if value < limit if name == "iou" else value > limit:
             found.append(f"{name.replace('_', ' ')} {value:.3g} is {'below' if name == 'iou' else 'above'} the limit {limit:g}")
     return found
@@ -189,31 +209,59 @@ def _ious(expected: Array, actual: Array) -> list[float]:
     return ((a & b).sum(axis=(2, 3))[union > 0] / union[union > 0]).tolist()
 
 
-def _others(expected: dict[str, Array], actual: dict[str, Array]) -> dict[str, float]:
+def _limits(precision: str, tolerance: float | None, fused: bool) -> dict[str, float]:
+    """Those of the precision, with a tolerance of the user's own for the masks; those of predictions only where there are some."""
+    limits = dict(LIMITS[precision])
+    if tolerance is not None:
+        kept = {name: limits[name] for name in _FUSED if name in limits}
+        limits = {"max_difference": tolerance, **kept, "probability_difference": max(tolerance, limits["probability_difference"])}
+    return limits if fused else {name: limit for name, limit in limits.items() if name not in _FUSED}
+
+
+def _decision(description: dict[str, Any]) -> float | None:
+    """The probability from which a class is predicted; None: the most probable class is."""
+    return None if description.get("task") == "multiclass" else prediction_threshold(None, description)
+
+
+def _predictions(pairs: list[Array], threshold: float | None) -> tuple[float | None, float | None]:
+    """``(largest difference, share of changed predictions)`` of pairs ``[2,B,K]`` of probabilities; None without any."""
+    if not pairs:
+        return None, None
+    eager, exported = np.concatenate(pairs, axis=1)
+    if not np.isfinite(exported).all():
+        return float("inf"), 1.0
+    if threshold is None:
+        changed = eager.argmax(axis=1) != exported.argmax(axis=1)
+    else:
+        changed = (eager >= threshold) != (exported >= threshold)
+    return float(np.abs(eager - exported).max()), float(changed.mean())
+
+
+def _others(expected: dict[str, Array], actual: dict[str, Array], threshold: float | None) -> dict[str, float]:
     found = {}
     for name, value in expected.items():
-        if name == "masks":
+        if name in ("masks", "probabilities"):
             continue
         difference = np.abs(value - actual[name])
         if name == "merged":
-            same = [_same_classes(p, q) for p, q in zip(expected["probabilities"], actual["probabilities"], strict=True)]
+            same = [_same_classes(p, q, threshold) for p, q in zip(expected["probabilities"], actual["probabilities"], strict=True)]
             difference = difference[np.array(same)]
         found[name] = float(difference.max(initial=0.0))
     return found
 
 
-def _same_classes(p: Array, q: Array) -> bool:
-    """No probability is so close to a decision that rounding may turn it. Both rules (0.5, largest) are asked."""
-    return bool(((p >= 0.5) == (q >= 0.5)).all() and p.argmax() == q.argmax())
+def _same_classes(p: Array, q: Array, threshold: float | None) -> bool:
+    """Both predict the same classes, so that their merged masks are of the same masks."""
+    return bool(p.argmax() == q.argmax()) if threshold is None else bool(((p >= threshold) == (q >= threshold)).all())
 
 
-def _faithfulness(images: Array, eager: Array, exported: Array, explanandum: Explanandum) -> list[tuple[float, float]]:
-    """Probability of the most probable class when only its mask is kept, on the classifier's mean colour: (eager's, exported's)."""
+def _faithfulness(images: Array, eager: Array, exported: Array, explanandum: Explanandum, fill_kind: FillKind) -> list[tuple[float, float]]:
+    """Probability of the most probable class when only its mask is kept, on the training's fill: (eager's, exported's)."""
     x = torch.from_numpy(images)
     with torch.inference_mode():
         best = explanandum(x).argmax(dim=1)
         rows = torch.arange(len(x))
-        fill = make_fill(x, "mean", mean=explanandum.mean)
+        fill = make_fill(x, fill_kind, mean=explanandum.mean, generator=torch.Generator().manual_seed(0))
         masked = [blend(x, torch.from_numpy(masks)[rows, best], fill) for masks in (eager, exported)]
         kept = [explanandum.probabilities(explanandum(m))[rows, best].tolist() for m in masked]
     return list(zip(kept[0], kept[1], strict=True))

@@ -106,10 +106,11 @@ def check_description(values: Any, path: Any) -> dict[str, Any]:
 
     if not isinstance(values, dict):
         values = {}
-    classes, outputs, size, trained = (values.get(key) for key in ("classes", "outputs", "size", "image_size"))
+    classes, outputs, size, trained, threshold = (values.get(key) for key in ("classes", "outputs", "size", "image_size", "threshold"))
     names = [v for v in (classes, outputs) if isinstance(v, list) and all(isinstance(name, str) for name in v)]
     fits = size is None or (isinstance(size, list) and len(size) == 2 and all(side(v) for v in size))
-    if len(names) != 2 or not fits or not (trained is None or side(trained)):
+    share = threshold is None or (isinstance(threshold, int | float) and 0 <= threshold <= 1)
+    if len(names) != 2 or not fits or not (trained is None or side(trained)) or not share:
         raise CheckpointError(
             f"{path} has no usable description of its classes, outputs and size: it was not written by `explainer export`."
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from explainer.arguments import name_list, number, parser, positive
 from explainer.errors import ConfigError
-from explainer.export.classifier import add_classifier_options, open_classifier, require_same_classifier
+from explainer.export.classifier import add_classifier_options, open_classifier, prediction_threshold, require_same_classifier
 
 
 def serve_parser() -> argparse.ArgumentParser:
@@ -21,7 +21,9 @@ def serve_parser() -> argparse.ArgumentParser:
     p.add_argument("--compare", type=name_list, help="methods to offer, of `explainer methods`, and refined; default: grad_cam,srd,refined")
     p.add_argument("--refine-budget", type=number, default=20.0, help="seconds for a refined mask (default: 20)")
     p.add_argument("--size", type=positive, help="side at which the network runs; default: the side it was trained at")
-    p.add_argument("--threshold", type=number, default=0.5, help="probability from which a class counts as predicted")
+    p.add_argument(
+        "--threshold", type=number, help="probability from which a class counts as predicted; default: 0.5, or a fused file's own"
+    )
     p.add_argument("--threads", type=positive, help="processor threads")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on; the default is reachable from this machine alone")
     p.add_argument("--allow-host", action="append", default=[], help="a further name under which the page may be opened (with --host)")
@@ -58,8 +60,9 @@ def make_server(args: argparse.Namespace) -> Any:
     runtime = open_model(args.model, args.threads)
     explanandum = open_classifier(args.classifier, args.classifier_options, runtime.description)
     notice = require_same_classifier(explanandum, runtime.description, args.model)
+    threshold = prediction_threshold(args.threshold, runtime.description)
     uploads = Uploads(
-        runtime, explanandum, args.compare, args.size, args.threshold, int(args.max_megapixels * 1e6), refine_budget=args.refine_budget
+        runtime, explanandum, args.compare, args.size, threshold, int(args.max_megapixels * 1e6), refine_budget=args.refine_budget
     )
     return Server(uploads, args.host, args.port, int(args.max_megabytes * 2**20), _title(args.model), notice, tuple(args.allow_host))
 

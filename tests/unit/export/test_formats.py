@@ -211,6 +211,15 @@ def test_reduced_precisions_stay_within_their_limits(
     assert open_model(path).run(images)["masks"].shape == (12, 3, 32, 32)
 
 
+def test_the_baked_in_threshold_is_stored(net: Explainer, classifier: Explanandum, images: np.ndarray, tmp_path: Path) -> None:
+    path, report = export(net, "torch_export", tmp_path, fused=True, explanandum=classifier, threshold=0.3)
+    runtime = open_model(path)
+    assert runtime.description["threshold"] == report.threshold == 0.3 and report.changed_predictions == 0
+    result = runtime.run(images)
+    for p, m, merged in zip(result["probabilities"], result["masks"], result["merged"], strict=True):
+        assert np.abs((m[p >= 0.3].max(axis=0) if (p >= 0.3).any() else np.zeros_like(m[0])) - merged).max() < 1e-6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["deeplabv3", "deeplabv3plus", "fpn", "torchvision_deeplabv3"])
 def test_other_networks_and_downscaling_export(network: str, tmp_path: Path) -> None:
@@ -320,3 +329,38 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
         open_model(tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
         open_model(tmp_path / "absent.onnx")
+
+
+def test_the_card_tells_how_to_use_the_files_that_are_there(
+    net: Explainer, classifier: Explanandum, onnx_fused: tuple[Path, Any], tmp_path: Path
+) -> None:
+    text = (onnx_fused[0].parent / "README.md").read_text()
+    assert 'Predictor("fused.onnx")' in text and "model.safetensors" not in text and "explainer.load" not in text and ".pt2" not in text
+    assert "model.onnx" not in text and "predicted from a probability of 0.5" in text
+    export(net, "safetensors", tmp_path, metrics={"iou": 0.8125}, licence="CC-BY-4.0\n\nand more")
+    text = (tmp_path / "README.md").read_text()
+    assert "explainer.load(" in text and "Predictor" not in text and "openvino" not in text
+    # A second export keeps what was said of the same weights, unless it says otherwise; of others, it does not.
+    export(net, "torch_export", tmp_path, fused=True, explanandum=classifier)
+    text = (tmp_path / "README.md").read_text()
+    assert (
+        "| iou | 0.8125 |" in text and "CC-BY-4.0\n\nand more" in text and 'open_model("fused.pt2")' in text and "explainer.load(" in text
+    )
+    export(net, "safetensors", tmp_path, metrics={"iou": 0.5}, licence="MIT")
+    text = (tmp_path / "README.md").read_text()
+    assert "| iou | 0.5000 |" in text and "MIT" in text and "CC-BY" not in text and "0.8125" not in text
+    other = Explainer.from_config(net.config).eval()
+    other.metadata = {"fill": "blur"}
+    save_pretrained(other, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "0.5000" not in text and "Not stated by whoever exported it" in text and "shown as: blur" in text
+
+
+def test_the_instructions_of_each_kind_of_file() -> None:
+    from explainer.export.card import _use
+
+    assert "\n".join(_use(["model.xml", "model.bin"])).count("model.bin") == 1 and "openvino" in "\n".join(_use(["model.xml"]))
+    every = _use(["README.md", "fused-int8.onnx", "model.onnx", "model.pt2", "model.safetensors", "model.xml"])
+    assert every[0] == "```python" and every[-1] == "```" and sum('Predictor("' in line for line in every) == 2
+    for name in ("fused-int8.onnx", "model.onnx", "model.pt2", "model.safetensors", "model.xml"):
+        assert any(name in line for line in every)

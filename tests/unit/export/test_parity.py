@@ -71,7 +71,7 @@ def test_fp32_limit(tmp_path: Path, amount: float, exceeded: bool) -> None:
 
 
 def test_int8_is_judged_by_iou_alone(tmp_path: Path) -> None:
-    assert LIMITS["int8"] == {"iou": 0.97}
+    assert {k: v for k, v in LIMITS["int8"].items() if k != "iou"} == {"probability_difference": 0.15, "changed_predictions": 0.05}
     assert run(-0.3, tmp_path, "int8").violations == []
     assert run(-0.5, tmp_path, "int8").violations == ["iou 0.5 is below the limit 0.97"]
 
@@ -110,9 +110,35 @@ def test_other_outputs_count_and_merged_masks_only_where_the_classes_agree(tmp_p
     file.write_bytes(b"")
     model = ExportModel(Both(), ("probabilities", "masks", "merged"))
     same = measure(model, Other(0.55), file, "onnx", "fp32", SHAPES)
-    assert same.outputs == pytest.approx({"probabilities": 0.05, "merged": 0.9}) and same.violations
+    assert same.outputs == pytest.approx({"merged": 0.9}) and same.violations
+    assert same.probability_difference == pytest.approx(0.05) and same.changed_predictions == 0 and same.threshold == 0.5
     turned = measure(model, Other(0.45), file, "onnx", "fp32", SHAPES)
-    assert turned.outputs == pytest.approx({"probabilities": 0.15, "merged": 0.0})
+    assert turned.outputs == pytest.approx({"merged": 0.0}) and turned.probability_difference == pytest.approx(0.15)
+    assert turned.changed_predictions == pytest.approx(0.5)  # class 0 of two
+    # The threshold that is baked in decides, not 0.5; and at it, merged masks are compared where it agrees.
+    model.description = {"threshold": 0.57}
+    lower = measure(model, Other(0.55), file, "onnx", "int8", SHAPES)
+    assert lower.changed_predictions == pytest.approx(0.5) and lower.outputs == pytest.approx({"merged": 0.0}) and lower.threshold == 0.57
+    assert lower.violations == ["changed predictions 0.5 is above the limit 0.05"]
+    assert any(label == "changed predictions (predicted from 0.57)" and value == "50.00%" for label, value in lower.rows())
+    model.description = {"threshold": 0.2}
+    assert measure(model, Other(0.4), file, "onnx", "int8", SHAPES).violations == ["probability difference 0.2 is above the limit 0.15"]
+    model.description = {"task": "multiclass"}
+    assert measure(model, Other(0.45), file, "onnx", "fp16", SHAPES).changed_predictions == 0.0
+    assert measure(model, Other(0.35), file, "onnx", "fp16", SHAPES, tolerance=1.0).violations == [
+        "changed predictions 1 is above the limit 0.02"
+    ]
+
+
+def test_faithfulness_is_measured_with_the_fill_of_the_training(tmp_path: Path) -> None:
+    explanandum = Explanandum(Brightness(), 2, mean=0.0, std=1.0)
+    file = tmp_path / "x.onnx"
+    file.write_bytes(b"")
+    images = np.full((1, 3, 4, 4), 0.5, np.float32)
+    model = ExportModel(Constant(), description={"fill": "white"})
+    report = measure(model, Drifting(0), file, "onnx", "fp32", SHAPES, images, explanandum)
+    # The mask averages 0.5 and the rest is 1.
+    assert report.faithfulness is not None and report.faithfulness["eager"] == pytest.approx(1 / (1 + np.exp(-4 * 0.75)))
 
 
 def test_one_batch_size_and_wrong_shapes_are_refused(tmp_path: Path) -> None:
