@@ -24,6 +24,8 @@ class DataConfig:
         eval_options: further options for the val and test splits only.
         on_error: raise stops at an unreadable sample, skip leaves it out and reports the count.
         global_batch: batch_size is the total over all devices.
+        prefetch_factor: batches that each loader process prepares ahead (default: torch's 2); needs num_workers.
+        pin_memory: page-locked batches, which copy faster to a GPU (default: where CUDA is available).
     """
 
     name: str = "shapes"
@@ -35,6 +37,8 @@ class DataConfig:
     eval_options: dict[str, Any] = field(default_factory=dict)
     on_error: Literal["raise", "skip"] = "raise"
     global_batch: bool = False
+    prefetch_factor: int | None = None
+    pin_memory: bool | None = None
 
 
 @dataclass

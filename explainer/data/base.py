@@ -248,7 +248,7 @@ class DataModule(pl.LightningDataModule):
         predict_split: the split that :meth:`predict_dataloader` serves.
         global_batch: True means ``batch_size`` is the sum over all devices (same training on 1, 2 or 8).
         pin_memory: page-locked batches; default where CUDA is available.
-        prefetch_factor: batches each worker prepares ahead.
+        prefetch_factor: batches each worker prepares ahead (default: torch's 2); needs ``num_workers``.
     """
 
     def __init__(
@@ -276,9 +276,16 @@ class DataModule(pl.LightningDataModule):
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size or 1, 1),
             ("num_workers", num_workers, 0),
+            ("prefetch_factor", 1 if prefetch_factor is None else prefetch_factor, 1),
         ):
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{key} must be a whole number of at least {least}, got {value!r}.")
+        if prefetch_factor is not None and num_workers == 0:
+            raise ConfigError(
+                f"prefetch_factor {prefetch_factor} is of worker processes, and num_workers is 0: raise data.num_workers, or leave it out."
+            )
+        if not isinstance(pin_memory, bool | None):
+            raise ConfigError(f"pin_memory must be true, false or null (where CUDA is available), got {pin_memory!r}.")
         self.name, self.batch_size, self.eval_batch_size = name, batch_size, eval_batch_size or batch_size
         self.num_workers, self.seed, self.on_error, self.predict_split = num_workers, seed, on_error, predict_split
         self.options = dict(options or {})

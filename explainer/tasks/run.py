@@ -65,7 +65,7 @@ def data_module(config: RunConfig) -> DataModule:
     d = config.data
     return DataModule(
         d.name, d.batch_size, d.eval_batch_size, d.num_workers, config.seed, d.options, d.train_options, d.eval_options, d.on_error,
-        global_batch=d.global_batch,
+        global_batch=d.global_batch, pin_memory=d.pin_memory, prefetch_factor=d.prefetch_factor,
     )  # fmt: skip
 
 

@@ -163,6 +163,26 @@ def test_wrong_settings_are_explained() -> None:
     assert DataModule("voc", batch_size=6, global_batch=True)._per_device(2) == 3
 
 
+def test_loader_options_come_from_the_configuration() -> None:
+    from explainer.cli import parse_run
+    from explainer.tasks.run import data_module
+
+    argv = ["fit", "--data.options", "{size: 32, length: 24}"]
+    given = [*argv, "--data.num_workers", "1", "--data.prefetch_factor", "5", "--data.pin_memory", "false"]
+    loader = data_module(parse_run(given)[1]).eval_dataloader("val")
+    assert loader.prefetch_factor == 5 and loader.pin_memory is False
+    loader = data_module(parse_run([*argv, "--data.pin_memory", "true"])[1]).eval_dataloader("val")
+    assert loader.prefetch_factor is None and loader.pin_memory is True
+    loader = data_module(parse_run(argv)[1]).eval_dataloader("val")
+    assert loader.pin_memory is torch.cuda.is_available()
+    with pytest.raises(ConfigError, match=r"prefetch_factor 4 is of worker processes, and num_workers is 0"):
+        data_module(parse_run([*argv, "--data.prefetch_factor", "4"])[1])
+    with pytest.raises(ConfigError, match=r"prefetch_factor must be a whole number of at least 1, got 0"):
+        DataModule("shapes", num_workers=1, prefetch_factor=0)
+    with pytest.raises(ConfigError, match=r"pin_memory must be true, false or null .*, got 'yes'"):
+        DataModule("shapes", pin_memory="yes")  # type: ignore[arg-type]
+
+
 def test_options_of_splits(tmp_path: Path) -> None:
     make_voc(tmp_path)
     options = {"root": str(tmp_path), "class_names": list(NAMES), "size": 16}
