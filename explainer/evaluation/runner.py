@@ -314,15 +314,19 @@ class Runner:
             ]
             if index in whole.indices:
                 b = whole.indices.index(index)
-                one = replace(whole, batch=whole.batch[b : b + 1], indices=[index])
-                usable = [label for label in labels if self._has_truth(self.protocols[label], method, one)]
                 try:
-                    wanted = self._wanted(method, usable, lambda _, scene=one: scene, one, outcome) & one.explained
-                    self.gallery.save_maps(one, method, self._maps(method, wanted, one)[0])
+                    self._picture(method, replace(whole, batch=whole.batch[b : b + 1], indices=[index]), labels, outcome)
                 except ExplainerError as error:
                     log.warning("%s: no picture of image %d: %s", method.label, index, error)
             if self.gallery.lacking(method.label, [index]):
                 self.gallery.note_none(method.label, index)
+
+    def _picture(self, method: Method, one: Scene, labels: Sequence[str], outcome: Outcome) -> None:
+        """The gallery's maps of a scene of one image."""
+        usable = [label for label in labels if self._has_truth(self.protocols[label], method, one)]
+        # Protocols may want all classes; the gallery shows the explained ones.
+        wanted = self._wanted(method, usable, lambda _: one, one, outcome) & one.explained
+        self.gallery.save_maps(one, method, self._maps(method, wanted, one)[0])
 
     @staticmethod
     def _has_truth(protocol: Protocol, method: Method | None, scene: Scene) -> bool:
