@@ -6,12 +6,13 @@ No gradient flows through them. What still works: the losses ``coalition`` and `
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -36,6 +37,8 @@ class ScoreFunction(Protocol):
 class ResponseCache:
     """Answers by image, so that no image is paid for twice: the last ``size`` in memory, all of them in a file if one is given.
 
+    It also keeps the account of how many images were asked about: with a file over all starts and processes that share it.
+
     Args:
         size: answers kept in memory; 0 keeps none.
         path: SQLite file that outlives the process, or None.
@@ -48,11 +51,18 @@ class ResponseCache:
         self.size, self.identity = size, identity
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
         self._file: sqlite3.Connection | None = None
+        self._paid = 0
         if path is not None:
             try:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                self._file = sqlite3.connect(str(path), timeout=60)
+                # Transactions are begun by hand: what is read and what is written then must be one.
+                self._file = sqlite3.connect(str(path), timeout=60, isolation_level=None)
                 self._file.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, scores BLOB)")
+                with _transaction(self._file):
+                    if not self._file.execute("SELECT name FROM sqlite_master WHERE name = 'paid'").fetchone():
+                        self._file.execute("CREATE TABLE paid (identity TEXT PRIMARY KEY, number INTEGER)")
+                        # A file of an older version does not say whose its answers are: they count for each classifier in it.
+                        self._file.execute("INSERT INTO paid SELECT '', COUNT(*) FROM answers")
             except (OSError, sqlite3.Error) as error:
                 raise CheckpointError(
                     f"response cache {path} cannot be used ({error}). Choose another cache_file, or delete it."
@@ -81,14 +91,47 @@ class ResponseCache:
         for key, row in zip(keys, scores, strict=True):
             self._keep(key, row.clone())
         if self._file is not None:
-            with self._file:
+            with _transaction(self._file):
                 rows = [(k, s.numpy().astype(np.float32).tobytes()) for k, s in zip(keys, scores, strict=True)]
                 self._file.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+
+    def paid(self) -> int:
+        """Images that this classifier was asked about, with a file in all starts and processes."""
+        if self._file is None:
+            return self._paid
+        row = self._file.execute("SELECT SUM(number) FROM paid WHERE identity IN (?, '')", (self.identity,)).fetchone()
+        return int(row[0] or 0)
+
+    def pay(self, number: int, most: int | None = None) -> bool:
+        """Put images on the account (negative: take them off); False, and nothing changed, where there would be more than ``most``."""
+        if self._file is None:
+            if most is not None and self._paid + number > most:
+                return False
+            self._paid += number
+            return True
+        with _transaction(self._file):  # no other process counts in between
+            if most is not None and self.paid() + number > most:
+                return False
+            self._file.execute("INSERT OR IGNORE INTO paid VALUES (?, 0)", (self.identity,))
+            self._file.execute("UPDATE paid SET number = number + ? WHERE identity = ?", (number, self.identity))
+        return True
 
     def _keep(self, key: str, scores: Tensor) -> None:
         self._memory[key] = scores
         while len(self._memory) > self.size:
             self._memory.popitem(last=False)
+
+
+@contextlib.contextmanager
+def _transaction(file: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing of what is done inside, and no other process's writing in between."""
+    file.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        file.execute("ROLLBACK")
+        raise
+    file.execute("COMMIT")
 
 
 class Questions(nn.Module):
@@ -100,7 +143,7 @@ class Questions(nn.Module):
         task, scores, batch_size, budget, cache: see :class:`BlackBox`.
 
     Attributes:
-        queries: images asked about so far.
+        queries: images that this process has asked about so far.
     """
 
     def __init__(
@@ -130,21 +173,27 @@ class Questions(nn.Module):
                 missing[key] = row
             else:
                 answers[key] = scores
-        if self.budget is not None and self.queries + len(missing) > self.budget:
+        todo = list(missing)
+        if todo and not self.cache.pay(len(todo), self.budget):
             raise QueryBudgetError(
-                f"the query budget of {self.identity} is used up: {self.queries} of {self.budget} images asked about, {len(missing)} more "
-                "wanted. Raise classifier.options.budget, keep answers in classifier.options.cache_file, or ask less "
+                f"the query budget of {self.identity} is used up: {self.cache.paid()} of {self.budget} images asked about, {len(todo)} "
+                "more wanted. Raise classifier.options.budget, keep answers in classifier.options.cache_file, or ask less "
                 "(losses.coalition.coalitions, fewer epochs)."
             )
-        todo = list(missing)
-        for start in range(0, len(todo), self.batch_size):
-            part = todo[start : start + self.batch_size]
-            self.queries += len(part)
-            scores = torch.as_tensor(self.function(known[[missing[key] for key in part]])).detach().float().cpu()
-            if scores.ndim != 2 or len(scores) != len(part):
-                raise ShapeError(f"{self.identity} returned {tuple(scores.shape)} for {len(part)} images, expected scores (B,K).")
-            self.cache.put(part, scores)
-            answers.update(zip(part, scores, strict=True))
+        asked = 0
+        try:
+            for start in range(0, len(todo), self.batch_size):
+                part = todo[start : start + self.batch_size]
+                asked += len(part)
+                self.queries += len(part)
+                scores = torch.as_tensor(self.function(known[[missing[key] for key in part]])).detach().float().cpu()
+                if scores.ndim != 2 or len(scores) != len(part):
+                    raise ShapeError(f"{self.identity} returned {tuple(scores.shape)} for {len(part)} images, expected scores (B,K).")
+                self.cache.put(part, scores)
+                answers.update(zip(part, scores, strict=True))
+        finally:
+            if asked < len(todo):  # the function failed: the rest was never sent
+                self.cache.pay(asked - len(todo))
         return self._logits(torch.stack([answers[key] for key in keys])).to(images)
 
     def _logits(self, scores: Tensor) -> Tensor:
@@ -168,7 +217,8 @@ class BlackBox(Explanandum):
             Default: the function's ``identity`` attribute, or its module and name.
         batch_size: most images per call.
         cache_size, cache_file: see :class:`ResponseCache`.
-        budget: most images that may be asked about (answers from the cache are free), or None.
+        budget: most images that may be asked about (answers from the cache are free), or None. With ``cache_file`` what earlier starts
+            and other processes have asked counts; without, every process and every start has the budget anew.
     """
 
     differentiable: ClassVar[bool] = False
@@ -202,7 +252,7 @@ class BlackBox(Explanandum):
 
     @property
     def queries(self) -> int:
-        """Images asked about so far."""
+        """Images that this process has asked about so far."""
         return int(self.classifier.queries)  # type: ignore[arg-type]
 
     def normalize(self, images: Tensor) -> Tensor:

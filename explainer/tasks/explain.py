@@ -138,7 +138,8 @@ class ExplainTask(pl.LightningModule):
             shown_mask = aggregate(class_masks, shown)[0]
         if stage == "train" and self.masking.binarize > 0:
             shown_mask = self._binarize(shown_mask, generator)
-        if any(t.needs_passes for t in active) or stage != "train":
+        # Evaluation measures what the masks keep and leave even where no term asks, but not where each look is paid for.
+        if any(t.needs_passes for t in active) or (stage != "train" and self.explanandum.differentiable):
             fill = self._fill(images, generator)
             # Both masked images in one batch: one pass through the classifier instead of two.
             both = torch.cat([blend(images, shown_mask, fill), blend(images, 1 - shown_mask, fill)])
@@ -206,7 +207,8 @@ class ExplainTask(pl.LightningModule):
             self.log_dict(row, batch_size=len(batch))
         else:
             row = {"loss": total.detach().expand(len(batch)), **{f"loss/{k}": v.detach().expand(len(batch)) for k, v in values.items()}}
-            row |= diagnostics(e)
+            unseen = ("kept", "left", "drop") if bool(e.logits_masked.isnan().all()) else ()
+            row |= {name: value for name, value in diagnostics(e).items() if name not in unseen}
             if batch.masks is not None:
                 truth = aggregate(batch.masks, batch.targets)[0]
                 row["iou"] = soft_iou(e.target_mask.detach(), truth, batch.void)

@@ -101,6 +101,84 @@ def test_budget_counts_new_images_and_asks_nothing_beyond():
     assert box.queries == 5
 
 
+def test_a_budget_with_a_file_counts_what_was_paid_before(tmp_path):
+    """A resume must not have the whole budget again, nor must every process."""
+    file, x = str(tmp_path / "answers.db"), images(6)
+
+    def box(identity="service", budget=5):
+        return BlackBox(Means(), 3, identity=identity, cache_file=file, budget=budget)
+
+    first, second = box(), box()
+    first(x[:2]), second(x[1:4])
+    assert (first.queries, second.queries) == (2, 2), "one of the second's was known"
+    again = box()
+    with pytest.raises(QueryBudgetError, match="4 of 5 images asked about, 2 more"):
+        again(x[4:])
+    again(x[:5])
+    assert again.queries == 1
+    box("another")(x[:5])
+    with pytest.raises(QueryBudgetError, match="5 of 5"):
+        first(x[5:])
+    box(budget=6)(x[5:])
+
+
+def test_images_that_were_never_sent_are_not_paid_for(tmp_path):
+    calls = []
+
+    def failing(batch):
+        calls.append(len(batch))
+        if len(calls) == 2:
+            raise ConnectionError("the service is down")
+        return batch.mean((2, 3))
+
+    for file in (None, str(tmp_path / "answers.db")):
+        calls.clear()
+        box = BlackBox(failing, 3, batch_size=2, budget=8, cache_file=file)
+        with pytest.raises(ConnectionError):
+            box(images(6))
+        assert calls == [2, 2] and box.classifier.cache.paid() == 4, "two answered, two lost, two not sent"
+        box(images(6))
+        assert box.classifier.cache.paid() == 8
+
+
+def test_answers_of_an_older_file_count(tmp_path):
+    import sqlite3
+
+    path = tmp_path / "old.db"
+    with sqlite3.connect(path) as old:
+        old.execute("CREATE TABLE answers (key TEXT PRIMARY KEY, scores BLOB)")
+        old.execute("INSERT INTO answers VALUES ('x', x'00')")
+    old.close()
+    for _ in range(2):
+        assert ResponseCache(4, path, "a").paid() == 1
+    assert ResponseCache(4, path, "a").pay(2, 3) and not ResponseCache(4, path, "a").pay(1, 3)
+    assert ResponseCache(4, path, "b").paid() == 1
+
+
+def _ask(file, first, done):
+    """A process that asks about 40 images, one at a time, until the budget is used up."""
+    box, number = BlackBox(Means(), 3, identity="service", cache_file=file, budget=30), 0
+    for seed in range(first, first + 40):
+        try:
+            box(images(1, seed))
+        except QueryBudgetError:
+            break
+        number += 1
+    done.put(number)
+
+
+def test_processes_share_the_budget(tmp_path):
+    import multiprocessing
+
+    file, done = str(tmp_path / "answers.db"), multiprocessing.get_context("fork").Queue()
+    jobs = [multiprocessing.get_context("fork").Process(target=_ask, args=(file, 1000 * n, done)) for n in range(2)]
+    for job in jobs:
+        job.start()
+    assert sum(done.get(timeout=60) for _ in jobs) == 30
+    for job in jobs:
+        job.join(60)
+
+
 def test_fingerprint_is_the_identity_and_what_surrounds_it():
     base = BlackBox(Means(), 3).fingerprint()
     assert base == BlackBox(Means(), 3).fingerprint() and len(base) == 16

@@ -10,6 +10,7 @@ import explainer
 from explainer.config import MaskingConfig
 from explainer.errors import ConfigError, NumericalError
 from explainer.losses.base import build_terms
+from explainer.models.black_box import BlackBox
 from explainer.models.explainer import Explainer
 from explainer.tasks.callbacks import FiniteGradients, empty_image_message, health_messages
 from explainer.tasks.explain import ExplainTask, diagnostics
@@ -140,6 +141,27 @@ def test_a_classifier_that_is_sure_of_an_empty_image_is_reported():
     assert "answers b (88%) on an empty image" in empty_image_message(torch.tensor([-1.0, 2.0]), "multilabel", ("a", "b"))
     assert empty_image_message(torch.tensor([1.0, 1.0, 1.0]), "multiclass", ("a", "b", "c")) is None
     assert "answers a (" in empty_image_message(torch.tensor([9.0, 1.0, 1.0]), "multiclass", ("a", "b", "c"))
+
+
+def test_evaluation_looks_only_where_looking_is_free():
+    """A black box is paid per image: its masked images differ in every epoch, so that no cache would answer."""
+    asked = []
+
+    def service(images):
+        asked.append(len(images))
+        return images.mean((2, 3)) @ torch.ones(3, 4)
+
+    batch, losses = make_batch(), {"coalition": {"grid": 8, "coalitions": 3}, "area_bound": {}}
+    task = make_task(losses=losses)
+    paid = ExplainTask(task.explainer, BlackBox(service, 4, mean=(0.3, 0.5, 0.6)), losses, MaskingConfig())
+    for _ in range(2):
+        with torch.no_grad():
+            paid._shared_step(batch, "val")
+    assert sum(asked) == 4 * (3 + 1) + 1, "coalitions and the whole image once, and the empty image"
+    assert not {"kept", "left", "drop"} & set(paid.means.metrics) and {"area", "grey", "loss/coalition"} <= set(paid.means.metrics)
+    with torch.no_grad():
+        task._shared_step(batch, "val")
+    assert {"kept", "left", "drop"} <= set(task.means.metrics), "a network is looked at for nothing"
 
 
 def test_scaled_gradients_may_overflow():
