@@ -218,7 +218,9 @@ class TrainerConfig:
         gradient_clip_val: largest gradient norm, or null.
         sync_batchnorm: share BatchNorm statistics between GPUs; ignored on the CPU, where torch cannot.
         channels_last: memory format of the networks.
-        compile: torch.compile the Explainer and the Explanandum.
+        compile: torch.compile the networks.
+        compile_explainer: the Explainer alone (null: as ``compile``).
+        compile_classifier: the classifier alone (null: as ``compile``). Frozen, it runs forwards and backwards to the image only.
         patience: epochs without improvement of the monitored value before stopping; null never stops early.
         min_delta: smallest improvement that counts.
         check_val_every_n_epoch: epochs between validations.
@@ -241,6 +243,8 @@ class TrainerConfig:
     sync_batchnorm: bool = False
     channels_last: bool = True
     compile: bool = False
+    compile_explainer: bool | None = None
+    compile_classifier: bool | None = None
     patience: int | None = None
     min_delta: float = 0.001
     check_val_every_n_epoch: int = 1

@@ -83,7 +83,7 @@ class ExplainTask(pl.LightningModule):
         self.seed = seed
         self.fingerprint = explanandum.fingerprint()
         # fill and area_temperature: whoever shows or refines these masks later has to remove pixels and cut areas as training did.
-        saved = {"kind": "explainer", "explainer": explainer.config, "fingerprint": self.fingerprint, "losses": losses}
+        saved: dict[str, Any] = {"kind": "explainer", "explainer": explainer.config, "fingerprint": self.fingerprint, "losses": losses}
         saved |= {"fill": self.masking.fill, "area_temperature": self.masking.area_temperature, "optimizer": asdict(self.optimizer_config)}
         self.save_hyperparameters({**saved, **(provenance or {})}, logger=False)
         self.strict_loading = False  # the Explanandum's weights are left out on purpose; on_load_checkpoint checks the rest

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +17,12 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment  # noqa: TID
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # noqa: TID251
 
 import explainer
-from explainer.config import DataConfig, RunConfig
+from explainer.config import DataConfig, RunConfig, TrainerConfig
 from explainer.data.base import DataModule
 from explainer.errors import CheckpointError, ConfigError
+
+# What decides numbers is the same list for a training and an evaluation.
+from explainer.evaluation.provenance import hardware, versions
 from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, sub_state
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
@@ -134,7 +136,7 @@ def build_task(config: RunConfig, data: DataModule) -> ClassifyTask | ExplainTas
         if not explanandum.differentiable:
             raise ConfigError("explainer.init_encoder copies the classifier's weights, which cannot be seen here: set it to false.")
         init_encoder(net.network, explanandum.classifier)
-    provenance = {"classifier": asdict(config.classifier), "data": asdict(config.data), "versions": versions()}
+    provenance = {"classifier": asdict(config.classifier), "data": asdict(config.data), "versions": _versions()}
     teachers = _teachers(config, explanandum, data) if config.teachers else None
     return ExplainTask(net, explanandum, config.losses, config.masking, config.optimizer, config.seed, provenance, teachers)
 
@@ -170,16 +172,6 @@ def larger_batch_message(config: RunConfig, world: int) -> str | None:
         f"{world} processes with data.batch_size {each} each train with {world * each} images per step, not the {each} of one process. "
         f"To train as one does: --data.global_batch true ({each} in all), or --trainer.devices 1."
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions that decide the numbers."""
-    return {
-        "explainer": explainer.__version__,
-        "torch": str(torch.__version__),
-        "lightning": pl.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
@@ -318,11 +310,10 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved:
     if trainer.is_global_zero and command == "fit":
         if resolved is not None:
             (folder / "config.yaml").write_text(resolved)
-        _write_provenance(folder, task, data, trainer.precision)
+        _write_provenance(folder, task, data, trainer)
     if config.trainer.channels_last:
         task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.trainer.compile:
-        _compile(task)
+    _compile(task, config.trainer)
     if command == "fit":
         code = _fit(trainer, task, data, checkpoint)
         if code == 0 and not trainer.interrupted:
@@ -386,25 +377,28 @@ def native_precision(accelerator: str) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def _compile(task: ClassifyTask | ExplainTask) -> None:
-    if isinstance(task, ExplainTask):
+def _compile(task: ClassifyTask | ExplainTask, config: TrainerConfig) -> None:
+    network, classifier = (config.compile if own is None else own for own in (config.compile_explainer, config.compile_classifier))
+    if isinstance(task, ClassifyTask):
+        if classifier:
+            task.classifier.compile()
+        return
+    if network:
         task.explainer.network.compile()
-        if task.explanandum.differentiable:
-            task.explanandum.classifier.compile()
-    else:
-        task.classifier.compile()
+    if classifier and task.explanandum.differentiable:
+        task.explanandum.classifier.compile()
 
 
-def _write_provenance(folder: Path, task: ClassifyTask | ExplainTask, data: DataModule, precision: str) -> None:
-    record = {
-        "versions": versions(),
+def _versions() -> dict[str, str]:
+    return {**versions(), "lightning": pl.__version__}
+
+
+def _write_provenance(folder: Path, task: ClassifyTask | ExplainTask, data: DataModule, trainer: pl.Trainer) -> None:
+    record: dict[str, Any] = {
+        "versions": _versions(),
         "data": {split: d.fingerprint() for split, d in data._datasets.items()},
-        "hardware": {
-            "machine": platform.machine(),
-            "cpus": os.cpu_count(),
-            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        "precision": precision,
+        "hardware": {**hardware(str(trainer.strategy.root_device)), "processes": trainer.world_size},
+        "precision": trainer.precision,
     }
     if isinstance(task, ExplainTask):
         record["explanandum"] = task.fingerprint

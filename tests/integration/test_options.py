@@ -85,6 +85,25 @@ def test_sync_batchnorm_is_ignored_on_the_cpu(argv, tmp_path):
     assert losses(tmp_path / "r") == losses(plain)
 
 
+@pytest.mark.parametrize(
+    ("options", "compiled"),
+    [
+        ({}, set()), ({"compile": True}, {"explainer", "classifier"}), ({"compile_explainer": True}, {"explainer"}),
+        ({"compile_classifier": True}, {"classifier"}), ({"compile": True, "compile_classifier": False}, {"explainer"}),
+    ],
+)  # fmt: skip
+def test_what_is_compiled_is_chosen_for_each_network(argv, tmp_path, monkeypatch, options, compiled):
+    from explainer.models.networks import VGGUNet
+
+    seen = set()
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda net, *_, **__: seen.add("explainer" if isinstance(net, VGGUNet) else "classifier")
+    )
+    more = [word for key, value in options.items() for word in (f"--trainer.{key}", str(value).lower())]
+    assert train([*argv[0], "--run_dir", f"{tmp_path}/r", "--trainer.max_steps", "1", *more]) == 0
+    assert seen == compiled
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_compiled_networks_train_the_same(argv, tmp_path):

@@ -49,6 +49,8 @@ def test_run_folder_is_complete(runs):
     assert config["data"]["options"] == {"size": 32, "length": 24} and config["losses"]["entropy"]["weight"] == 1.0
     provenance = json.loads((folder / "e/provenance.json").read_text())
     assert len(provenance["explanandum"]) == 16
+    assert {"explainer", "torch", "lightning", "python", "segmentation-models-pytorch"} <= set(provenance["versions"])
+    assert provenance["hardware"]["device"] == "cpu" and provenance["hardware"]["processes"] == 1
     with (folder / "e/metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert any(row["train/loss/area_bound"] for row in rows) and any(row["val/iou"] for row in rows)
