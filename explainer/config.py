@@ -88,7 +88,8 @@ class ClassifierConfig:
     Attributes:
         arch: small_vgg, vgg16, resnet50, torchvision:<model>, timm:<model> or package.module:function. Scores only, without gradients:
             onnx:<file> or callable:package.module:function (options: scores, normalize, budget, cache_file, ...; see
-            explainer.models.black_box).
+            explainer.models.black_box). A checkpoint knows its own, but code of yours (package.module:function) is run only where it is
+            named here as well, with the same options: a file must not choose what runs.
         options: of the builder (weights, widths, ...).
         checkpoint: a checkpoint written by this project, or a file with a plain state_dict (.pt, .pth, .safetensors).
         train_with: configuration that trains the classifier when the checkpoint does not exist yet.

@@ -124,14 +124,21 @@ class ResponseCache:
 
 @contextlib.contextmanager
 def _transaction(file: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing of what is done inside, and no other process's writing in between."""
-    file.execute("BEGIN IMMEDIATE")
+    """All or nothing of what is done inside, and no other process's writing in between. Raises CheckpointError if it cannot be written."""
     try:
-        yield
-    except BaseException:
-        file.execute("ROLLBACK")
-        raise
-    file.execute("COMMIT")
+        file.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # sqlite may have rolled back by itself
+                file.execute("ROLLBACK")
+            raise
+        file.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise CheckpointError(
+            f"the response cache (classifier.options.cache_file) cannot be written ({error}). Its earlier answers are untouched: free some "
+            "space, make it writable, or choose another file."
+        ) from error
 
 
 class Questions(nn.Module):

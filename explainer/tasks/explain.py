@@ -79,6 +79,8 @@ class ExplainTask(pl.LightningModule):
             raise ConfigError("masking.subset needs a multilabel classifier; set it to 0.")
         if not (len(self.masking.areas) == 2 and 0 < self.masking.areas[0] <= self.masking.areas[1] < 1):
             raise ConfigError(f"masking.areas must be two shares of the image, 0 < least <= greatest < 1, received {self.masking.areas}.")
+        if not self.masking.area_temperature > 0:
+            raise ConfigError(f"masking.area_temperature must be positive, received {self.masking.area_temperature}.")
         self.optimizer_config = optimizer or OptimizerConfig()
         self.seed = seed
         self.fingerprint = explanandum.fingerprint()

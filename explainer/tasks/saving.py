@@ -149,10 +149,14 @@ def check_optimizer(path: str, given: dict[str, Any]) -> None:
         given: the ``optimizer`` section.
     """
     content = read_weights(path)
-    saved = (content.get("hyper_parameters") or {}).get("optimizer")
-    if saved is None:  # written by an older version, which kept no configuration of it
-        groups = [group for state in content.get("optimizer_states", []) for group in state["param_groups"]]
-        saved = {"lr": groups[0].get("initial_lr", groups[0]["lr"])} if groups else {}
+    known = content.get("hyper_parameters")
+    saved = known.get("optimizer") if isinstance(known, dict) else None
+    if not isinstance(saved, dict):  # written by an older version, which kept no configuration of it
+        try:
+            group = content["optimizer_states"][0]["param_groups"][0]
+            saved = {"lr": group.get("initial_lr", group["lr"])}
+        except (LookupError, TypeError, AttributeError):  # no checkpoint of a training: Lightning says what it lacks
+            saved = {}
     changed = [f"optimizer.{key} is {given[key]} and was {saved[key]}" for key in saved if key in given and given[key] != saved[key]]
     if changed:
         raise ConfigError(

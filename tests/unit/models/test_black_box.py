@@ -155,6 +155,20 @@ def test_answers_of_an_older_file_count(tmp_path):
     assert ResponseCache(4, path, "b").paid() == 1
 
 
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path):
+    import sqlite3
+
+    file = str(tmp_path / "answers.db")
+    box = BlackBox(Means(), 3, cache_file=file)
+    box(images(1))
+    with sqlite3.connect(file) as other:
+        other.execute("DROP TABLE paid")
+    other.close()
+    with pytest.raises(CheckpointError, match=r"cannot be written \(no such table: paid\)"):
+        box(images(2))
+    BlackBox(Means(), 3, cache_file=file)(images(2))
+
+
 def _ask(file, first, done):
     """A process that asks about 40 images, one at a time, until the budget is used up."""
     box, number = BlackBox(Means(), 3, identity="service", cache_file=file, budget=30), 0
