@@ -164,11 +164,12 @@ def extremal_start(search: ExtremalPerturbation, images: Tensor, masks: Tensor) 
     """Parameters ``[B,A,h,w]`` from which the search starts: the masks' order of pixels, with exactly the areas that are searched.
 
     The mask family widens what it is given, and the penalty on a wrong area outweighs the classifier's reward: from the masks as they
-    are, the first iterations would only correct the area.
+    are, the first iterations would only correct the area. The edges are steep, as the Explainer's are and as the penalty wants them: from
+    a soft start a third of a search goes by before its objective is level with one from scratch (tests/benchmarks/bench_refinement.py).
     """
     family, areas = search.generator_for(images), search.areas
     score = family.parameters_from(masks).repeat_interleave(len(areas), 0)
-    found = parameters_of_area(family, score, areas * len(masks), search.schedule.area_on == "margin")
+    found = parameters_of_area(family, score, areas * len(masks), search.schedule.area_on == "margin", gain=4.0)
     return found.unflatten(0, (len(masks), len(areas)))
 
 
