@@ -7,6 +7,7 @@ others. The surface is LightningCLI's (jsonargparse): ``--config``, dotted overr
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ from explainer.evaluation.config import EvaluateConfig
 from explainer.evaluation.maps_config import MapsConfig
 from explainer.export.calibration_config import CalibrateConfig
 from explainer.export.commands import bench_command, explain_command, export_command
+from explainer.export.outputs import reason, writable_folder
 from explainer.look.commands import overlay_command, serve_command
 from explainer.report import commands as report_commands
 
@@ -123,14 +125,35 @@ def _instantiate(parser: Parser, namespace: Namespace) -> Any:
         raise ConfigError(f"a section of the configuration has a value of the wrong kind ({error}).") from error
 
 
+_REMEDY = "Check the path, the disk and the permissions of the folder (all of the error: EXPLAINER_DEBUG=1)."
+_REMEDIES = {
+    errno.ENOSPC: "Free some space, or write to another disk.",
+    errno.EDQUOT: "Free some of your quota, or write to another disk.",
+    errno.EACCES: "Choose a folder in which you may write.",
+    errno.EPERM: "Choose a folder in which you may write.",
+    errno.EROFS: "Choose a folder on a disk that can be written.",
+    errno.ENOTDIR: "A part of the path is a file: choose another path.",
+    errno.EISDIR: "Name a file in this folder instead.",
+}
+
+
 def _guarded(function: Any, argv: Sequence[str]) -> int:
-    """Run a command; the project's own errors become one paragraph and exit code 2."""
+    """Run a command; the project's own errors and the system's (disk, permissions) become one paragraph and exit code 2."""
     try:
         return int(function(argv) or 0)
     except ExplainerError as error:
         if os.environ.get("EXPLAINER_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Whoever read the output has gone (`| head`): nothing is wrong, but Python would say so again when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if os.environ.get("EXPLAINER_DEBUG"):
+            raise
+        print(f"error: {reason(error)}. {_REMEDIES.get(error.errno or 0, _REMEDY)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -165,6 +188,7 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateConfig, str]:
 def evaluate(argv: Sequence[str]) -> int:
     """Evaluate; raises the project's errors (``evaluate_main`` prints them)."""
     config, resolved = parse_evaluate(argv)
+    writable_folder(config.out)
     from explainer.evaluation.assembly import run
 
     return run(config, resolved)
@@ -190,6 +214,8 @@ def parse_maps(argv: Sequence[str]) -> MapsConfig:
 def maps_command(argv: Sequence[str]) -> int:
     """Fill a map cache."""
     config = parse_maps(argv)
+    if config.cache.folder is not None:
+        writable_folder(config.cache.folder, "--cache.folder")
     from explainer.evaluation.make_maps import run
 
     return run(config)

@@ -23,7 +23,7 @@ def run(config: CalibrateConfig) -> int:
     """Calibrate, write the selector, print what it accepts on the calibration images."""
     if not config.model:
         raise ConfigError("model is missing: name the trained Explainer with --model runs/<run>/checkpoints/best.ckpt.")
-    writable_file(config.out, "out")
+    writable_file(config.out)
     setting = EvaluateConfig(
         data=config.data, split=config.split, classifier=config.classifier, seed=config.seed, batch_size=config.batch_size
     )

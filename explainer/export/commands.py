@@ -13,9 +13,8 @@ from typing import Any
 from explainer.arguments import name_list, number, parser, positive
 from explainer.errors import ConfigError
 from explainer.export.classifier import add_classifier_options, open_classifier, prediction_threshold, require_same_classifier
-from explainer.export.outputs import writable_folder
-
-FORMATS = ("safetensors", "onnx", "torch_export", "openvino")
+from explainer.export.formats import format_names
+from explainer.export.outputs import writable_file, writable_folder
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -33,12 +32,12 @@ def _shares(text: str) -> list[float]:
 
 
 def _formats(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
+    names, known = [name.strip() for name in text.split(",")], format_names()
     for name in names:
-        if name not in FORMATS:
-            close = difflib.get_close_matches(name, FORMATS, n=1)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
             hint = f". Did you mean {close[0]}?" if close else ""
-            raise argparse.ArgumentTypeError(f"unknown format {name!r}; known: {', '.join(FORMATS)}{hint}")
+            raise argparse.ArgumentTypeError(f"unknown format {name!r}; known: {', '.join(known)}{hint}")
     return names
 
 
@@ -47,7 +46,9 @@ def export_parser() -> argparse.ArgumentParser:
     p = parser("export", "Write a trained Explainer for another runtime, and check it against the network in torch.")
     p.add_argument("model", help="a .ckpt of train.py, or an export folder with model.safetensors")
     p.add_argument("--out", required=True, help="folder for the file, drift.json and README.md (the model card)")
-    p.add_argument("--format", type=_formats, default=["safetensors"], help=f"one or more, separated by commas: {', '.join(FORMATS)}")
+    p.add_argument(
+        "--format", type=_formats, default=["safetensors"], help=f"one or more, separated by commas: {', '.join(format_names())}"
+    )
     p.add_argument(
         "--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="fp16: half-size weights; int8: needs --calibration"
     )
@@ -188,7 +189,7 @@ def bench_command(argv: Sequence[str]) -> int:
     from explainer.export.bench import bench, contestants, describe_first, table
 
     if args.out:
-        writable_folder(Path(args.out).parent)
+        writable_file(args.out)
     description = describe_first(args.models) if args.classifier is not None else None
     explanandum = open_classifier(args.classifier, args.classifier_options, description)
     rivals = contestants(args.models, args.threads, explanandum, args.size)

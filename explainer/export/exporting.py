@@ -28,11 +28,6 @@ def build_format(name: str) -> ExportFormat:
     return plugins.build(__package__, name)
 
 
-def format_names() -> list[str]:
-    """All formats."""
-    return list(plugins.discover(__package__))
-
-
 def export(
     net: Explainer,
     format_name: str,

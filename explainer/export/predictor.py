@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from PIL import Image, ImageOps
 from explainer.errors import CheckpointError, ConfigError, CorruptSampleError, ShapeError
 
 Array = NDArray[np.float32]
+# The limits and formats of explainer.data.decoding, which needs torch; a test keeps both equal.
 _MAX_PIXELS = 64_000_000
+_MAX_SIDE = 32_768
+_MAX_BYTES = 256 * 2**20
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
 
 
@@ -74,8 +78,12 @@ class Predictor:
         """One image -> its class masks ``[K,H,W]`` (and merged mask) at the image's own resolution, probabilities and areas ``[K]``.
 
         Args:
-            image: a file, a PIL image, uint8 ``[H,W,3]``, or float ``[H,W,3]`` in [0,1].
+            image: a file, a PIL image, or an array ``[H,W,3]``: uint8, uint16, whole numbers in 0..255 or floats in [0,1].
             side: square side in pixels at which the network runs, for files that take any size. Default: the side it was trained at.
+
+        Raises:
+            CorruptSampleError: not an image, damaged, too large, or of an unknown range.
+            ShapeError: an array of another shape or range.
         """
         picture = _picture(image)
         if self.size is not None:
@@ -123,28 +131,61 @@ def _resized(mask: Array, shape: tuple[int, int]) -> Array:
 
 
 def _picture(image: Any) -> Image.Image:
-    """RGB, upright, from any of the accepted inputs."""
+    """RGB, upright, from any of the accepted inputs, by the rules of :func:`explainer.data.decoding.read_image`."""
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3:
-            raise ShapeError(f"an array must be [H,W,3], received {image.shape}.")
-        pixels = image if image.dtype == np.uint8 else (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-        return Image.fromarray(pixels)
+        return Image.fromarray(_pixels(image))
     if isinstance(image, Image.Image):
-        return _rgb(image)
+        return _rgb(image, "the image")
     try:
-        with Image.open(image, formats=_FORMATS) as opened:
-            if opened.width * opened.height > _MAX_PIXELS:
-                raise CorruptSampleError(f"{image}: {opened.width} x {opened.height} is over the limit of {_MAX_PIXELS} pixels.")
-            return _rgb(opened)
+        if Path(image).stat().st_size > _MAX_BYTES:
+            raise CorruptSampleError(f"{image}: the file has more than the limit of {_MAX_BYTES} bytes. Re-encode it.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
+            opened = Image.open(image, formats=_FORMATS)
+        with opened:
+            if opened.width * opened.height > _MAX_PIXELS or max(opened.size) > _MAX_SIDE:
+                raise CorruptSampleError(
+                    f"{image}: {opened.width} x {opened.height} pixels are over the limit of {_MAX_PIXELS} or {_MAX_SIDE} a side."
+                )
+            return _rgb(opened, image)
     except CorruptSampleError:
         raise
     except Exception as error:  # codecs raise whatever they like
         raise CorruptSampleError(f"{image}: not a readable image ({str(error)[:200]}). Known formats: {', '.join(_FORMATS)}.") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+def _pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """An array as 8 bits: uint16 is scaled, other whole numbers must already be 0..255, floats must lie in [0,1]."""
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ShapeError(f"an array must be [H,W,3], received {array.shape}.")
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return ((array.astype(np.int64) + 128) // 257).astype(np.uint8)
+    low, high = array.min(), array.max()
+    if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 255:
+        return array.astype(np.uint8)
+    if np.issubdtype(array.dtype, np.floating) and low >= -1e-6 and high <= 1 + 1e-6:
+        return (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
+    raise ShapeError(
+        f"an array must be uint8, uint16, whole numbers in 0..255 or floats in [0,1], received {array.dtype} in {low}..{high}. Scale it."
+    )
+
+
+def _rgb(image: Image.Image, name: Any) -> Image.Image:
+    image.load()
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block does not make the pixels unreadable
+        upright = image
+    if upright.mode == "F":
+        raise CorruptSampleError(f"{name}: the image has float pixels of unknown range. Save it with 8 or 16 bits.")
+    if upright.mode.startswith("I"):
+        values = np.asarray(upright).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise CorruptSampleError(f"{name}: grey values {values.min()} to {values.max()} exceed 16 bits. Save it with 8 or 16 bits.")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
         upright = upright.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
     return upright.convert("RGB")

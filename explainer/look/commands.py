@@ -11,6 +11,7 @@ from typing import Any
 from explainer.arguments import name_list, number, parser, positive
 from explainer.errors import ConfigError
 from explainer.export.classifier import add_classifier_options, open_classifier, prediction_threshold, require_same_classifier
+from explainer.export.outputs import writable_file
 
 
 def serve_parser() -> argparse.ArgumentParser:
@@ -28,8 +29,8 @@ def serve_parser() -> argparse.ArgumentParser:
     p.add_argument("--host", default="127.0.0.1", help="address to listen on; the default is reachable from this machine alone")
     p.add_argument("--allow-host", action="append", default=[], help="a further name under which the page may be opened (with --host)")
     p.add_argument("--port", type=int, default=7860, help="0: any free one")
-    p.add_argument("--max-megabytes", type=number, default=20.0, help="largest file (default: 20)")
-    p.add_argument("--max-megapixels", type=number, default=25.0, help="largest picture (default: 25)")
+    p.add_argument("--max-megabytes", type=number, default=20.0, help="largest file (default: 20, at most 256)")
+    p.add_argument("--max-megapixels", type=number, default=25.0, help="largest picture (default: 25, at most 64)")
     return p
 
 
@@ -53,10 +54,17 @@ def serve_command(argv: Sequence[str]) -> int:
 
 def make_server(args: argparse.Namespace) -> Any:
     """The server of parsed arguments, listening but not yet answering."""
+    from explainer.data.decoding import MAX_FILE_BYTES, MAX_PIXELS
     from explainer.export.runtime import open_model
     from explainer.look.server import Server
     from explainer.look.uploads import Uploads
 
+    limits = (("--max-megapixels", args.max_megapixels, MAX_PIXELS / 1e6), ("--max-megabytes", args.max_megabytes, MAX_FILE_BYTES / 2**20))
+    for option, value, most in limits:
+        if value > most:
+            raise ConfigError(
+                f"{option} can be at most {most:g}, the limit for any image, received {value:g}. Resize larger pictures first."
+            )
     runtime = open_model(args.model, args.threads)
     explanandum = open_classifier(args.classifier, args.classifier_options, runtime.description)
     notice = require_same_classifier(explanandum, runtime.description, args.model)
@@ -92,6 +100,7 @@ def overlay_command(argv: Sequence[str]) -> int:
     args = overlay_parser().parse_args(argv)
     if Path(args.out).suffix not in (".html", ".htm"):
         raise ConfigError(f"--out must end in .html, received {args.out!r}.")
+    writable_file(args.out)
     from explainer.look.similarity import Options, write_overlay
 
     explanandum = open_classifier(args.classifier, args.classifier_options)

@@ -14,8 +14,11 @@ import json
 import math
 import socket
 import threading
+import time
 import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -31,6 +34,7 @@ from explainer.report.page import page
 
 HEADER = "X-Explainer"
 _WAITING = 8  # requests that may wait for the network
+_PATIENCE = 60.0  # seconds that sending one upload may take
 _DRAIN = 256 * 2**20  # most bytes of a refused upload that are read, so that the browser sees the answer
 
 
@@ -100,14 +104,20 @@ class Server(ThreadingHTTPServer):
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, f"[{self.host}]" if ":" in self.host else self.host)
         return f"http://{host}:{self.port}/"
 
-    def compute(self, function: Any, *arguments: Any) -> Any:
-        """Run in the computing thread; refuse when too many wait."""
+    @contextmanager
+    def place(self) -> Iterator[Callable[..., Any]]:
+        """One of few places in the queue, refused when all are taken: a function that runs another in the computing thread."""
         if not self._free.acquire(blocking=False):
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "The model is busy. Try again in a moment.")
         try:
-            return self._worker.submit(function, *arguments).result()
+            yield lambda function, *arguments: self._worker.submit(function, *arguments).result()
         finally:
             self._free.release()
+
+    def compute(self, function: Any, *arguments: Any) -> Any:
+        """Run in the computing thread; refuse when too many wait."""
+        with self.place() as run:
+            return run(function, *arguments)
 
     def knows(self, host: str) -> bool:
         """Whether a Host header is this server's: a loopback or listed name, or, on other than loopback, any numeric address."""
@@ -234,17 +244,30 @@ class Handler(BaseHTTPRequestHandler):
                 f"The file has {int(length) / 2**20:.1f} MB, more than the limit of {self.server.max_bytes / 2**20:g} MB. Make it smaller, "
                 "or start with a larger --max-megabytes.",
             )
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
-            raise ConnectionError
-        self.close_connection = False
-        upload = self.server.compute(self.server.uploads.add, body)
+        try:
+            with self.server.place() as run:  # before the body is read: bodies of those who wait would fill the memory
+                body = b"".join(self._parts(int(length)))
+                if len(body) < int(length):
+                    raise ConnectionError
+                self.close_connection = False
+                upload = run(self.server.uploads.add, body)
+        except RefusedError:
+            self._drain(int(length))
+            raise
         return HTTPStatus.OK, "application/json", _json(upload_facts(upload)), {}
 
+    def _parts(self, length: int) -> Iterator[bytes]:
+        """The body bit by bit; one that trickles in must not keep its place for ever."""
+        end = time.monotonic() + _PATIENCE
+        while length > 0 and (part := self.rfile.read1(min(length, 2**16))):  # type: ignore[attr-defined]
+            length -= len(part)
+            yield part
+            if time.monotonic() > end:
+                raise TimeoutError
+
     def _drain(self, length: int) -> None:
-        left = min(length, _DRAIN)
-        while left > 0 and (part := self.rfile.read(min(left, 2**16))):
-            left -= len(part)
+        for _ in self._parts(min(length, _DRAIN)):
+            pass
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes, headers: dict[str, str]) -> None:
         try:

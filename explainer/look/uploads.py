@@ -70,8 +70,9 @@ class Upload:
 
     @property
     def size(self) -> int:
-        """Bytes in memory, other methods' maps not counted."""
-        return self.picture.pixels.numel() + self.picture.small.nbytes + self.masks.nbytes
+        """Bytes in memory."""
+        own = self.picture.pixels.numel() + self.picture.small.nbytes + self.masks.nbytes
+        return own + sum(found.values.nbytes for found in self.maps.values())
 
 
 class Uploads:
@@ -165,9 +166,13 @@ class Uploads:
         chosen = choose(result["masks"][0], row, self.explanandum, self.runtime, self.threshold)
         upload = Upload(secrets.token_urlsafe(16), picture, result["masks"][0], row, chosen)
         self._kept[upload.key] = upload
+        self._forget()
+        return upload
+
+    def _forget(self) -> None:
+        """Let the pictures go that were not looked at for longest, until the rest are few and small enough; the last always stays."""
         while len(self._kept) > _KEPT or (len(self._kept) > 1 and sum(u.size for u in self._kept.values()) > _KEPT_BYTES):
             self._kept.popitem(last=False)
-        return upload
 
     def find(self, key: str) -> Upload:
         """The upload of that name.
@@ -199,6 +204,7 @@ class Uploads:
             raise ConfigError(f"method must be one of {', '.join([OWN, *self.methods])}, received {method!r}.")
         if (method, chosen) not in upload.maps:
             upload.maps[method, chosen] = self._compute(upload, method, chosen)
+            self._forget()
         return upload.maps[method, chosen]
 
     def _compute(self, upload: Upload, method: str, chosen: int) -> Map:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +10,26 @@ import pytest
 import torch
 from PIL import Image
 
+from explainer.data import decoding
 from explainer.errors import CheckpointError, CorruptSampleError, ShapeError
+from explainer.export import predictor as predictor_module
 from explainer.export.predictor import Predictor
 from explainer.models.explainer import Explainer
+from tests.unit.export.alone import alone
 from tests.unit.export.conftest import NAMES, coloured
 
 
-def test_no_torch_is_imported(onnx_any: tuple[Path, Any], tmp_path: Path) -> None:
+def test_it_needs_only_what_it_says(onnx_any: tuple[Path, Any], tmp_path: Path) -> None:
+    """In a process in which nothing else can be imported: numpy, Pillow, onnxruntime (with what that needs) and this package's own file."""
     Image.new("RGB", (50, 40), (200, 30, 30)).save(tmp_path / "a.png")
     code = (
-        "import sys; from explainer.export.predictor import Predictor;"
-        "p = Predictor(sys.argv[1], threads=1); r = p(sys.argv[2]);"
-        "print(r['masks'].shape, p.classes[0], [m for m in ('torch', 'torchvision', 'pytorch_lightning') if m in sys.modules])"
+        "from explainer.export.predictor import Predictor\n"
+        "p = Predictor(sys.argv[1], threads=1); r = p(sys.argv[2])\n"
+        "print(r['masks'].shape, p.classes[0])"
     )
-    root = Path(__file__).parents[3]
-    command = [sys.executable, "-c", code, str(onnx_any[0]), str(tmp_path / "a.png")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
-    assert done.stdout.strip() == "(3, 40, 50) red []", done.stderr[-2000:]
+    done = alone(("numpy", "PIL", "onnxruntime", "explainer"), code, onnx_any[0], tmp_path / "a.png")
+    assert done.stdout.strip() == "(3, 40, 50) red", done.stderr[-2000:]
+    assert "No module named 'torch'" in alone((), "import torch").stderr
 
 
 def test_a_batch_equals_the_network(net: Explainer, onnx_any: tuple[Path, Any], images: np.ndarray) -> None:
@@ -86,3 +87,84 @@ def test_errors_say_what_to_do(onnx_any: tuple[Path, Any], tmp_path: Path) -> No
         predictor(tmp_path / "a.png")
     with pytest.raises(ShapeError, match=r"must be \[H,W,3\]"):
         predictor(np.zeros((4, 4), np.uint8))
+
+
+def kinds(folder: Path) -> dict[str, Path]:
+    """One file of each kind of pixels that readers treat differently."""
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    deep = random.integers(0, 65536, (6, 9), dtype=np.uint16)
+    rgba = np.concatenate([colours, random.integers(0, 256, (6, 9, 1), dtype=np.uint8)], axis=2)
+    palette = Image.fromarray(colours).convert("P", palette=Image.Palette.ADAPTIVE)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    images: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "colours.png": (Image.fromarray(colours), {}),
+        "grey.png": (Image.fromarray(colours[..., 0]), {}),
+        "grey16.png": (Image.fromarray(deep), {}),
+        "grey16.tif": (Image.fromarray(deep), {}),
+        "whole.tif": (Image.fromarray(deep.astype(np.int32)), {}),
+        "beyond.tif": (Image.fromarray(deep.astype(np.int32) + 70000), {}),
+        "negative.tif": (Image.fromarray(deep.astype(np.int32) - 70000), {}),
+        "float.tif": (Image.fromarray(deep.astype(np.float32)), {}),
+        "alpha.png": (Image.fromarray(rgba), {}),
+        "grey_alpha.png": (Image.fromarray(rgba).convert("LA"), {}),
+        "palette.png": (palette, {}),
+        "clear_palette.png": (palette, {"transparency": 1}),
+        "bits.png": (Image.fromarray(colours[..., 0]).convert("1"), {}),
+        "cmyk.jpg": (Image.fromarray(colours).convert("CMYK"), {}),
+        "turned.jpg": (Image.fromarray(colours), {"exif": turned}),
+    }
+    for name, (image, options) in images.items():
+        image.save(folder / name, **options)
+    (folder / "damaged.png").write_bytes((folder / "alpha.png").read_bytes()[:90])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_bytes(b"%PDF-1.7")
+    return {name: folder / name for name in [*images, "damaged.png", "empty.png", "text.png", "absent.png"]}
+
+
+def test_files_are_read_as_in_training(tmp_path: Path) -> None:
+    """The torch-free reader and the one of training, file by file: the same pixels, or both refuse."""
+    refused = []
+    for name, path in kinds(tmp_path).items():
+        try:
+            expected = decoding.read_image(path).permute(1, 2, 0).numpy()
+        except CorruptSampleError:
+            refused.append(name)
+            with pytest.raises(CorruptSampleError):
+                predictor_module._picture(path)
+            continue
+        assert np.array_equal(np.asarray(predictor_module._picture(path)), expected), name
+        with Image.open(path) as opened:
+            assert np.array_equal(np.asarray(predictor_module._picture(opened)), expected), name
+    assert refused == ["beyond.tif", "negative.tif", "float.tif", "damaged.png", "empty.png", "text.png", "absent.png"]
+    module = predictor_module
+    assert (module._MAX_PIXELS, module._MAX_SIDE, module._MAX_BYTES) == (decoding.MAX_PIXELS, decoding.MAX_SIDE, decoding.MAX_FILE_BYTES)
+    assert module._FORMATS == decoding.FORMATS
+
+
+def test_arrays_keep_their_meaning() -> None:
+    pixels = np.array([[[0, 1, 255], [100, 128, 7]]], np.uint8)
+    for same in (
+        pixels,
+        pixels.astype(np.int64),
+        pixels.astype(np.int32),
+        pixels.astype(np.uint16) * 257,
+        pixels / 255,
+        pixels.astype(np.float32) / 255,
+    ):
+        assert np.array_equal(np.asarray(predictor_module._picture(same)), pixels)
+    for wrong in (pixels.astype(float), pixels.astype(np.int64) * 2, pixels.astype(np.int64) - 1, pixels > 3, np.full((1, 2, 3), np.nan)):
+        with pytest.raises(ShapeError, match=r"whole numbers in 0\.\.255 or floats in \[0,1\]"):
+            predictor_module._picture(wrong)
+
+
+def test_a_file_without_classes_is_refused(onnx_any: tuple[Path, Any], tmp_path: Path) -> None:
+    import onnx
+
+    for stored in ("{}", "[]", "3", '{"classes": "red", "outputs": ["masks"]}'):
+        model = onnx.load(onnx_any[0])
+        onnx.helper.set_model_props(model, {"explainer": stored})
+        onnx.save_model(model, tmp_path / "x.onnx")
+        with pytest.raises(CheckpointError, match="no usable description"):
+            Predictor(tmp_path / "x.onnx")

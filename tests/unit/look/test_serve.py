@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from explainer.export.explaining import upsample
 from explainer.export.pictures import load_picture
 from explainer.export.refinement import quality, refine
 from explainer.export.safetensors import save_pretrained
+from explainer.look import server as server_module
 from explainer.look import uploads as uploads_module
 from explainer.look.commands import make_server, serve_parser
 from explainer.look.server import HEADER, Server
@@ -415,3 +417,47 @@ def test_masks_are_judged_with_the_fill_of_the_training(
         assert np.abs(made.uploads.map(upload, "refined", 0).values - refined.numpy()).max() < 1e-5
     finally:
         made.server_close()
+
+
+def test_limits_that_could_not_be_kept_are_refused(checkpoint: Path) -> None:
+    for option, value, words in (("--max-megapixels", "65", "at most 64"), ("--max-megabytes", "257", "at most 256")):
+        with pytest.raises(ConfigError, match=f"{option} can be {words}"):
+            started([str(checkpoint), option, value])
+    started([str(checkpoint), "--max-megapixels", "64", "--max-megabytes", "256"]).server_close()
+
+
+def test_maps_of_other_methods_count_too(server: Server, uploaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = server.uploads.find(uploaded["id"])
+    before, key = first.size, ask(server, "/explain", encoded(photograph()))[1]["id"]
+    monkeypatch.setattr(uploads_module, "_KEPT_BYTES", 2 * before + 32 * 32 * 4)
+    for chosen in (0, 1):
+        assert ask(server, f"/map?id={key}&method=grad_cam&class={chosen}")[0] == 200
+        assert server.uploads.find(key).size == before + (chosen + 1) * 32 * 32 * 4
+        assert (uploaded["id"] in server.uploads._kept) is (chosen == 0), "one map fits, two do not"
+
+
+def test_a_body_is_read_only_by_those_who_have_a_place(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [server.place() for _ in range(8)]
+    for place in places:
+        place.__enter__()
+    add = server.uploads.add
+    monkeypatch.setattr(server.uploads, "add", lambda body: pytest.fail("read a body without a place"))
+    status, answer, headers = ask(server, "/explain", encoded(photograph()))
+    assert status == 503 and "busy" in answer["error"] and headers["Connection"] == "close"
+    places[0].__exit__(None, None, None)
+    monkeypatch.setattr(server.uploads, "add", add)
+    assert ask(server, "/explain", encoded(photograph()))[0] == 200
+    for place in places[1:]:
+        place.__exit__(None, None, None)
+
+
+def test_a_body_that_trickles_in_gives_its_place_back(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_PATIENCE", 0.2)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+        raw.sendall(f"POST /explain HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n{HEADER}: 1\r\nContent-Length: 90000\r\n\r\n".encode())
+        with pytest.raises(OSError):
+            for _ in range(200):
+                raw.sendall(b"x")
+                time.sleep(0.05)
+            raise AssertionError("it was still waited for")
+    assert server._free._value == 8  # type: ignore[attr-defined]
