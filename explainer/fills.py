@@ -64,7 +64,8 @@ def judging_fill(trained: Any) -> FillKind:
     Args:
         trained: ``metadata["fill"]`` of an Explainer, or None.
     """
-    return trained if isinstance(trained, str) and trained in ("black", "grey", "white", "blur", "noise") else "mean"
+    kinds: tuple[FillKind, ...] = ("black", "grey", "white", "blur", "noise")
+    return next((kind for kind in kinds if kind == trained), "mean")
 
 
 def alternative_fill(

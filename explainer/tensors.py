@@ -5,14 +5,15 @@ Shape letters used in every signature: ``B`` images, ``K`` classes, ``C`` channe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "state_digest"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +57,16 @@ class Batch:
         """A contiguous part of the batch."""
         part = self.map(lambda t: t[index])
         return replace(part, ids=self.ids[index])
+
+
+def state_digest(state: Mapping[str, Tensor], start: str = "") -> str:
+    """SHA-256 (first 16 hex digits) over the names, types, shapes and values of tensors, after the text ``start``.
+
+    The same on every device and memory layout, and in any order of the entries.
+    """
+    digest = hashlib.sha256(start.encode())
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()[:16]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import hashlib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from explainer.errors import ConfigError, ShapeError
+from explainer.tensors import state_digest
 
 Array = NDArray[np.float32]
-PRECISIONS = ("fp32", "fp16", "int8")
 DESCRIPTION = "explainer-export/1"
 
 
@@ -166,9 +165,4 @@ def check_batch(images: Array, size: tuple[int, int] | None) -> None:
 
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 (first 16 hex digits) over the names and values of a module's state."""
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return digest.hexdigest()[:16]
+    return state_digest(module.state_dict())

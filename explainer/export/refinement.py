@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from explainer import baselines
 from explainer.attribution import check_class_index, check_images
@@ -168,7 +169,10 @@ def extremal_start(search: ExtremalPerturbation, images: Tensor, masks: Tensor) 
     a soft start a third of a search goes by before its objective is level with one from scratch (tests/benchmarks/bench_refinement.py).
     """
     family, areas = search.generator_for(images), search.areas
-    score = family.parameters_from(masks).repeat_interleave(len(areas), 0)
+    inside = family.parameters_from(masks)
+    wide = 2 * (max(inside.shape[-2:]) // 4) + 1
+    score = inside + 0.1 * F.avg_pool2d(inside[:, None], wide, 1, wide // 2, count_include_pad=False)[:, 0]  # a flat mask shrinks from its rim
+    score = score.repeat_interleave(len(areas), 0)
     found = parameters_of_area(family, score, areas * len(masks), search.schedule.area_on == "margin", gain=4.0)
     return found.unflatten(0, (len(masks), len(areas)))
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import explainer as package
@@ -58,6 +59,11 @@ def test_calibrate_then_withhold(runs, tmp_path, capsys):
     assert stored["classes"] == "predicted" and stored["fill"] == "mean"
     assert stored["classifier"] == package.load(model).metadata["fingerprint"]
     assert stored["fallback"] == "refine" and stored["refinement"] == {"method": "extremal_perturbation", "iterations": 2}
+    content = torch.load(model, weights_only=True)
+    content["hyper_parameters"]["fill"] = "white"
+    torch.save(content, tmp_path / "white.ckpt")
+    again = [*command, "--alpha", "0.2", "--model", str(tmp_path / "white.ckpt"), "--out", str(tmp_path / "white.json")]
+    assert main(again) == 0 and json.loads((tmp_path / "white.json").read_text())["fill"] == "white"
     (tmp_path / "strict.json").write_text(json.dumps({**stored, "threshold": 0.999, "fallback": "abstain"}))
     assert explain(runs, tmp_path / "out", "--selector", str(tmp_path / "strict.json")) == 2
     assert "--threshold 0, or calibrate with --predicted_from 0.5" in capsys.readouterr().err

@@ -269,3 +269,12 @@ def explainer_classifier(path: Path) -> Explanandum:
     from explainer.models.checkpoints import load_explanandum
 
     return load_explanandum(path)
+
+
+def test_masks_are_refined_with_the_fill_of_the_training(classifier: Explanandum) -> None:
+    from explainer.export.commands import _treatment, explain_parser
+
+    args = explain_parser().parse_args(["m", "i", "--out", "o", "--refine", "igos_pp", "--refine-iterations", "3"])
+    made = _treatment(args, classifier, {"fill": "white"}, 0.5)
+    assert made.fill == "white" and made.iterations == 3 and made.budget_s is None
+    assert _treatment(args, classifier, {}, 0.5).fill == "mean"
