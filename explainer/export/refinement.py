@@ -171,7 +171,9 @@ def extremal_start(search: ExtremalPerturbation, images: Tensor, masks: Tensor) 
     family, areas = search.generator_for(images), search.areas
     inside = family.parameters_from(masks)
     wide = 2 * (max(inside.shape[-2:]) // 4) + 1
-    score = inside + 0.1 * F.avg_pool2d(inside[:, None], wide, 1, wide // 2, count_include_pad=False)[:, 0]  # a flat mask shrinks from its rim
+    score = (
+        inside + 0.5 * F.avg_pool2d(inside[:, None], wide, 1, wide // 2, count_include_pad=False)[:, 0]
+    )  # a flat mask shrinks from its rim
     score = score.repeat_interleave(len(areas), 0)
     found = parameters_of_area(family, score, areas * len(masks), search.schedule.area_on == "margin", gain=4.0)
     return found.unflatten(0, (len(masks), len(areas)))
