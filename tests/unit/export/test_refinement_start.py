@@ -20,8 +20,7 @@ def test_start_is_the_mask_at_its_area_with_steep_edges(area):
     full = family.padded_masks(extremal_start(search, images, mask)[0])
     assert float(full.mean()) == pytest.approx(area, abs=0.01)
     inside = family.crop(full)[0, 24:32, 28:36]
-    assert float(inside.min()) > 0.97  # the middle of the mask is shown, and
+    assert float(inside.min()) > 0.85  # the middle of the mask is shown, and
     assert float(family.crop(full)[0, :4].max()) < 0.01  # far away nothing is
     penalty = area_penalty(full, excluded(full[0].numel(), [area], full.device))
-    print(float(penalty))
-    assert float(penalty) < 0.035  # 0.05 and more with edges that fall over half the image
+    assert float(penalty) < 0.02
