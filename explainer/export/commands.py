@@ -157,6 +157,13 @@ def explain_command(argv: Sequence[str]) -> int:
     treatment = _treatment(args, explanandum, runtime.description, threshold)
     with _Bar("explaining", args.quiet) as progress:
         found = explain(args.images, runtime, args.out, options, explanandum, progress, treatment)
+    apart = sum(not fact.get("covered", True) for row in found["images"] for fact in row.get("treatment", {}).values())
+    if apart:
+        print(
+            f"The selector's guarantee is about predicted classes; {apart} of the masks are of named classes that are not predicted "
+            "(results.json: covered false).",
+            file=sys.stderr,
+        )
     rows = [[row["name"], ", ".join(_class_line(row, c) for c in row["chosen"]) or "none"] for row in found["images"][:20]]
     _print_table(f"{args.out}: {len(found['images'])} images, {len(found['failed'])} not readable", ["image", "class and mask area"], rows)
     for name, reason in found["failed"].items():

@@ -65,7 +65,8 @@ def explain(
         explanandum: gives the scores, and chooses the classes if none are named. A fused model has its own.
         progress: called with (images done, images in all).
         treatment: refines the chosen masks, or withholds those that its selector does not accept; each image's row then also has
-            ``treatment`` (quality, refined and accepted per class) and ``withheld``.
+            ``treatment`` (quality, refined and accepted per class, and covered: whether the selector's guarantee, which is about
+            predicted classes, speaks of this one) and ``withheld``.
 
     Returns:
         What is in ``results.json``: ``classes``, ``images`` (each with name, size, chosen, areas, peaks, scores) and ``failed``.
@@ -95,7 +96,10 @@ def explain(
             chosen = wanted if wanted is not None else choose(masks, row_scores, explanandum, runtime, o.threshold)
             facts: dict[int, dict[str, Any]] = {}
             if treatment is not None:
+                own = chosen if wanted is None else choose(masks, row_scores, explanandum, runtime, o.threshold)
                 masks, facts = treatment(images[i], masks, chosen)
+                if treatment.selector is not None and treatment.selector.classes == "predicted":
+                    facts = {k: {**fact, "covered": k in own} for k, fact in facts.items()}
                 chosen = [k for k in chosen if facts[k]["accepted"] is not False]
             rows.append(_write(picture, masks, row_scores, chosen, names, out))
             for area, of_area in cut.items():

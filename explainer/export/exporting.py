@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from explainer import plugins
-from explainer.errors import ConfigError, ExportError
+from explainer.errors import ConfigError, ExplainerError, ExportError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions
 from explainer.export.card import add_report, write_card
 from explainer.export.classifier import require_same_classifier
@@ -84,7 +84,7 @@ def export(
         raise ConfigError(f"--out {out} cannot be created ({error.strerror}). Choose another folder.") from error
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder:
         path = Path(folder) / file_name(form, options, fused)
-        form.write(model, path, options)
+        _write(form, model, path, options)
         report = measure(model, form.open(path), path, form.name, precision, shapes, seen, explanandum, tolerance)
         if report.violations and not allow_drift:
             raise ExportError(
@@ -97,6 +97,19 @@ def export(
     add_report(out, report.as_dict())
     write_card(out, model.description, metrics, licence)
     return out / path.name, report
+
+
+def _write(form: ExportFormat, model: ExportModel, path: Path, options: ExportOptions) -> None:
+    """As ``form.write``; a full disk or the like, which each library reports by a type of its own, becomes an :class:`ExportError`."""
+    try:
+        form.write(model, path, options)
+    except (ExplainerError, OSError):
+        raise
+    except Exception as error:  # RuntimeError of torch and OpenVINO, SafetensorError, protobuf's errors
+        raise ExportError(
+            f"{path.name} could not be written ({' '.join(str(error).split())[:300]}). Check the space on the disk of --out, or choose "
+            "another --format."
+        ) from error
 
 
 def _model(

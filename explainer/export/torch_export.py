@@ -83,7 +83,10 @@ class TorchExport(ExportFormat):
     def write(self, model: ExportModel, path: Path, options: ExportOptions) -> None:
         """See :class:`ExportFormat`."""
         self.check(options)
-        torch.export.save(trace(model, options), str(path), extra_files={_EXTRA: json.dumps(model.description)})
+        # Through memory: torch's own writer ends the process when the disk is full.
+        content = io.BytesIO()
+        torch.export.save(trace(model, options), content, extra_files={_EXTRA: json.dumps(model.description)})
+        path.write_bytes(content.getbuffer())
 
     def open(self, path: Path, threads: int | None = None) -> TorchProgram:
         """See :class:`ExportFormat`."""

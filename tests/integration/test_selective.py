@@ -73,11 +73,16 @@ def test_calibrate_then_withhold(runs, tmp_path, capsys):
     (tmp_path / "lax.json").write_text(json.dumps({**stored, "threshold": -2.0}))
     assert explain(runs, tmp_path / "all", "--selector", str(tmp_path / "lax.json"), "--threshold", "0") == 0
     row = json.loads((tmp_path / "all/results.json").read_text())["images"][0]
+    assert all(f["covered"] for f in row["treatment"].values())
     assert row["withheld"] == [] and all(f["accepted"] and not f["refined"] for f in row["treatment"].values())
     assert main([*command, "--alpha", "0.01"]) == 2
     assert "too few for alpha" in capsys.readouterr().err
     assert explain(runs, tmp_path / "both", "--selector", str(tmp_path / "lax.json"), "--refine", "igos_pp") == 2
     assert "choose one" in capsys.readouterr().err
+    (tmp_path / "half.json").write_text(json.dumps({**stored, "threshold": -2.0, "predicted_from": 1.0}))
+    assert explain(runs, tmp_path / "apart", "--selector", str(tmp_path / "half.json"), "--threshold", "1") == 0
+    row = json.loads((tmp_path / "apart/results.json").read_text())["images"][0]
+    assert [f["covered"] for f in row["treatment"].values()] == [False, False] and "4 of the masks are of named" in capsys.readouterr().err
     (tmp_path / "other.json").write_text(json.dumps({**stored, "explainer": "0123456789abcdef"}))
     assert explain(runs, tmp_path / "x", "--selector", str(tmp_path / "other.json"), "--threshold", "0") == 2
     assert "calibrated for the Explainer with fingerprint 0123456789abcdef" in capsys.readouterr().err

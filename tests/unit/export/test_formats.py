@@ -394,3 +394,14 @@ def test_the_instructions_of_each_kind_of_file() -> None:
     assert every[0] == "```python" and every[-1] == "```" and sum('Predictor("' in line for line in every) == 2
     for name in ("fused-int8.onnx", "model.onnx", "model.pt2", "model.safetensors", "model.xml"):
         assert any(name in line for line in every)
+
+
+def test_a_library_that_cannot_write_is_one_paragraph(net: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Any, model: Any, path: Path, options: Any) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(type(build_format("safetensors")), "write", full)
+    with pytest.raises(ExportError, match=r"model\.safetensors could not be written \(PytorchStreamWriter.*Check the space"):
+        export(net, "safetensors", tmp_path)
+    assert list(tmp_path.iterdir()) == []
