@@ -143,6 +143,8 @@ assert not {{'torch', 'pytorch_lightning', 'matplotlib'}} & set(sys.modules), so
     assert "seed: 3" in done.stdout
     helped = subprocess.run([sys.executable, "train.py", "--help"], capture_output=True, text=True, cwd=ROOT)
     assert helped.returncode == 0 and "predict" in helped.stdout
+    module = subprocess.run([sys.executable, "-m", "explainer", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert module.returncode == 0 and "calibrate" in module.stdout
 
 
 @pytest.mark.parametrize(
