@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from explainer.errors import ConfigError, FingerprintMismatchError, ShapeError
+from explainer.tensors import state_digest
 
 Task = Literal["multilabel", "multiclass"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -94,13 +94,8 @@ class Explanandum(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 (first 16 hex digits) over the classifier's state, task, classes and normalisation."""
-        digest = hashlib.sha256(repr((self.task, self.num_classes, self.input_size)).encode())
         state = {**self.classifier.state_dict(), "explanandum.mean": self.mean, "explanandum.std": self.std}
-        for key in sorted(state):
-            value = state[key].detach().cpu().contiguous()
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-        return digest.hexdigest()[:16]
+        return state_digest(state, repr((self.task, self.num_classes, self.input_size)))
 
     def require_fingerprint(self, expected: str, source: str) -> None:
         """Raise :class:`FingerprintMismatchError` unless this classifier is the one that ``source`` was made for."""

@@ -84,9 +84,11 @@ class ExplainTask(pl.LightningModule):
         self.optimizer_config = optimizer or OptimizerConfig()
         self.seed = seed
         self.fingerprint = explanandum.fingerprint()
-        # fill and area_temperature: whoever shows or refines these masks later has to remove pixels and cut areas as training did.
+        # task, fill and area_temperature: whoever shows or refines these masks later has to read scores, remove pixels and cut areas as
+        # training did.
         saved: dict[str, Any] = {"kind": "explainer", "explainer": explainer.config, "fingerprint": self.fingerprint, "losses": losses}
-        saved |= {"fill": self.masking.fill, "area_temperature": self.masking.area_temperature, "optimizer": asdict(self.optimizer_config)}
+        saved |= {"task": explanandum.task, "fill": self.masking.fill, "area_temperature": self.masking.area_temperature}
+        saved["optimizer"] = asdict(self.optimizer_config)
         self.save_hyperparameters({**saved, **(provenance or {})}, logger=False)
         self.strict_loading = False  # the Explanandum's weights are left out on purpose; on_load_checkpoint checks the rest
         self.means = Means()

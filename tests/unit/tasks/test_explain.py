@@ -69,6 +69,7 @@ def test_checkpoint_knows_how_masks_were_applied(tmp_path):
     torch.save(content, tmp_path / "new.ckpt")
     net = explainer.load(tmp_path / "new.ckpt")
     assert net.metadata["fill"] == "blur" and net.metadata["area_temperature"] == 0.5
+    assert net.metadata["task"] == "multilabel"
     for key in ("fill", "area_temperature"):
         del content["hyper_parameters"][key]
     torch.save(content, tmp_path / "old.ckpt")
