@@ -29,6 +29,7 @@ class AppendingCSVLogger(Logger):
         self.folder, self.file, self.every = folder, folder / "metrics.csv", every
         self._rows: list[dict[str, float]] = []
         self._columns: list[str] = []
+        self.train_step: int | None = None  #: of the last training loss in the log
 
     @property
     def name(self) -> str:
@@ -61,6 +62,8 @@ class AppendingCSVLogger(Logger):
         if self._rows and self._rows[-1]["step"] == row["step"] and self._rows[-1].keys() == row.keys():
             self._rows.pop()  # batches whose gradients are accumulated share a step
         self._rows.append(row)
+        if "train/loss" in row:
+            self.train_step = int(row["step"])
         if len(self._rows) >= self.every:
             self.save()
 

@@ -20,6 +20,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO  # noqa: TID251
 
 from explainer.errors import CheckpointError, ConfigError, NumericalError
 from explainer.models.checkpoints import read_weights
+from explainer.tasks.csv_log import AppendingCSVLogger
 
 log = logging.getLogger(__name__)
 LAST, PREVIOUS, BEST = "last.ckpt", "last-previous.ckpt", "best.ckpt"
@@ -241,12 +242,16 @@ class SafeCheckpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save where the weights can be trusted, without waiting for processes that may not come."""
+        """Save where the weights can be trusted, without waiting for processes that may not come.
+
+        Between the last step of an epoch and its validation, that validation is lost: Lightning goes on with the next epoch.
+        """
         untrusted = isinstance(exception, NumericalError | CheckpointError | KeyboardInterrupt)
         if untrusted or trainer.state.fn != "fit" or not trainer.global_step or not self._should_save_on_exception(trainer):
             return
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         alone = trainer.world_size == 1 or any(isinstance(c, GracefulStop) and c.agreed for c in callbacks)
+        _log_batch_in_progress(trainer)
         path = self.format_checkpoint_name(self._monitor_candidates(trainer))
         if alone:
             self._save_checkpoint(trainer, path)
@@ -358,3 +363,14 @@ def requeue() -> bool:
     if done.returncode:
         log.error("job %s could not be requeued (%s): submit it again with --ckpt_path last", job, done.stderr.strip())
     return done.returncode == 0
+
+
+def _log_batch_in_progress(trainer: pl.Trainer) -> None:
+    """The row of a batch that has moved the weights and was stopped before Lightning logged it: a resumed run does not meet it again.
+
+    The values were reduced over the processes in the training step, so that no process has to be waited for.
+    """
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    logged = [logger.train_step for logger in trainer.loggers if isinstance(logger, AppendingCSVLogger)]
+    if trainer.training and trainer.global_step > step and logged and step not in logged:
+        trainer._logger_connector.update_train_step_metrics()
