@@ -28,6 +28,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
+from explainer import plugins
 from explainer.cli import main as command
 from explainer.cli import parse_run
 from explainer.metrics.segmentation import iou, mean_absolute_error, soft_iou
@@ -122,7 +123,9 @@ def configuration(kind: str, cost: str, chosen: argparse.Namespace) -> dict[str,
         options: dict[str, Any] = {COST[kind]: int(cost)} if cost else {}
         if kind == "extremal_perturbation":
             options["schedule"] = "fast"  # the published steps are too short to arrive anywhere in a few iterations
-        config["teachers"] = [{"name": kind, "options": options, "scale": "max" if kind in LIVE else "minmax"}]
+        signed = plugins.find("explainer.baselines", kind).signed  # type: ignore[attr-defined]
+        # Of a CAM or a signed map, what is below 0 is no evidence, not a little of it.
+        config["teachers"] = [{"name": kind, "options": options, "scale": "max" if kind in LIVE or signed else "minmax"}]
     return config
 
 
