@@ -19,6 +19,8 @@ SUMMARY = "summary.json"
 TITLES: dict[str, tuple[str, str]] = {
     "segmentation": ("Agreement with the objects", "How well the mask matches the object's pixels."),
     "segmentation_per_class": ("Agreement with the objects, by class", "One mask per class, compared with that class's pixels."),
+    "agf_segmentation": ("Segmentation by ranking", "Does the map rank the object's pixels above the others?"),
+    "agf_class_segmentation": ("Segmentation by competition", "Does each pixel's strongest class map name its class?"),
     "pointing_game": ("Pointing game", "Does the highest point of the map lie on the object?"),
     "insertion_deletion": ("Insertion and deletion", "The score while the map's most important pixels appear or disappear first."),
     "negative_perturbation": ("Negative and positive perturbation", "Accuracy while unimportant or important pixels are removed first."),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from explainer import plugins
 from explainer.errors import ConfigError
 from explainer.evaluation.results import Row
 from explainer.report import tables
@@ -159,3 +160,7 @@ def test_wrong_folders_and_options_are_told(tmp_path):
         parse([])
     with pytest.raises(ConfigError, match="bootstrap"):
         parse(["x", "--bootstrap", "-1"])
+
+
+def test_every_protocol_has_plain_words():
+    assert set(tables.TITLES) == set(plugins.discover("explainer.evaluation.protocols"))
