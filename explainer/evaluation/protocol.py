@@ -90,7 +90,7 @@ class Protocol(abc.ABC):
         return {}
 
     def from_counts(self, vector: str, summed: Tensor) -> Tensor:
-        """Scores ``[...,M]`` of a summed vector of counts ``[...,V]``."""
+        """Scores ``[...,M]`` of a summed vector of counts ``[...,V]``; only of protocols with columns of counts, which override it."""
         raise NotImplementedError(f"{self.name} has no counts")
 
     def not_applicable(self, method: Method) -> str | None:
