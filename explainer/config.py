@@ -167,6 +167,10 @@ class TeacherConfig:
         dtype: of the cache.
         seed: of the cache.
         scale: how a raw map becomes [0,1]: minmax, max (negative to 0, maximum to 1; right for CAMs) or clamp.
+        images: number of training images, from the first, whose maps the run computes into the cache before it trains, where they are
+            missing; 0 leaves the cache to ``explainer maps``. While maps alone are copied, batches hold only images that have one.
+        smooth: standard deviation of a Gaussian filter after scale, as a share of the longer side; for sparse maps (srd, agf,
+            guided_backprop).
         threshold: null keeps maps soft; a number makes them binary, {class name: number} only those classes.
         memory_mib: how much of the cache is kept in memory.
     """
@@ -178,6 +182,8 @@ class TeacherConfig:
     dtype: Literal["float32", "float16", "uint8"] = "float16"
     seed: int = 0
     scale: Literal["minmax", "max", "clamp"] = "minmax"
+    images: int = 0
+    smooth: float = 0.0
     threshold: float | dict[str, float] | None = None
     memory_mib: float = 2048.0
 
@@ -189,6 +195,8 @@ class OptimizerConfig:
     Attributes:
         name: adam, adamw or sgd.
         lr: (peak) learning rate.
+        encoder_lr: factor of lr for the Explainer's encoder. Below 1 it keeps what it knows (explainer.init_encoder, encoder_weights)
+            while the decoder learns to read it.
         weight_decay: of adamw and sgd.
         schedule: constant, one_cycle (warm-up and cosine to 0 over the whole run) or cosine.
         warmup: share of the run used for warming up (one_cycle).
@@ -196,6 +204,7 @@ class OptimizerConfig:
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = 1e-4
+    encoder_lr: float = 1.0
     weight_decay: float = 0.0
     schedule: Literal["constant", "one_cycle", "cosine"] = "constant"
     warmup: float = 0.2

@@ -27,6 +27,7 @@ class Batch:
         void: ``[B,H,W]`` bool, True where the ground truth is undefined, or None.
         ids: one stable string per image.
         cues: ``[B,K,H,W]`` float in {0,1}, pixels of a planted shortcut cue (``shapes`` only), or None.
+        epochs: the epoch of each image's augmentation, to move other maps as the image was moved; () counts as 0 everywhere.
     """
 
     images: Tensor
@@ -35,12 +36,13 @@ class Batch:
     void: Tensor | None = None
     ids: tuple[str, ...] = ()
     cues: Tensor | None = None
+    epochs: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Apply ``function`` to every tensor (``ids`` stay)."""
+        """Apply ``function`` to every tensor (``ids`` and ``epochs`` stay)."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
         return replace(self, **changed)
@@ -56,7 +58,7 @@ class Batch:
     def __getitem__(self, index: slice) -> Batch:
         """A contiguous part of the batch."""
         part = self.map(lambda t: t[index])
-        return replace(part, ids=self.ids[index])
+        return replace(part, ids=self.ids[index], epochs=self.epochs[index])
 
 
 def state_digest(state: Mapping[str, Tensor], start: str = "") -> str:

@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
@@ -39,6 +39,7 @@ class Sample:
         masks: ``[K,H,W]`` in {0,1} of any dtype (bool travels fastest), object pixels of each class, or None without ground truth.
         void: ``[H,W]`` bool, True where the ground truth is undefined, or None where it is defined everywhere.
         cues: ``[K,H,W]`` in {0,1}, pixels of planted shortcut cues, or None.
+        epoch: of the augmentation; the loaders set it.
     """
 
     image: Tensor
@@ -47,6 +48,7 @@ class Sample:
     masks: Tensor | None = None
     void: Tensor | None = None
     cues: Tensor | None = None
+    epoch: int = 0
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -91,7 +93,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
             elif s.void is not None:
                 row.copy_(s.void)
     targets = torch.stack([s.target for s in samples]).to(images.dtype)
-    return Batch(images, targets, masks, void, tuple(s.id for s in samples), stack([s.cues for s in samples], "cues"))
+    ids, epochs = tuple(s.id for s in samples), tuple(s.epoch for s in samples)
+    return Batch(images, targets, masks, void, ids, stack([s.cues for s in samples], "cues"), epochs)
 
 
 class ExplainerDataset(Dataset[Sample], ABC):
@@ -190,17 +193,20 @@ class _Guarded(Dataset):
         if self.dataset.epoch != epoch:
             self.dataset.set_epoch(epoch)
         if self.on_error == "raise":
-            return [self.dataset[index]]
+            return [self._sample(index, epoch)]
         skipped: list[Sample | _Skipped] = []
         for offset in range(len(self) if self.substitute else 1):
             candidate = (index + offset) % len(self)
             try:
-                return [*skipped, self.dataset[candidate]]
+                return [*skipped, self._sample(candidate, epoch)]
             except CorruptSampleError as error:
                 skipped.append(_Skipped(self.dataset.sample_id(candidate), str(error)))
         if self.substitute:
             raise CorruptSampleError(f"none of the {len(self)} samples can be read. The first reason: {_reason(skipped[0])}")
         return skipped
+
+    def _sample(self, index: int, epoch: int) -> Sample:
+        return replace(self.dataset[index], epoch=epoch)
 
 
 def _reason(entry: Sample | _Skipped) -> str:
@@ -291,6 +297,8 @@ class DataModule(pl.LightningDataModule):
         self.options = dict(options or {})
         self.train_options, self.eval_options = dict(train_options or {}), dict(eval_options or {})
         self.global_batch, self.pin, self.prefetch_factor = global_batch, pin_memory, prefetch_factor
+        # Which images a training batch is drawn from, by the share of the training that is done; None: from all. The task sets it.
+        self.among: Callable[[float], Sequence[int] | None] | None = None
         self.skipped: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
         self._datasets: dict[str, ExplainerDataset] = {}
 
@@ -375,7 +383,17 @@ class DataModule(pl.LightningDataModule):
         if self.trainer is not None:
             sampler.steps = _limited(len(sampler), self.trainer.limit_train_batches)
             sampler.start_at(*resume_position(self.trainer))
+            sampler.among = self._drawn_from
         return self._loader("train", substitute=True, batch_sampler=sampler)
+
+    def _drawn_from(self, number: int) -> Sequence[int] | None:
+        """The images that training batch ``number``, counted from the start, is drawn from."""
+        assert self.trainer is not None
+        if self.among is None:
+            return None
+        total = self.trainer.estimated_stepping_batches  # asked while training runs: before, Lightning would build the loaders for it
+        step = number // self.trainer.accumulate_grad_batches
+        return self.among(step / total if 0 < total < float("inf") else 0.0)
 
     def eval_dataloader(self, split: str) -> DataLoader:
         """Every sample of a split once over all ranks, in order; also without a Trainer."""

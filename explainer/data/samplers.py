@@ -7,7 +7,7 @@ These do neither; use them with ``Trainer(use_distributed_sampler=False)``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -38,7 +38,10 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         rank: of this process.
         world: number of processes.
         shuffle: False keeps the data set's order in every epoch.
-        steps: batches an epoch is cut to (``Trainer(limit_train_batches=...)``), None for all. Only :meth:`start_at` uses it.
+        steps: batches an epoch is cut to (``Trainer(limit_train_batches=...)``), None for all: for :meth:`start_at` and ``among``.
+        among: gives, for a global batch counted from the start of training, the samples it is drawn from, or None for the epoch's
+            permutation. The drawn ones go round in a shuffled order of their own, and the round takes the epoch's place in the pairs: an
+            image drawn again is augmented anew.
 
     Raises:
         ConfigError: for a batch below 2, or fewer samples than one global batch.
@@ -53,6 +56,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         world: int = 1,
         shuffle: bool = True,
         steps: int | None = None,
+        among: Callable[[int], Sequence[int] | None] | None = None,
     ) -> None:
         if batch_size < 2:
             raise ConfigError(
@@ -67,7 +71,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
                 "Lower data.batch_size, use fewer devices, or add data."
             )
         self.length, self.batch_size, self.seed, self.rank, self.world, self.shuffle = length, batch_size, seed, rank, world, shuffle
-        self.steps = steps
+        self.steps, self.among = steps, among
         self.epoch = 0
         self._start = (0, 0)
 
@@ -95,22 +99,41 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         epoch, first = self.epoch, 0
         if epoch == self._start[0]:
             first = self._start[1]
-        if first and first >= (len(self) if self.steps is None else min(self.steps, len(self))):
+        if first and first >= self._per_epoch:
             epoch, first = epoch + 1, 0
         return self._batches(epoch, first)
 
+    @property
+    def _per_epoch(self) -> int:
+        return len(self) if self.steps is None else min(self.steps, len(self))
+
     def order(self, epoch: int) -> list[int]:
         """The epoch's permutation, the same on every rank."""
+        return self._permutation(self.length, epoch)
+
+    def _permutation(self, length: int, *key: int) -> list[int]:
         if not self.shuffle:
-            return list(range(self.length))
-        generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch))
-        return torch.randperm(self.length, generator=generator).tolist()
+            return list(range(length))
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, *key))
+        return torch.randperm(length, generator=generator).tolist()
 
     def _batches(self, epoch: int, first: int) -> Iterator[list[tuple[int, int]]]:
         order, stride = self.order(epoch), self.batch_size * self.world
         for batch in range(first, len(self)):
-            part = order[batch * stride + self.rank : (batch + 1) * stride : self.world]
-            yield [(epoch, index) for index in part]
+            number = epoch * self._per_epoch + batch
+            among = self.among(number) if self.among is not None else None
+            if among is None:
+                part = [(epoch, index) for index in order[batch * stride : (batch + 1) * stride]]
+            else:
+                part = self._drawn(among, number * stride, stride)
+            yield part[self.rank :: self.world]
+
+    def _drawn(self, among: Sequence[int], start: int, count: int) -> list[tuple[int, int]]:
+        """``count`` of the endless row of shuffled rounds through ``among``, from position ``start``."""
+        first, last = start // len(among), (start + count - 1) // len(among)
+        # The second number in the key keeps a round from being an epoch's permutation.
+        row = [(turn, among[i]) for turn in range(first, last + 1) for i in self._permutation(len(among), turn, 1)]
+        return row[start - first * len(among) :][:count]
 
 
 class UnpaddedSampler(Sampler[int]):

@@ -63,11 +63,13 @@ class LossTerm(abc.ABC):
         needs_passes: the term reads ``logits_masked`` or ``logits_inverse``, through which its gradient reaches the masks; if no term
             does, the classifier is not run on them.
         needs_teacher: the term reads ``teacher``; if no term does, the teachers are not asked.
+        needs_classifier: the term asks ``explanandum`` itself.
     """
 
     name: ClassVar[str]
     needs_passes: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
+    needs_classifier: ClassVar[bool] = False
 
     def __init__(self, weight: Weight = 1.0) -> None:
         self.schedule = _schedule(weight, type(self).name)

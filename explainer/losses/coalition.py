@@ -111,6 +111,7 @@ class Coalition(LossTerm):
     """
 
     name = "coalition"
+    needs_classifier = True
 
     def __init__(
         self,

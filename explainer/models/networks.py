@@ -118,6 +118,11 @@ def build_network(name: str, num_classes: int, **options: Any) -> nn.Module:
         ) from error
 
 
+def encoder_of(network: nn.Module) -> nn.Module | None:
+    """The part that turns the image into features; None for a network without such a part."""
+    return getattr(network, "encoder", None) or getattr(getattr(network, "net", None), "backbone", None)
+
+
 def init_encoder(network: nn.Module, classifier: nn.Module) -> int:
     """Copy the classifier's weights into the network's encoder wherever name and shape agree, e.g. a ResNet-50 classifier into a
     DeepLabV3 with a ResNet-50 encoder. The Explainer then starts with features that know the classes, and learns far faster than from
@@ -129,7 +134,7 @@ def init_encoder(network: nn.Module, classifier: nn.Module) -> int:
     Raises:
         ConfigError: fewer than half of the encoder's tensors have a counterpart (another architecture).
     """
-    inner = getattr(network, "encoder", None) or getattr(getattr(network, "net", None), "backbone", None)
+    inner = encoder_of(network)
     if inner is None:
         raise ConfigError(f"{type(network).__name__} has no encoder to initialise; set explainer.init_encoder to false.")
     own, source = inner.state_dict(), classifier.state_dict()

@@ -21,6 +21,7 @@ from explainer.models.area_conditioned import area_masks
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.masking import aggregate
+from explainer.models.networks import encoder_of
 from explainer.tasks.optim import configure
 from explainer.tasks.ranks import Means, mean_over_ranks
 from explainer.tensors import Batch
@@ -156,6 +157,13 @@ class ExplainTask(pl.LightningModule):
             self.explanandum.task, self.explanandum, generator, progress, batch.ids, teacher,
         )  # fmt: skip
 
+    def copies_only(self, progress: float) -> bool:
+        """Whether at this share of the training maps are copied and no term learns from the classifier: then an image without a map
+        has nothing to teach.
+        """
+        active = [t for t in self.terms.values() if t.weight_at(progress) != 0]
+        return any(t.needs_teacher for t in active) and not any(t.needs_passes or t.needs_classifier for t in active)
+
     def _progress(self) -> float:
         if self._trainer is None:
             return 0.0
@@ -164,9 +172,8 @@ class ExplainTask(pl.LightningModule):
 
     def _teach(self, batch: Batch, stage: str, generator: torch.Generator) -> Tensor:
         assert self.teachers is not None
-        epoch = 0 if self._trainer is None else self.trainer.current_epoch
         with torch.autocast(self.device.type, enabled=False):
-            return self.teachers(batch, stage, epoch, generator)
+            return self.teachers(batch, stage, generator)
 
     def _cut_to_areas(self, logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         """Masks ``[B,K,H,W]``; for a share of the images those of the present classes have one random area, all others are plain."""
@@ -250,7 +257,10 @@ class ExplainTask(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Only the Explainer is trained."""
-        return configure(self.explainer.parameters(), self.optimizer_config, lambda: int(self.trainer.estimated_stepping_batches))
+        inner = encoder_of(self.explainer.network)
+        encoder = () if inner is None else inner.parameters()
+        total = lambda: int(self.trainer.estimated_stepping_batches)  # noqa: E731
+        return configure(self.explainer.parameters(), self.optimizer_config, total, encoder)
 
 
 def diagnostics(e: Explanation) -> dict[str, Tensor]:

@@ -11,17 +11,33 @@ import torch
 from torch import nn
 
 from explainer.config import OptimizerConfig
+from explainer.errors import ConfigError
 
 
-def configure(parameters: Iterable[nn.Parameter], config: OptimizerConfig, total_steps: Callable[[], int]) -> dict[str, Any]:
+def configure(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, total_steps: Callable[[], int], encoder: Iterable[nn.Parameter] = ()
+) -> dict[str, Any]:
     """What ``LightningModule.configure_optimizers`` returns.
 
     Args:
         parameters: those that require gradients are trained.
         config: names and numbers.
         total_steps: gives the optimiser steps of the whole run, for schedules that end with it.
+        encoder: those of ``parameters`` that learn at ``encoder_lr`` times the rate.
+
+    Raises:
+        ConfigError: ``encoder_lr`` is not 1 and there is no encoder.
     """
-    trained = [p for p in parameters if p.requires_grad]
+    trained: list[Any] = [p for p in parameters if p.requires_grad]
+    if config.encoder_lr != 1:
+        own = {id(p) for p in encoder}
+        slow = [p for p in trained if id(p) in own]
+        if not slow or config.encoder_lr <= 0:
+            raise ConfigError(
+                f"optimizer.encoder_lr is a positive factor for the Explainer's encoder, received {config.encoder_lr} for a network with "
+                f"{len(slow)} encoder tensors; leave it at 1 for a classifier or a network without encoder."
+            )
+        trained = [{"params": [p for p in trained if id(p) not in own]}, {"params": slow, "lr": config.encoder_lr * config.lr}]
     if config.name == "adam":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(trained, lr=config.lr)
     elif config.name == "adamw":

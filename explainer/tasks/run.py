@@ -17,7 +17,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment  # noqa: TID
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # noqa: TID251
 
 import explainer
-from explainer.config import DataConfig, RunConfig, TrainerConfig
+from explainer.config import DataConfig, RunConfig, TeacherConfig, TrainerConfig
 from explainer.data.base import DataModule
 from explainer.errors import CheckpointError, ConfigError
 
@@ -138,7 +138,11 @@ def build_task(config: RunConfig, data: DataModule) -> ClassifyTask | ExplainTas
         init_encoder(net.network, explanandum.classifier)
     provenance = {"classifier": asdict(config.classifier), "data": asdict(config.data), "versions": _versions()}
     teachers = _teachers(config, explanandum, data) if config.teachers else None
-    return ExplainTask(net, explanandum, config.losses, config.masking, config.optimizer, config.seed, provenance, teachers)
+    task = ExplainTask(net, explanandum, config.losses, config.masking, config.optimizer, config.seed, provenance, teachers)
+    known = None if teachers is None else teachers.images("train")
+    if known is not None:
+        data.among = lambda progress: known if task.copies_only(progress) else None
+    return task
 
 
 def _teachers(config: RunConfig, explanandum: Explanandum, data: DataModule) -> Any:
@@ -149,6 +153,9 @@ def _teachers(config: RunConfig, explanandum: Explanandum, data: DataModule) -> 
     terms = build_terms(config.losses).values()
     if not any(t.needs_teacher for t in terms):
         raise ConfigError("teachers are given and no loss asks them: add losses.distillation, or leave teachers out.")
+    for teacher in config.teachers:
+        if teacher.images:
+            fill_cache(teacher, config, data)
     teachers = build_teachers(config.teachers, explanandum, data, ("train", "val"))
     if teachers is not None and not teachers.answers("val") and all(t.needs_teacher or t.weight_at(1.0) == 0 for t in terms):
         raise ConfigError(
@@ -156,6 +163,29 @@ def _teachers(config: RunConfig, explanandum: Explanandum, data: DataModule) -> 
             "fill the cache with explainer maps --split val, or give another loss some weight."
         )
     return teachers
+
+
+def fill_cache(teacher: TeacherConfig, config: RunConfig, data: DataModule) -> None:
+    """Compute the maps of the first ``teacher.images`` training images that its cache lacks. One process does it, before the others
+    start; where a launcher started several, the cache must have been filled.
+    """
+    from explainer.evaluation import make_maps
+    from explainer.evaluation.config import CacheConfig, MethodConfig
+    from explainer.evaluation.maps_config import MapsConfig
+
+    if teacher.cache is None or teacher.images < 0:
+        raise ConfigError(
+            f"teachers.{teacher.name}.images is the number of training images whose maps go into its cache, received {teacher.images} and "
+            f"cache {teacher.cache}: name a folder (teachers: cache: runs/maps), or leave images out to ask the method at every step."
+        )
+    if processes() > 1:
+        return
+    wanted = MapsConfig(
+        MethodConfig(teacher.name, teacher.options), config.data, "train", teacher.images, config.classifier,
+        cache=CacheConfig(teacher.cache, teacher.dtype), seed=teacher.seed,
+        device="cpu" if config.trainer.accelerator == "cpu" else "auto",
+    )  # fmt: skip
+    make_maps.run(wanted)
 
 
 def processes() -> int:

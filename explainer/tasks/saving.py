@@ -158,6 +158,8 @@ def check_optimizer(path: str, given: dict[str, Any]) -> None:
             saved = {"lr": group.get("initial_lr", group["lr"])}
         except (LookupError, TypeError, AttributeError):  # no checkpoint of a training: Lightning says what it lacks
             saved = {}
+    if saved:
+        saved = {"encoder_lr": 1.0, **saved}  # an older version had one rate
     changed = [f"optimizer.{key} is {given[key]} and was {saved[key]}" for key in saved if key in given and given[key] != saved[key]]
     if changed:
         raise ConfigError(

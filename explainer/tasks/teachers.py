@@ -13,6 +13,7 @@ from torch import Tensor
 import explainer
 from explainer import baselines, plugins
 from explainer.attribution import Attributor
+from explainer.baselines.maps import smooth_map
 from explainer.config import TeacherConfig
 from explainer.data.base import DataModule
 from explainer.errors import ConfigError
@@ -39,6 +40,16 @@ def to_unit(maps: Tensor, scale: Scale = "minmax") -> Tensor:
     reach = flat.amax(dim=1, keepdim=True) - low
     unit = ((flat - low) / reach).clamp(0, 1)
     return torch.where(reach > 0, unit, torch.nan).view_as(maps)
+
+
+def smoothed(maps: Tensor, fraction: float) -> Tensor:
+    """A Gaussian filter, and the maximum back to 1: sparse relevance becomes a region that a mask can copy.
+
+    Args:
+        maps: ``[N,H,W]`` in [0,1]; NaN stays NaN.
+        fraction: the filter's standard deviation as a share of the longer side; 0 leaves the maps alone.
+    """
+    return to_unit(smooth_map(maps, fraction), "max") if fraction > 0 else maps
 
 
 def harden(maps: Tensor, classes: Tensor, thresholds: Tensor) -> Tensor:
@@ -74,7 +85,7 @@ class LiveTeacher:
     def __init__(self, attributor: Attributor) -> None:
         self.attributor = attributor
 
-    def maps(self, batch: Batch, wanted: Tensor, split: str, epoch: int, generator: torch.Generator) -> Tensor:
+    def maps(self, batch: Batch, wanted: Tensor, split: str, generator: torch.Generator) -> Tensor:
         """Raw maps ``[P,H,W]`` of the pairs ``wanted.nonzero()``."""
         rows, classes = wanted.nonzero(as_tuple=True)
         if shares_work(self.attributor) and not self.attributor.needs_gradients:
@@ -91,10 +102,13 @@ class CachedTeacher:
         datasets: of the same splits.
         scale: see :func:`to_unit`; maps are kept after it.
         memory: bytes to keep; beyond, maps are read from the files at every step.
+        smooth: see :func:`smoothed`; maps are kept after it.
     """
 
-    def __init__(self, caches: dict[str, MapCache], datasets: dict[str, Any], scale: Scale = "minmax", memory: int = 2**31) -> None:
-        self.caches, self.datasets, self.scale, self.memory = caches, datasets, scale, memory
+    def __init__(
+        self, caches: dict[str, MapCache], datasets: dict[str, Any], scale: Scale = "minmax", memory: int = 2**31, smooth: float = 0.0
+    ) -> None:
+        self.caches, self.datasets, self.scale, self.memory, self.smooth = caches, datasets, scale, memory, smooth
         self._index = {s: {d.sample_id(i): i for i in range(len(d))} for s, d in datasets.items()}
         self._kept: dict[tuple[str, int], Tensor] = {}
         used = 0
@@ -111,14 +125,20 @@ class CachedTeacher:
         """uint8 ``[H,W]`` each (255 steps of [0,1]), empty where there is no map or it says nothing."""
         found = cache.get([i for i, _ in pairs], [k for _, k in pairs])
         empty = torch.empty(0, dtype=torch.uint8)
-        units = [empty if m is None else to_unit(m[None], self.scale)[0] for m in found]
+        units = [empty if m is None else smoothed(to_unit(m[None], self.scale), self.smooth)[0] for m in found]
         return [empty if not len(m) or bool(m.isnan().any()) else (m * 255).round().to(torch.uint8) for m in units]
 
-    def maps(self, batch: Batch, wanted: Tensor, split: str, epoch: int, generator: torch.Generator) -> Tensor:
+    def images(self, split: str) -> set[int]:
+        """Positions in the split's data set of the images with at least one map."""
+        index = self._index.get(split, {})
+        return {index[i] for i, _ in self.caches[split].pairs() if i in index} if split in self.caches else set()
+
+    def maps(self, batch: Batch, wanted: Tensor, split: str, generator: torch.Generator) -> Tensor:
         """Maps ``[P,H,W]`` in [0,1] of the pairs ``wanted.nonzero()``, NaN where the cache has none."""
         rows, classes = wanted.nonzero(as_tuple=True)
         size = batch.images.shape[-2:]
         result = batch.images.new_full((len(rows), *size), torch.nan)
+        epochs = batch.epochs or (0,) * len(batch)
         if split not in self.caches:
             return result
         for n, (row, label) in enumerate(zip(rows.tolist(), classes.tolist(), strict=True)):
@@ -128,7 +148,7 @@ class CachedTeacher:
                 continue
             value = stored.float()[None] / 255
             if split == "train":
-                value = self.datasets[split].augmented_maps(self._index[split][pair[0]], value, epoch)
+                value = self.datasets[split].augmented_maps(self._index[split][pair[0]], value, epochs[row])
             if value.shape[-2:] != size:
                 raise ConfigError(
                     f"cached map of {pair[0]} is {tuple(value.shape[-2:])}, the images are {tuple(size)}: fill the cache again."
@@ -145,6 +165,7 @@ class _Member:
     weight: float
     scale: Scale
     thresholds: Tensor
+    smooth: float = 0.0
 
 
 class Teachers:
@@ -157,7 +178,13 @@ class Teachers:
         """Whether any teacher has maps for images of this split."""
         return any(isinstance(m.source, LiveTeacher) or split in m.source.caches for m in self.members)
 
-    def __call__(self, batch: Batch, split: str, epoch: int, generator: torch.Generator) -> Tensor:
+    def images(self, split: str) -> list[int] | None:
+        """Positions in the split's data set of the images for which a teacher has maps; None if all, because one is asked live."""
+        sources = [m.source for m in self.members]
+        cached = [s for s in sources if isinstance(s, CachedTeacher)]
+        return None if len(cached) < len(sources) else sorted(set().union(*(s.images(split) for s in cached)))
+
+    def __call__(self, batch: Batch, split: str, generator: torch.Generator) -> Tensor:
         """Target maps ``[B,K,H,W]`` in [0,1] of the present classes; NaN for absent ones and where no teacher knows."""
         wanted = batch.targets > 0.5
         rows, classes = wanted.nonzero(as_tuple=True)
@@ -168,8 +195,8 @@ class Teachers:
             return out
         total, weights = out.new_zeros(len(rows), *size), out.new_zeros(len(rows), 1, 1)
         for member in self.members:
-            raw = member.source.maps(batch, wanted, split, epoch, generator).float()
-            unit = raw if isinstance(member.source, CachedTeacher) else to_unit(raw, member.scale)
+            raw = member.source.maps(batch, wanted, split, generator).float()
+            unit = raw if isinstance(member.source, CachedTeacher) else smoothed(to_unit(raw, member.scale), member.smooth)
             target = harden(unit, classes, member.thresholds)
             known = torch.isfinite(target).flatten(1).all(dim=1)[:, None, None]
             total = total + torch.where(known, member.weight * target, 0.0)
@@ -194,13 +221,15 @@ def build_teachers(configs: Sequence[TeacherConfig], explanandum: Any, data: Dat
     for config in configs:
         if config.weight <= 0:
             raise ConfigError(f"teachers.{config.name}.weight must be positive, received {config.weight}.")
+        if config.smooth < 0:
+            raise ConfigError(f"teachers.{config.name}.smooth must be at least 0 (a share of the longer side), received {config.smooth}.")
         thresholds = thresholds_of(config.threshold, data.class_names)
         source: LiveTeacher | CachedTeacher
         if config.cache is None:
             source = LiveTeacher(live_attributor(config.name, config.options, explanandum))
         else:
             source = _cached(config, explanandum, data, splits)
-        members.append(_Member(source, config.weight, config.scale, thresholds))
+        members.append(_Member(source, config.weight, config.scale, thresholds, config.smooth))
     return Teachers(members) if members else None
 
 
@@ -235,9 +264,11 @@ def _cached(config: TeacherConfig, explanandum: Any, data: DataModule, splits: S
     found = {split: cache for split, cache in caches.items() if len(cache)}
     if "train" in splits and "train" not in found:
         raise ConfigError(
-            f"teachers.{config.name}: {config.cache} has no maps of this classifier, method, options and training split. Fill it with: "
-            f"explainer maps --method.name {config.name} --split train --cache.folder {config.cache} (and the run's data and classifier)."
+            f"teachers.{config.name}: {config.cache} has no maps of this classifier, method, options and training split. Let the run "
+            f"compute some first (teachers: images: 400), or fill it with: explainer maps --method.name {config.name} --split train "
+            f"--cache.folder {config.cache} (and the run's data and classifier)."
         )
     for split, cache in found.items():
         log.info("teacher %s: %d maps of %s from %s", config.name, len(cache), split, cache.folder)
-    return CachedTeacher(found, {split: data.dataset(split) for split in found}, config.scale, int(config.memory_mib * 2**20))
+    datasets = {split: data.dataset(split) for split in found}
+    return CachedTeacher(found, datasets, config.scale, int(config.memory_mib * 2**20), config.smooth)

@@ -9,6 +9,7 @@ import torch
 import explainer
 from explainer.cli import main
 from explainer.models.checkpoints import load_explanandum
+from explainer.tasks.explain import ExplainTask
 from tests.integration.test_train import TINY
 
 NET = ["--explainer.network", "vgg_unet", "--explainer.options", "{widths: [8, 8], decoder_channels: [8]}", "--explainer.stride", "4"]
@@ -66,6 +67,30 @@ def test_distillation_from_a_cache_and_a_cam_as_a_warm_up(classifier, tmp_path, 
     assert main([*maps, "--split", "val"]) == 0
     assert main([*alone, "--run_dir", str(tmp_path / "alone")]) == 0
     assert json.loads((tmp_path / "alone/summary.json").read_text())["val/loss/distillation"] > 0
+
+
+def test_a_run_computes_the_maps_it_lacks_and_draws_from_them_while_it_only_copies(classifier, tmp_path, capsys, monkeypatch):
+    seen, plain = [], ExplainTask._explanation
+
+    def spy(self, batch, stage):
+        if stage == "train":
+            seen.append(set(batch.ids))
+        return plain(self, batch, stage)
+
+    monkeypatch.setattr(ExplainTask, "_explanation", spy)
+    teacher = f"name: srd, scale: max, smooth: 0.05, threshold: 0.2, cache: {tmp_path}/maps"
+    fit = ["fit", "--classifier.checkpoint", classifier, *TINY, *NET, "--data.train_options", "{augment: symmetry}", "--losses",
+           "{distillation: {weight: [[0, 1], [0.5, 0]], kind: dice}, classification: {weight: [[0.4, 0], [0.5, 1]]}}"]  # fmt: skip
+    assert main([*fit, "--teachers", f"[{{{teacher}, images: 5}}]", "--run_dir", str(tmp_path / "a")]) == 0
+    assert "5 images" in capsys.readouterr().out
+    known = {f"train/{i:06d}" for i in range(5)}
+    # Six steps: progress 0, 1/6 and 2/6 copy alone; from 0.4 the classifier is asked, on all images.
+    assert set().union(*seen[:3]) <= known and not set().union(*seen[3:]) <= known
+    assert main([*fit, "--teachers", f"[{{{teacher}}}]", "--run_dir", str(tmp_path / "b")]) == 0
+    weights = [torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in "ab"]
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items()), "who filled the cache does not matter"
+    assert main([*fit, "--teachers", "[{name: grad_cam, images: 5}]", "--run_dir", str(tmp_path / "c")]) == 2
+    assert "teachers.grad_cam.images is the number of training images" in capsys.readouterr().err
 
 
 def test_scores_only(tmp_path, capsys):

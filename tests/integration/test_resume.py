@@ -136,6 +136,8 @@ def test_another_optimiser_is_refused_on_resume(argv, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "optimizer.lr is 0.5 and was 0.0001; optimizer.weight_decay is 0.25 and was 0.0 when" in error and "--init_from" in error
     assert content(tmp_path / "r") == before, "config.yaml still says what was done"
+    assert train([*more, "--optimizer.encoder_lr", "0.5"]) == 2
+    assert "optimizer.encoder_lr is 0.5 and was 1.0 when" in capsys.readouterr().err
     assert train(more) == 0
     # The remedy.
     new = [*CLASSIFIER, "--trainer.max_epochs", "1", "--run_dir", f"{tmp_path}/new", "--init_from", f"{tmp_path}/r/checkpoints/last.ckpt"]

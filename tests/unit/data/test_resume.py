@@ -42,8 +42,9 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(folder: Path, model: Recorder, ckpt: str | None = None, workers: int = 0, **options: Any) -> None:
+def fit(folder: Path, model: Recorder, ckpt: str | None = None, workers: int = 0, among: Any = None, **options: Any) -> None:
     data = DataModule("voc", batch_size=3, num_workers=workers, seed=7)
+    data.among = among
     data._datasets.update({s: Numbers(16, split=s) for s in SPLITS})
     for dataset in data._datasets.values():
         dataset.augmentation_seed = 7
@@ -76,6 +77,23 @@ def test_resuming_goes_on_with_the_next_batch(whole: tuple[Path, Recorder], tmp_
     fit(tmp_path, resumed, ckpt=str(folder / f"step={step}.ckpt"), workers=workers)
     assert resumed.seen == reference.seen[step:]
     assert torch.equal(resumed.weight, reference.weight)
+
+
+@pytest.mark.parametrize(("step", "workers"), [(2, 0), (7, 1)])
+def test_resuming_while_batches_come_from_chosen_images(tmp_path: Path, step: int, workers: int) -> None:
+    reference, resumed, progress = Recorder(), Recorder(), []
+
+    def among(done: float) -> list[int] | None:
+        progress.append(done)
+        return [1, 4, 6, 9] if done < 0.5 else None
+
+    fit(tmp_path, reference, among=among)
+    assert progress == [pytest.approx(s / 15) for s in range(15)]
+    early = {i for _, ids, _ in reference.seen[:8] for i in ids}
+    assert early == {f"train/{i:06d}" for i in (1, 4, 6, 9)} and len({i for _, ids, _ in reference.seen[8:10] for i in ids}) == 6
+    assert len({total for _, _, total in reference.seen}) == 15, "an image drawn again is augmented anew"
+    fit(tmp_path / "again", resumed, ckpt=str(tmp_path / f"step={step}.ckpt"), workers=workers, among=among)
+    assert resumed.seen == reference.seen[step:]
 
 
 def test_an_exception_inside_a_step_repeats_that_step(whole: tuple[Path, Recorder], tmp_path: Path) -> None:

@@ -57,6 +57,40 @@ def test_a_checkpoint_after_the_last_batch_goes_on_with_the_next_epoch(steps: in
     assert epoch(sampler, 3) == epoch(ResumableBatchSampler(20, 2, seed=5), 4)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_some_batches_are_drawn_from_chosen_samples(world: int) -> None:
+    """The first 7 global batches of 4 from five samples, in shuffled rounds that carry their number; then the epochs as ever."""
+    chosen = [3, 5, 8, 13, 19]
+    asked: list[int] = []
+
+    def among(number: int) -> list[int] | None:
+        asked.append(number)
+        return chosen if number < 7 else None
+
+    def samplers(start: tuple[int, int] = (0, 0)) -> list[ResumableBatchSampler]:
+        made = [ResumableBatchSampler(20, 4 // world, seed=5, rank=r, world=world, among=among) for r in range(world)]
+        for s in made:
+            s.start_at(*start)
+        return made
+
+    plain = ResumableBatchSampler(20, 4, seed=5)
+    both = [[sorted(k for r in parts for k in r) for parts in zip(*(epoch(s, e) for s in samplers()), strict=True)] for e in range(2)]
+    assert [len(e) for e in both] == [5, 5] and sorted(set(asked)) == list(range(10))
+    assert both[1][2:] == [sorted(b) for b in epoch(plain, 1)[2:]]
+    drawn = [k for batch in both[0] + both[1][:2] for k in batch]
+    assert len(drawn) == 28 and all(sorted(i for turn, i in drawn if turn == t) == chosen for t in range(5))
+    assert {turn for turn, _ in drawn} == set(range(6))
+    orders = [[i for s in samplers() for b in epoch(s, 0) for turn, i in b if turn == t] for t in range(4)]
+    assert len({tuple(o) for o in orders}) > 1, "each round has an order of its own"
+    for e, batch in ((0, 3), (1, 1)):
+        assert [epoch(s, e) for s in samplers((e, batch))] == [epoch(s, e)[batch:] for s in samplers()]
+
+
+def test_a_sample_is_chosen_twice_in_a_batch_if_there_are_too_few() -> None:
+    (batch,) = epoch(ResumableBatchSampler(6, 6, among=lambda number: [4, 2]), 0)
+    assert sorted(batch) == [(0, 2), (0, 4), (1, 2), (1, 4), (2, 2), (2, 4)]
+
+
 def test_the_position_is_fixed_when_iteration_begins() -> None:
     sampler = ResumableBatchSampler(8, 2)
     iterator = iter(sampler)

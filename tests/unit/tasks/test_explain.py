@@ -7,14 +7,15 @@ import torch
 from torch import nn
 
 import explainer
-from explainer.config import MaskingConfig
+from explainer.config import MaskingConfig, OptimizerConfig
 from explainer.errors import ConfigError, NumericalError
 from explainer.losses.base import build_terms
 from explainer.models.black_box import BlackBox
 from explainer.models.explainer import Explainer
+from explainer.models.networks import encoder_of
 from explainer.tasks.callbacks import FiniteGradients, empty_image_message, health_messages
 from explainer.tasks.explain import ExplainTask, diagnostics
-from explainer.tasks.optim import cosine, one_cycle
+from explainer.tasks.optim import configure, cosine, one_cycle
 from explainer.tensors import Batch
 
 LOSSES = {"classification": {}, "entropy": {}, "target_area": {"weight": 0.1}, "area_bound": {"min_area": 0.1, "max_area": 0.5}}
@@ -196,6 +197,29 @@ def test_errors():
         ExplainTask(Explainer("vgg_unet", 4, {"widths": [8, 8], "decoder_channels": [8]}), single, LOSSES, MaskingConfig(subset=0.5))
     with pytest.raises(ConfigError, match=r"masking\.area_temperature must be positive, received 0"):
         make_task(MaskingConfig(area_temperature=0.0))
+
+
+def test_the_encoder_may_learn_more_slowly():
+    """One step of plain SGD with gradient 1 everywhere moves each weight by its learning rate."""
+    net = make_task().explainer.network
+    config = OptimizerConfig("sgd", lr=0.5, encoder_lr=0.1)
+    optimizer = configure(net.parameters(), config, lambda: 10, encoder_of(net).parameters())["optimizer"]
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(before[name] - p, torch.full_like(p, 0.05 if name.startswith("encoder.") else 0.5))
+    assert len(configure(net.parameters(), OptimizerConfig(), lambda: 10)["optimizer"].param_groups) == 1
+    one = configure(net.parameters(), OptimizerConfig("sgd", 0.5, 0.1, schedule="one_cycle"), lambda: 10, encoder_of(net).parameters())
+    rates = [group["lr"] for group in one["optimizer"].param_groups]
+    assert rates == [pytest.approx(0.5 / 25), pytest.approx(0.05 / 25)], "the schedule scales both"
+    for wrong, encoder in ((0.1, ()), (0.0, encoder_of(net).parameters())):
+        with pytest.raises(ConfigError, match=r"optimizer\.encoder_lr is a positive factor"):
+            configure(net.parameters(), OptimizerConfig(encoder_lr=wrong), lambda: 10, encoder)
+    task = make_task()
+    task.optimizer_config = config
+    assert len(task.configure_optimizers()["optimizer"].param_groups) == 2
 
 
 def test_learning_rate_schedules():

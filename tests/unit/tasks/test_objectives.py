@@ -20,8 +20,8 @@ class Half:
     def __init__(self):
         self.asked = []
 
-    def __call__(self, batch, split, epoch, generator):
-        self.asked.append((split, epoch))
+    def __call__(self, batch, split, generator):
+        self.asked.append(split)
         return torch.where(batch.targets > 0.5, 0.5, torch.nan)[:, :, None, None].expand(-1, -1, 16, 16)
 
 
@@ -34,9 +34,9 @@ def test_teacher_is_asked_only_while_it_has_weight():
     teacher = Half()
     t = task({"distillation": {"weight": [[0.0, 1.0], [0.5, 0.0]], "kind": "mse"}, "target_area": {}}, teacher)
     e = t._explanation(make_batch(), "train")
-    assert teacher.asked == [("train", 0)] and e.teacher is not None
+    assert teacher.asked == ["train"] and e.teacher is not None
     t._explanation(make_batch(), "val")
-    assert teacher.asked == [("train", 0)], "validation uses the final weights"
+    assert teacher.asked == ["train"], "validation uses the final weights"
     t._progress = lambda: 0.6
     assert t._explanation(make_batch(), "train").teacher is None and len(teacher.asked) == 1
     with pytest.raises(ConfigError, match="needs teachers"):
@@ -54,6 +54,15 @@ def test_no_classifier_pass_while_nothing_needs_it():
     assert not t._explanation(make_batch(), "val").logits_masked.isnan().any() and len(asked) == 1
     t._progress = lambda: 0.4
     assert not t._explanation(make_batch(), "train").logits_masked.isnan().any()
+
+
+def test_when_maps_alone_are_copied():
+    t = task(
+        {"distillation": {"weight": [[0.2, 1.0], [0.5, 0.0]]}, "total_variation": {}, "entropy": {"weight": [[0.3, 0.0], [1, 1]]}}, Half()
+    )
+    assert [t.copies_only(p) for p in (0.0, 0.3, 0.4, 0.6)] == [True, True, False, False]
+    assert not task({"distillation": {}, "coalition": {}}, Half()).copies_only(0.0), "coalitions teach on every image"
+    assert not task({"total_variation": {}}).copies_only(0.0)
 
 
 def test_scores_only():

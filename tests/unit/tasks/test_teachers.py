@@ -1,5 +1,7 @@
 """Teachers: scaling, thresholds, weights, caches and augmentation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from explainer.tasks.teachers import (
     build_teachers,
     harden,
     open_cache,
+    smoothed,
     thresholds_of,
     to_unit,
 )  # fmt: skip
@@ -33,7 +36,7 @@ class Given:
     def __init__(self, maps):
         self.given, self.asked = maps, 0
 
-    def __call__(self, batch, wanted, split, epoch, generator):
+    def __call__(self, batch, wanted, split, generator):
         self.asked += 1
         return self.given[wanted]
 
@@ -49,8 +52,8 @@ def batch(targets, size=4):
     return Batch(torch.rand(len(targets), 3, size, size), targets, None, None, tuple(f"id{i}" for i in range(len(targets))))
 
 
-def ask(teachers, b, split="train", epoch=0):
-    return teachers(b, split, epoch, torch.Generator().manual_seed(0))
+def ask(teachers, b, split="train"):
+    return teachers(b, split, torch.Generator().manual_seed(0))
 
 
 def test_scales_by_hand():
@@ -61,6 +64,23 @@ def test_scales_by_hand():
     assert to_unit(maps, "max")[2].isnan().all(), "nowhere positive"
     torch.testing.assert_close(to_unit(maps, "clamp")[3], torch.tensor([[0.25, 0.5, 1.0]]))
     assert to_unit(torch.tensor([[[0.0, torch.nan]]])).isnan().all()
+
+
+def test_smoothing_spreads_a_point_and_keeps_what_says_nothing():
+    """A single relevant pixel of 9 x 9 with sigma 1 pixel: exp(-1/2) beside it, exp(-1) at the corner, 1 at its place."""
+    maps = torch.full((2, 9, 9), torch.nan)
+    maps[0] = 0.0
+    maps[0, 4, 4] = 0.5
+    soft = smoothed(maps, 1 / 9)
+    expected = torch.tensor([[-1.0, -0.5, -1.0], [-0.5, 0.0, -0.5], [-1.0, -0.5, -1.0]]).exp()
+    torch.testing.assert_close(soft[0, 3:6, 3:6], expected, atol=1e-5, rtol=0)
+    assert soft[1].isnan().all() and smoothed(maps, 0.0) is maps
+    given = torch.zeros(1, 3, 9, 9)
+    given[0, 0, 4, 4] = 0.5
+    source = member(given)
+    source.smooth, source.scale = 1 / 9, "max"
+    out = ask(Teachers([source]), batch([[1.0, 0.0, 0.0]], 9))
+    torch.testing.assert_close(out[0, 0], soft[0])
 
 
 def test_thresholds_per_class():
@@ -136,9 +156,9 @@ def test_cached_teacher_follows_the_augmentation(tmp_path):
     dataset, moved = turned.dataset("train"), 0
     for epoch in range(4):
         dataset.set_epoch(epoch)
-        b = collate([dataset[i] for i in range(6)])
+        b = collate([replace(dataset[i], epoch=epoch) for i in range(6)])
         dataset.set_epoch(99)  # the main process's copy may be at any epoch: workers have their own
-        out = ask(teachers, b, epoch=epoch)
+        out = ask(teachers, b)
         rows, classes = b.targets.nonzero(as_tuple=True)
         torch.testing.assert_close(out[rows, classes], b.images[rows, 0], atol=1 / 255, rtol=0)
         moved += int((b.images != torch.stack([s.image for s in samples])).flatten(1).any(1).sum())
@@ -155,11 +175,17 @@ def test_maps_beyond_the_memory_are_read_from_the_files(tmp_path):
     full = CachedTeacher({"train": cache}, {"train": dataset}, "clamp")
     small = CachedTeacher({"train": cache}, {"train": dataset}, "clamp", memory=2 * 1024)
     assert len(full._kept) == 6 and len(small._kept) == 2
+    wide = CachedTeacher({"train": cache}, {"train": dataset}, "clamp", smooth=0.05)
+    first = cache.get([dataset.sample_id(0)], [0])[0]
+    torch.testing.assert_close(wide._kept[dataset.sample_id(0), 0] / 255, smoothed(first[None], 0.05)[0], atol=0.5 / 255, rtol=0)
+    every = [_Member(full, 1.0, "clamp", SOFT), _Member(LiveTeacher(None), 1.0, "clamp", SOFT)]
+    assert Teachers(every[:1]).images("train") == list(range(6)) and Teachers(every[:1]).images("val") == []
+    assert Teachers(every).images("train") is None, "one that is asked live knows every image"
     b = Batch(torch.rand(6, 3, 32, 32), torch.tensor([[1.0, 0.0, 0.0]] * 6), ids=tuple(dataset.sample_id(i) for i in range(6)))
     g = torch.Generator()
-    torch.testing.assert_close(small.maps(b, b.targets > 0, "train", 0, g), full.maps(b, b.targets > 0, "train", 0, g))
+    torch.testing.assert_close(small.maps(b, b.targets > 0, "train", g), full.maps(b, b.targets > 0, "train", g))
     with pytest.raises(ConfigError, match="the images are"):
-        full.maps(Batch(torch.rand(6, 3, 16, 16), b.targets, ids=b.ids), b.targets > 0, "train", 0, g)
+        full.maps(Batch(torch.rand(6, 3, 16, 16), b.targets, ids=b.ids), b.targets > 0, "train", g)
 
 
 def test_the_runner_and_the_teacher_agree_on_the_cache(tmp_path):
@@ -184,6 +210,8 @@ def test_errors(tmp_path):
         build_teachers([TeacherConfig("ground_truth")], e, data, ("train",))
     with pytest.raises(ConfigError, match="weight must be positive"):
         build_teachers([TeacherConfig(weight=0.0)], e, data, ("train",))
+    with pytest.raises(ConfigError, match=r"teachers\.srd\.smooth must be at least 0 .* received -0\.1"):
+        build_teachers([TeacherConfig("srd", smooth=-0.1)], e, data, ("train",))
     box = BlackBox(lambda images: images.mean((2, 3)), 3, class_names=NAMES)
     with pytest.raises(ConfigError, match="gives scores only"):
         build_teachers([TeacherConfig("gradient")], box, data, ("train",))
