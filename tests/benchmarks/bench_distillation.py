@@ -6,14 +6,14 @@
 
 A recipe is ``kind[:cost][@epochs]`` on the data, classifier, network and optimiser of --base. Kinds: ``paper`` (the base's own losses),
 a baseline (the same after a warm-up that copies its maps; the cost is RISE's masks or the iterations of a search; CAMs and gradients are
-asked on the fly, the others fill a cache for the first --targets images, whose seconds and queries count; --warm-up says for how many
-steps), ``rtis`` and ``coalition`` (the losses of configs/explainer/shapes_rtis.yaml and shapes_coalition.yaml). The learning rate's
-schedule fits the epochs of each recipe, which may be a fraction of one.
+asked on the fly, the others fill a cache for the first --targets images, whose seconds and queries count; --warm-up is its share of the
+training), ``rtis`` and ``coalition`` (the losses of configs/explainer/shapes_rtis.yaml and shapes_coalition.yaml). The learning rate's
+schedule fits the epochs of each recipe, which may be a fraction of one: what a recipe reaches in a given time is the end of the run of
+that length, not the middle of a longer one.
 
-Every so many steps quality is measured on validation images. Seconds are CPU time of the process, so that other jobs hardly count;
-queries are images shown to the classifier in a forward pass of its own (SRD and AGF walk through its layers: not counted). Writes
-curves.csv and curves.png and prints per recipe the mean final values and the
-second from which on all --goals held (median over seeds).
+Every so many steps and at the end quality is measured on validation images. Seconds are CPU time of the process, so that other jobs
+hardly count; queries are images shown to the classifier in a forward pass of its own (SRD and AGF walk through its layers: not counted).
+Writes curves.csv and curves.png and prints per recipe the mean final values and in how many seeds all --goals held at the end.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def training_steps(config: dict[str, Any], epochs: float) -> int:
     return max(1, round(epochs * (images // data["batch_size"])))
 
 
-def configuration(kind: str, cost: str, epochs: float, chosen: argparse.Namespace) -> dict[str, Any]:
+def configuration(kind: str, cost: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """The base's configuration with the recipe's losses and teachers, without the cache that it may need."""
     folder = ROOT / "configs" / "explainer"
     config = yaml.safe_load(Path(chosen.base).read_text())
@@ -132,8 +132,7 @@ def configuration(kind: str, cost: str, epochs: float, chosen: argparse.Namespac
             config["losses"]["area_bound"] |= bounds
         config["explainer"]["init_encoder"] &= other["explainer"]["init_encoder"]
     elif kind != "paper":
-        steps = training_steps(config, epochs)
-        end, off = chosen.warm_up / steps, min(1.0, 1.25 * chosen.warm_up / steps)
+        end, off = chosen.warm_up, min(1.0, chosen.warm_up + 0.1)
         for loss in config["losses"].values():
             loss["weight"] = [[end, 0.0], [off, loss["weight"]]]
         config["losses"]["distillation"] = {"weight": [[0.0, 1.0], [end, 1.0], [off, 0.0]], "kind": "dice"}
@@ -163,7 +162,7 @@ def train(recipe: str, seed: int, chosen: argparse.Namespace, queries: Queries) 
     what, _, epochs = recipe.partition("@")
     kind, _, cost = what.partition(":")
     length = float(epochs or yaml.safe_load(Path(chosen.base).read_text())["trainer"]["max_epochs"])
-    config = configuration(kind, cost, length, chosen)
+    config = configuration(kind, cost, chosen)
     folder = out / f"maps_{what.replace(':', '_')}"
     cached = "teachers" in config and kind not in LIVE
     if cached:
@@ -191,49 +190,46 @@ def train(recipe: str, seed: int, chosen: argparse.Namespace, queries: Queries) 
 
 
 def report(rows: list[dict[str, Any]], goals: dict[str, float]) -> None:
-    """Final values per recipe, and when the goals held."""
-    runs: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    """Final values per recipe, and how often the goals held."""
+    print(f"{'recipe':28}" + "".join(f"{name:>13}" for name in COLUMNS) + f"{'goals held':>14}")
+    for recipe, ends in final(rows).items():
+        means = [statistics.mean(row[name] for row in ends) for name in COLUMNS]
+        print(f"{recipe:28}" + "".join(f"{value:13.0f}" if value > 10 else f"{value:13.3f}" for value in means)
+              + f"{sum(met(row, goals) for row in ends):10d} / {len(ends)}")  # fmt: skip
+
+
+def final(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The last row of each seed, by recipe."""
+    ends: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        runs[row["recipe"], row["seed"]].append(row)
-    print(f"{'recipe':28}" + "".join(f"{name:>13}" for name in COLUMNS) + f"{'goals after':>14}")
-    for recipe in dict.fromkeys(r for r, _ in runs):
-        curves = [curve for (r, _), curve in runs.items() if r == recipe]
-        last = [statistics.mean(curve[-1][name] for curve in curves) for name in COLUMNS]
-        reached = [arrival(curve, goals) for curve in curves]
-        print(f"{recipe:28}" + "".join(f"{value:13.0f}" if value > 10 else f"{value:13.3f}" for value in last)
-              + f"{statistics.median(reached):12.0f} s")  # fmt: skip
+        ends[row["recipe"]][row["seed"]] = row
+    return {recipe: list(by_seed.values()) for recipe, by_seed in ends.items()}
 
 
 def draw(rows: list[dict[str, Any]], goals: dict[str, float], file: Path) -> None:
-    """IoU at 0.5 against seconds, a line per seed and a colour per recipe; a dot from where on all goals held."""
+    """IoU at 0.5 at the end of runs of several lengths: a dot per seed, filled where all goals held, and a line through the means."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
-    for recipe, seed in dict.fromkeys((row["recipe"], row["seed"]) for row in rows):
-        curve = [row for row in rows if (row["recipe"], row["seed"]) == (recipe, seed)]
-        colour, first = f"C{recipes.index(recipe)}", next((row for row in curve if row["seconds"] >= arrival(curve, goals)), None)
-        name = recipe if seed == next(row["seed"] for row in rows if row["recipe"] == recipe) else None
-        axes.plot([row["seconds"] for row in curve], [100 * row["iou_50"] for row in curve], color=colour, label=name, lw=1)
-        if first is not None:
-            axes.plot(first["seconds"], 100 * first["iou_50"], "o", color=colour)
-    axes.set_xlabel("processor seconds, the targets included")
+    kinds: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for recipe, ends in final(rows).items():
+        kind = recipe.partition("@")[0]
+        kinds[kind].append(tuple(statistics.mean(row[name] for row in ends) for name in ("seconds", "iou_50")))  # type: ignore[arg-type]
+        colour = f"C{list(kinds).index(kind)}"
+        for row in ends:
+            axes.plot(row["seconds"], 100 * row["iou_50"], "o", color=colour, mfc=colour if met(row, goals) else "none", ms=5)
+    for number, (kind, points) in enumerate(kinds.items()):
+        seconds, quality = zip(*sorted(points), strict=True)
+        axes.plot(seconds, [100 * q for q in quality], color=f"C{number}", label=kind, lw=1)
+    if "iou_50" in goals:
+        axes.axhline(100 * goals["iou_50"], color="grey", lw=0.8, ls="--")
+    axes.set_xlabel("processor seconds of the whole training, the targets included")
     axes.set_ylabel("IoU at 0.5 on validation images, %")
-    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=130)
-
-
-def arrival(curve: list[dict[str, Any]], goals: dict[str, float]) -> float:
-    """Seconds from which on all goals held until the end; infinite if they did not hold there."""
-    seconds = float("inf")
-    for row in reversed(curve):
-        if not met(row, goals):
-            break
-        seconds = row["seconds"]
-    return seconds
 
 
 def met(row: dict[str, Any], goals: dict[str, float]) -> bool:
@@ -247,7 +243,9 @@ def main() -> None:
     parser.add_argument("--recipes", default="paper@1,srd@1,grad_cam@1,agf@1,rise:50@1,extremal_perturbation:20@1,rtis@1,coalition@1")
     parser.add_argument("--lr", type=float, help="learning rate instead of the base's")
     parser.add_argument("--encoder-lr", type=float, help="its factor for the encoder instead of the base's")
-    parser.add_argument("--warm-up", type=int, default=40, help="steps that copy maps alone; then the paper's losses take over")
+    parser.add_argument(
+        "--warm-up", type=float, default=0.4, help="share of the training that copies maps alone; then the paper's losses take over"
+    )
     parser.add_argument("--random-encoder", action="store_true", help="the encoder does not start from the classifier's weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--targets", type=int, default=400, help="training images whose maps a cache holds")
