@@ -163,12 +163,14 @@ class TeacherConfig:
         name: a baseline, e.g. grad_cam, rise, extremal_perturbation, srd.
         options: of the baseline.
         weight: in the average of the teachers that know a class.
-        cache: folder that ``explainer maps`` filled; null asks the baseline at every step (for cheap ones: the CAM family).
+        cache: folder of maps, filled by ``explainer maps`` or by the run (images); null asks the baseline at every step (for cheap ones:
+            the CAM family).
         dtype: of the cache.
         seed: of the cache.
         scale: how a raw map becomes [0,1]: minmax, max (negative to 0, maximum to 1; right for CAMs) or clamp.
-        images: number of training images, from the first, whose maps the run computes into the cache before it trains, where they are
-            missing; 0 leaves the cache to ``explainer maps``. While maps alone are copied, batches hold only images that have one.
+        images: number of training images, drawn from all over the split, to learn from; the run computes their maps into the cache
+            before it trains, where they are missing. 0 takes all that are in the cache. While maps alone are copied, batches hold only
+            images that have one.
         smooth: standard deviation of a Gaussian filter after scale, as a share of the longer side; for sparse maps (srd, agf,
             guided_backprop).
         threshold: null keeps maps soft; a number makes them binary, {class name: number} only those classes.

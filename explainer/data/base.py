@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -383,16 +385,15 @@ class DataModule(pl.LightningDataModule):
         if self.trainer is not None:
             sampler.steps = _limited(len(sampler), self.trainer.limit_train_batches)
             sampler.start_at(*resume_position(self.trainer))
-            sampler.among = self._drawn_from
+            sampler.among = None if self.among is None else functools.partial(self._drawn_from, sampler.per_epoch)
         return self._loader("train", substitute=True, batch_sampler=sampler)
 
-    def _drawn_from(self, number: int) -> Sequence[int] | None:
-        """The images that training batch ``number``, counted from the start, is drawn from."""
-        assert self.trainer is not None
-        if self.among is None:
-            return None
+    def _drawn_from(self, per_epoch: int, epoch: int, batch: int) -> Sequence[int] | None:
+        """The images that a training batch is drawn from."""
+        assert self.trainer is not None and self.among is not None
         total = self.trainer.estimated_stepping_batches  # asked while training runs: before, Lightning would build the loaders for it
-        step = number // self.trainer.accumulate_grad_batches
+        each = self.trainer.accumulate_grad_batches
+        step = epoch * math.ceil(per_epoch / each) + batch // each  # the last batch of an epoch makes a step, too
         return self.among(step / total if 0 < total < float("inf") else 0.0)
 
     def eval_dataloader(self, split: str) -> DataLoader:

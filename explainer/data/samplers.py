@@ -14,13 +14,19 @@ from torch.utils.data import Sampler
 
 from explainer.errors import ConfigError
 
-__all__ = ["ResumableBatchSampler", "UnpaddedSampler", "sample_seed"]
+__all__ = ["ResumableBatchSampler", "UnpaddedSampler", "sample_seed", "spread"]
 
 
 def sample_seed(*key: int) -> int:
     """A 63-bit seed from integers such as (seed, epoch, index). Neighbouring keys give unrelated seeds."""
     digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def spread(length: int, number: int, seed: int = 0) -> list[int]:
+    """``number`` of ``length`` positions, in order, drawn from everywhere (files are often sorted by class). A larger number adds some."""
+    generator = torch.Generator().manual_seed(sample_seed(seed, length))
+    return sorted(torch.randperm(length, generator=generator)[:number].tolist())
 
 
 class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -39,9 +45,9 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         world: number of processes.
         shuffle: False keeps the data set's order in every epoch.
         steps: batches an epoch is cut to (``Trainer(limit_train_batches=...)``), None for all: for :meth:`start_at` and ``among``.
-        among: gives, for a global batch counted from the start of training, the samples it is drawn from, or None for the epoch's
-            permutation. The drawn ones go round in a shuffled order of their own, and the round takes the epoch's place in the pairs: an
-            image drawn again is augmented anew.
+        among: gives, for an epoch and a global batch of it, the samples it is drawn from (always the same ones), or None for the
+            epoch's permutation. The drawn ones go round in a shuffled order of their own, and the round takes the epoch's place in the
+            pairs: an image drawn again is augmented anew.
 
     Raises:
         ConfigError: for a batch below 2, or fewer samples than one global batch.
@@ -56,7 +62,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         world: int = 1,
         shuffle: bool = True,
         steps: int | None = None,
-        among: Callable[[int], Sequence[int] | None] | None = None,
+        among: Callable[[int, int], Sequence[int] | None] | None = None,
     ) -> None:
         if batch_size < 2:
             raise ConfigError(
@@ -72,6 +78,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
             )
         self.length, self.batch_size, self.seed, self.rank, self.world, self.shuffle = length, batch_size, seed, rank, world, shuffle
         self.steps, self.among = steps, among
+        self._rounds: dict[int, list[int]] = {}
         self.epoch = 0
         self._start = (0, 0)
 
@@ -99,12 +106,13 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         epoch, first = self.epoch, 0
         if epoch == self._start[0]:
             first = self._start[1]
-        if first and first >= self._per_epoch:
+        if first and first >= self.per_epoch:
             epoch, first = epoch + 1, 0
         return self._batches(epoch, first)
 
     @property
-    def _per_epoch(self) -> int:
+    def per_epoch(self) -> int:
+        """Batches that are trained of an epoch."""
         return len(self) if self.steps is None else min(self.steps, len(self))
 
     def order(self, epoch: int) -> list[int]:
@@ -120,20 +128,20 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     def _batches(self, epoch: int, first: int) -> Iterator[list[tuple[int, int]]]:
         order, stride = self.order(epoch), self.batch_size * self.world
         for batch in range(first, len(self)):
-            number = epoch * self._per_epoch + batch
-            among = self.among(number) if self.among is not None else None
+            among = self.among(epoch, batch) if self.among is not None else None
             if among is None:
                 part = [(epoch, index) for index in order[batch * stride : (batch + 1) * stride]]
             else:
-                part = self._drawn(among, number * stride, stride)
+                part = self._drawn(among, (epoch * self.per_epoch + batch) * stride, stride)
             yield part[self.rank :: self.world]
 
     def _drawn(self, among: Sequence[int], start: int, count: int) -> list[tuple[int, int]]:
         """``count`` of the endless row of shuffled rounds through ``among``, from position ``start``."""
-        first, last = start // len(among), (start + count - 1) // len(among)
+        turns = range(start // len(among), (start + count - 1) // len(among) + 1)
         # The second number in the key keeps a round from being an epoch's permutation.
-        row = [(turn, among[i]) for turn in range(first, last + 1) for i in self._permutation(len(among), turn, 1)]
-        return row[start - first * len(among) :][:count]
+        self._rounds = {t: self._rounds.get(t) or self._permutation(len(among), t, 1) for t in turns}
+        places = (divmod(position, len(among)) for position in range(start, start + count))
+        return [(turn, among[self._rounds[turn][place]]) for turn, place in places]
 
 
 class UnpaddedSampler(Sampler[int]):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import explainer
+from explainer.data.samplers import spread
 from explainer.errors import ConfigError
 from explainer.evaluation import assembly
 from explainer.evaluation.config import EvaluateConfig
@@ -58,7 +59,8 @@ def run(config: MapsConfig) -> int:
         )
         cache = MapCache(config.cache.folder, key, config.cache.dtype, rank)
         number = len(dataset) if config.limit is None else min(config.limit, len(dataset))
-        parts = [range(i, min(i + config.batch_size, number)) for i in range(0, number, config.batch_size)][rank::world]
+        indices = spread(len(dataset), number, config.seed) if config.spread else list(range(number))
+        parts = [indices[i : i + config.batch_size] for i in range(0, number, config.batch_size)][rank::world]
         batches = (batch.to(device) for batch in data.batches(config.split, parts))
         start, done = time.monotonic(), 0
         maps = cached_maps(

@@ -17,7 +17,8 @@ class MapsConfig:
         method: the baseline (or trained Explainer) whose maps are wanted.
         data: images; augmentation is switched off, because the cache knows an image by its id.
         split: of the data.
-        limit: number of images, from the start of the split; null takes all.
+        limit: number of images; null takes all.
+        spread: take them from all over the split, as ``teachers: images`` does, instead of from its start.
         classifier: the Explanandum.
         classes: explain the image's labels, the classes that the classifier predicts, or all.
         cache: where to; the folder is needed.
@@ -32,6 +33,7 @@ class MapsConfig:
     data: DataConfig = field(default_factory=DataConfig)
     split: Literal["train", "val", "test"] = "train"
     limit: int | None = None
+    spread: bool = False
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     classes: Literal["labels", "predicted", "all"] = "labels"
     cache: CacheConfig = field(default_factory=CacheConfig)

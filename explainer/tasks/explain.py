@@ -93,6 +93,7 @@ class ExplainTask(pl.LightningModule):
         self.save_hyperparameters({**saved, **(provenance or {})}, logger=False)
         self.strict_loading = False  # the Explanandum's weights are left out on purpose; on_load_checkpoint checks the rest
         self.means = Means()
+        self.configure_optimizers()  # refuses wrong options now, not after hours of computing maps
 
     # ------------------------------------------------------------------ checkpoints
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -159,7 +160,7 @@ class ExplainTask(pl.LightningModule):
 
     def copies_only(self, progress: float) -> bool:
         """Whether at this share of the training maps are copied and no term learns from the classifier: then an image without a map
-        has nothing to teach.
+        teaches next to nothing.
         """
         active = [t for t in self.terms.values() if t.weight_at(progress) != 0]
         return any(t.needs_teacher for t in active) and not any(t.needs_passes or t.needs_classifier for t in active)

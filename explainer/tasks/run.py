@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -120,8 +121,8 @@ def evaluation_arguments(config: RunConfig) -> list[str]:
     return arguments
 
 
-def build_task(config: RunConfig, data: DataModule) -> ClassifyTask | ExplainTask:
-    """The LightningModule of a run."""
+def build_task(config: RunConfig, data: DataModule, fitting: bool = True) -> ClassifyTask | ExplainTask:
+    """The LightningModule of a run; for a fit, with the maps that its teachers' caches lack."""
     if config.task == "classify":
         path = config.classifier.mask_augmentation.checkpoint
         masks = None if path is None else explainer.load(path)
@@ -137,53 +138,61 @@ def build_task(config: RunConfig, data: DataModule) -> ClassifyTask | ExplainTas
             raise ConfigError("explainer.init_encoder copies the classifier's weights, which cannot be seen here: set it to false.")
         init_encoder(net.network, explanandum.classifier)
     provenance = {"classifier": asdict(config.classifier), "data": asdict(config.data), "versions": _versions()}
-    teachers = _teachers(config, explanandum, data) if config.teachers else None
-    task = ExplainTask(net, explanandum, config.losses, config.masking, config.optimizer, config.seed, provenance, teachers)
-    known = None if teachers is None else teachers.images("train")
-    if known is not None:
-        data.among = lambda progress: known if task.copies_only(progress) else None
+    # The task first: what it refuses must be refused before maps are computed.
+    task = ExplainTask(
+        net, explanandum, config.losses, config.masking, config.optimizer, config.seed, provenance, _untaught if config.teachers else None
+    )
+    if config.teachers:
+        task.teachers = teachers = _teachers(config, explanandum, data, fitting)
+        known = teachers.images("train") if fitting else None
+        if known is not None and len(known) < len(data.dataset("train")):
+            data.among = functools.partial(_among, task, known)
     return task
 
 
-def _teachers(config: RunConfig, explanandum: Explanandum, data: DataModule) -> Any:
+def _untaught(*_: Any) -> Any:
+    raise AssertionError("the teachers are set before training")
+
+
+def _among(task: ExplainTask, known: list[int], progress: float) -> list[int] | None:
+    """The training images to draw from at this share of the training: those with maps while maps alone are copied."""
+    return known if task.copies_only(progress) else None
+
+
+def _teachers(config: RunConfig, explanandum: Explanandum, data: DataModule, fitting: bool) -> Any:
     """The run's teachers; the best checkpoint is chosen on the val split, so there must be something to choose it by."""
     from explainer.losses.base import build_terms
-    from explainer.tasks.teachers import build_teachers
+    from explainer.tasks.teachers import build_teachers, check_teachers, open_cache
 
     terms = build_terms(config.losses).values()
     if not any(t.needs_teacher for t in terms):
         raise ConfigError("teachers are given and no loss asks them: add losses.distillation, or leave teachers out.")
-    for teacher in config.teachers:
-        if teacher.images:
-            fill_cache(teacher, config, data)
-    teachers = build_teachers(config.teachers, explanandum, data, ("train", "val"))
-    if teachers is not None and not teachers.answers("val") and all(t.needs_teacher or t.weight_at(1.0) == 0 for t in terms):
+    check_teachers(config.teachers, explanandum, data)
+    for_val = any(t.cache is None or len(open_cache(t, explanandum, data, "val")) for t in config.teachers)
+    if fitting and not for_val and all(t.needs_teacher or t.weight_at(1.0) == 0 for t in terms):
         raise ConfigError(
             "the val split has no target maps, and no other loss has weight at the end of training, so val/loss would say nothing: "
             "fill the cache with explainer maps --split val, or give another loss some weight."
         )
-    return teachers
+    if fitting and processes() == 1:  # before Lightning starts others; where a launcher started several, the cache must have been filled
+        for teacher in config.teachers:
+            if teacher.images:
+                fill_cache(teacher, config)
+    return build_teachers(config.teachers, explanandum, data, ("train", "val") if fitting else ("val",))
 
 
-def fill_cache(teacher: TeacherConfig, config: RunConfig, data: DataModule) -> None:
-    """Compute the maps of the first ``teacher.images`` training images that its cache lacks. One process does it, before the others
-    start; where a launcher started several, the cache must have been filled.
-    """
+def fill_cache(teacher: TeacherConfig, config: RunConfig) -> None:
+    """Compute the maps of the ``teacher.images`` training images that its cache lacks."""
     from explainer.evaluation import make_maps
     from explainer.evaluation.config import CacheConfig, MethodConfig
     from explainer.evaluation.maps_config import MapsConfig
 
-    if teacher.cache is None or teacher.images < 0:
-        raise ConfigError(
-            f"teachers.{teacher.name}.images is the number of training images whose maps go into its cache, received {teacher.images} and "
-            f"cache {teacher.cache}: name a folder (teachers: cache: runs/maps), or leave images out to ask the method at every step."
-        )
-    if processes() > 1:
-        return
+    t = config.trainer
+    device = f"cuda:{t.devices[0]}" if isinstance(t.devices, list) and torch.cuda.is_available() else "auto"
     wanted = MapsConfig(
-        MethodConfig(teacher.name, teacher.options), config.data, "train", teacher.images, config.classifier,
-        cache=CacheConfig(teacher.cache, teacher.dtype), seed=teacher.seed,
-        device="cpu" if config.trainer.accelerator == "cpu" else "auto",
+        MethodConfig(teacher.name, teacher.options), config.data, "train", teacher.images, True, config.classifier,
+        cache=CacheConfig(teacher.cache, teacher.dtype), seed=teacher.seed, device="cpu" if t.accelerator == "cpu" else device,
+        batch_size=config.data.eval_batch_size or config.data.batch_size,
     )  # fmt: skip
     make_maps.run(wanted)
 
@@ -326,7 +335,7 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None, resolved:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = data_module(config)
     data.setup("fit" if command == "fit" else {"validate": "validate", "test": "test", "predict": "predict"}[command])
-    task = build_task(config, data)
+    task = build_task(config, data, fitting=command == "fit")
     if config.init_from is not None:
         _init_from(task, config.init_from)
     if command == "fit":

@@ -16,6 +16,7 @@ from explainer.attribution import Attributor
 from explainer.baselines.maps import smooth_map
 from explainer.config import TeacherConfig
 from explainer.data.base import DataModule
+from explainer.data.samplers import spread
 from explainer.errors import ConfigError
 
 # The cache is evaluation's; it names no method and no protocol, and evaluation and distillation have to agree on it to the byte.
@@ -103,23 +104,36 @@ class CachedTeacher:
         scale: see :func:`to_unit`; maps are kept after it.
         memory: bytes to keep; beyond, maps are read from the files at every step.
         smooth: see :func:`smoothed`; maps are kept after it.
+        chosen: positions of the training images whose maps are used; None for all in the cache.
     """
 
     def __init__(
-        self, caches: dict[str, MapCache], datasets: dict[str, Any], scale: Scale = "minmax", memory: int = 2**31, smooth: float = 0.0
+        self,
+        caches: dict[str, MapCache],
+        datasets: dict[str, Any],
+        scale: Scale = "minmax",
+        memory: int = 2**31,
+        smooth: float = 0.0,
+        chosen: Sequence[int] | None = None,
     ) -> None:
         self.caches, self.datasets, self.scale, self.memory, self.smooth = caches, datasets, scale, memory, smooth
         self._index = {s: {d.sample_id(i): i for i in range(len(d))} for s, d in datasets.items()}
         self._kept: dict[tuple[str, int], Tensor] = {}
+        self._usable: dict[str, set[int]] = {s: set() for s in caches}  # positions of images with a map that says something
+        wanted = {s: None if chosen is None or s != "train" else set(chosen) for s in caches}
         used = 0
-        for cache in caches.values():
-            pairs = cache.pairs()
+        for split, cache in caches.items():
+            index, these = self._index[split], wanted[split]
+            pairs = [p for p in cache.pairs() if p[0] in index and (these is None or index[p[0]] in these)]
             for start in range(0, len(pairs), 256):
                 part = pairs[start : start + 256]
                 for pair, value in zip(part, self._read(cache, part), strict=True):
                     used += value.numel()
-                    if value.numel() and used <= memory:
+                    if value.numel():
+                        self._usable[split].add(index[pair[0]])
+                    if used <= memory or not value.numel():
                         self._kept[pair] = value
+        self._chosen = {s: None if these is None else self._usable[s] for s, these in wanted.items()}
 
     def _read(self, cache: MapCache, pairs: Sequence[tuple[str, int]]) -> list[Tensor]:
         """uint8 ``[H,W]`` each (255 steps of [0,1]), empty where there is no map or it says nothing."""
@@ -129,9 +143,8 @@ class CachedTeacher:
         return [empty if not len(m) or bool(m.isnan().any()) else (m * 255).round().to(torch.uint8) for m in units]
 
     def images(self, split: str) -> set[int]:
-        """Positions in the split's data set of the images with at least one map."""
-        index = self._index.get(split, {})
-        return {index[i] for i, _ in self.caches[split].pairs() if i in index} if split in self.caches else set()
+        """Positions in the split's data set of the images with at least one map that says something."""
+        return self._usable.get(split, set())
 
     def maps(self, batch: Batch, wanted: Tensor, split: str, generator: torch.Generator) -> Tensor:
         """Maps ``[P,H,W]`` in [0,1] of the pairs ``wanted.nonzero()``, NaN where the cache has none."""
@@ -143,6 +156,9 @@ class CachedTeacher:
             return result
         for n, (row, label) in enumerate(zip(rows.tolist(), classes.tolist(), strict=True)):
             pair = (batch.ids[row], label)
+            chosen = self._chosen[split]
+            if chosen is not None and self._index[split][pair[0]] not in chosen:
+                continue
             stored = self._kept[pair] if pair in self._kept else self._read(self.caches[split], [pair])[0]
             if not stored.numel():
                 continue
@@ -205,6 +221,27 @@ class Teachers:
         return out
 
 
+def check_teachers(configs: Sequence[TeacherConfig], explanandum: Any, data: DataModule) -> None:
+    """Everything that is wrong with teachers before the first map is computed or read.
+
+    Raises:
+        ConfigError: a weight, threshold or filter out of range; a method that needs ground truth, or gradients that are not there;
+            ``images`` without a cache.
+    """
+    for config in configs:
+        if config.weight <= 0:
+            raise ConfigError(f"teachers.{config.name}.weight must be positive, received {config.weight}.")
+        if config.smooth < 0:
+            raise ConfigError(f"teachers.{config.name}.smooth must be at least 0 (a share of the longer side), received {config.smooth}.")
+        if config.images < 0 or (config.images and config.cache is None):
+            raise ConfigError(
+                f"teachers.{config.name}.images is the number of training images whose maps go into its cache, received {config.images} "
+                f"and cache {config.cache}: name a folder (cache: runs/maps), or leave images out to ask the method at every step."
+            )
+        thresholds_of(config.threshold, data.class_names)
+        live_attributor(config.name, config.options, explanandum)
+
+
 def build_teachers(configs: Sequence[TeacherConfig], explanandum: Any, data: DataModule, splits: Sequence[str]) -> Teachers | None:
     """The run's teachers; None if there are none.
 
@@ -215,14 +252,11 @@ def build_teachers(configs: Sequence[TeacherConfig], explanandum: Any, data: Dat
         splits: for which caches are opened: a missing one is an error in ``train`` and leaves ``val`` without targets.
 
     Raises:
-        ConfigError: a method that needs gradients for a classifier without; an empty cache (with the command that fills it).
+        ConfigError: see :func:`check_teachers`; an empty or incomplete cache (with the command that fills it).
     """
+    check_teachers(configs, explanandum, data)
     members = []
     for config in configs:
-        if config.weight <= 0:
-            raise ConfigError(f"teachers.{config.name}.weight must be positive, received {config.weight}.")
-        if config.smooth < 0:
-            raise ConfigError(f"teachers.{config.name}.smooth must be at least 0 (a share of the longer side), received {config.smooth}.")
         thresholds = thresholds_of(config.threshold, data.class_names)
         source: LiveTeacher | CachedTeacher
         if config.cache is None:
@@ -262,13 +296,32 @@ def open_cache(config: TeacherConfig, explanandum: Any, data: DataModule, split:
 def _cached(config: TeacherConfig, explanandum: Any, data: DataModule, splits: Sequence[str]) -> CachedTeacher:
     caches = {split: open_cache(config, explanandum, data, split) for split in splits}
     found = {split: cache for split, cache in caches.items() if len(cache)}
-    if "train" in splits and "train" not in found:
-        raise ConfigError(
-            f"teachers.{config.name}: {config.cache} has no maps of this classifier, method, options and training split. Let the run "
-            f"compute some first (teachers: images: 400), or fill it with: explainer maps --method.name {config.name} --split train "
-            f"--cache.folder {config.cache} (and the run's data and classifier)."
+    chosen = chosen_images(config, data) if config.images and "train" in splits else None
+    if "train" in splits:
+        present = {i for i, _ in caches["train"].pairs()}
+        lacking = chosen is not None and [i for i in chosen if data.dataset("train").sample_id(i) not in present]
+        some = f" --limit {config.images} --spread true --seed {config.seed}" if config.images else ""
+        fill = (
+            f"explainer maps --method.name {config.name} --split train --cache.folder {config.cache}{some} (and the run's method options, "
+            "data and classifier)"
         )
+        if not present or (chosen is not None and lacking == chosen):
+            raise ConfigError(
+                f"teachers.{config.name}: {config.cache} has no maps of this classifier, method, options and training split"
+                f"{'' if chosen is None else ' for the chosen images'}. Fill it with: {fill}"
+                f"{', or let a run of one process compute some: teachers: images: 400' if chosen is None else ''}."
+            )
+        if lacking:
+            log.warning(
+                "teacher %s: %d of %d images have no map (images without labels have none). To fill the cache: %s",
+                config.name, len(lacking), config.images, fill,
+            )  # fmt: skip
     for split, cache in found.items():
         log.info("teacher %s: %d maps of %s from %s", config.name, len(cache), split, cache.folder)
     datasets = {split: data.dataset(split) for split in found}
-    return CachedTeacher(found, datasets, config.scale, int(config.memory_mib * 2**20), config.smooth)
+    return CachedTeacher(found, datasets, config.scale, int(config.memory_mib * 2**20), config.smooth, chosen)
+
+
+def chosen_images(config: TeacherConfig, data: DataModule) -> list[int]:
+    """Positions of the training images that the teacher teaches with (``images``), as ``explainer maps --spread true`` takes them."""
+    return spread(len(data.dataset("train")), config.images, config.seed)

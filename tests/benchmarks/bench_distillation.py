@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import statistics
 import time
 from collections import defaultdict
@@ -146,14 +147,18 @@ def configuration(kind: str, cost: str, chosen: argparse.Namespace) -> dict[str,
     return config
 
 
-def maps_once(run: RunConfig, data: Any, folder: Path) -> float:
-    """Fill the teacher's cache as the run would; CPU seconds, also of the earlier run that filled it."""
-    note = folder / "seconds.json"
+def maps_once(run: RunConfig, folder: Path, queries: Queries) -> tuple[float, int]:
+    """Fill the teacher's cache as the run would; CPU seconds and queries, also of the earlier run that filled it."""
+    note, teacher = folder / "cost.json", run.teachers[0]
     if not note.exists():
-        begin = time.process_time()
-        fill_cache(run.teachers[0], run, data)
-        note.write_text(str(time.process_time() - begin))
-    return float(note.read_text())
+        begin, before = time.process_time(), queries.images
+        fill_cache(teacher, run)
+        cost = {"images": teacher.images, "seconds": time.process_time() - begin, "queries": queries.images - before}
+        note.write_text(json.dumps(cost))
+    cost = json.loads(note.read_text())
+    if cost["images"] != teacher.images:
+        raise SystemExit(f"{folder} holds the maps of {cost['images']} images, not of {teacher.images}: choose another --out.")
+    return cost["seconds"], cost["queries"]
 
 
 def train(recipe: str, seed: int, chosen: argparse.Namespace, queries: Queries) -> list[dict[str, Any]]:
@@ -177,9 +182,7 @@ def train(recipe: str, seed: int, chosen: argparse.Namespace, queries: Queries) 
     pl.seed_everything(seed, workers=True, verbose=False)
     data = data_module(run)
     data.setup("fit")
-    before = queries.images
-    spent = maps_once(run, data, folder) if cached else 0.0
-    asked = queries.images - before
+    spent, asked = maps_once(run, folder, queries) if cached else (0.0, 0)
     task = build_task(run, data)
     trainer = build_trainer(run, fitting=False)
     curve = Curve(chosen.every, chosen.batches, queries, (spent, asked))

@@ -8,6 +8,7 @@ import torch
 
 import explainer
 from explainer.cli import main
+from explainer.data.samplers import spread
 from explainer.models.checkpoints import load_explanandum
 from explainer.tasks.explain import ExplainTask
 from tests.integration.test_train import TINY
@@ -83,14 +84,34 @@ def test_a_run_computes_the_maps_it_lacks_and_draws_from_them_while_it_only_copi
            "{distillation: {weight: [[0, 1], [0.5, 0]], kind: dice}, classification: {weight: [[0.4, 0], [0.5, 1]]}}"]  # fmt: skip
     assert main([*fit, "--teachers", f"[{{{teacher}, images: 5}}]", "--run_dir", str(tmp_path / "a")]) == 0
     assert "5 images" in capsys.readouterr().out
-    known = {f"train/{i:06d}" for i in range(5)}
+    known = {f"train/{i:06d}" for i in spread(24, 5)}
     # Six steps: progress 0, 1/6 and 2/6 copy alone; from 0.4 the classifier is asked, on all images.
     assert set().union(*seen[:3]) <= known and not set().union(*seen[3:]) <= known
     assert main([*fit, "--teachers", f"[{{{teacher}}}]", "--run_dir", str(tmp_path / "b")]) == 0
     weights = [torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in "ab"]
     assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items()), "who filled the cache does not matter"
-    assert main([*fit, "--teachers", "[{name: grad_cam, images: 5}]", "--run_dir", str(tmp_path / "c")]) == 2
-    assert "teachers.grad_cam.images is the number of training images" in capsys.readouterr().err
+    elsewhere = f"[{{{teacher.replace('/maps', '/none')}, images: 5}}]"
+    for wrong, said in (
+        (["--teachers", "[{name: grad_cam, images: 5}]"], "teachers.grad_cam.images is the number of training images"),
+        (["--teachers", elsewhere.replace("0.2", "5")], "teachers.threshold must lie in [0,1], received 5"),
+        (["--teachers", elsewhere, "--masking.area_temperature", "0"], "masking.area_temperature must be positive"),
+        (["--teachers", elsewhere, "--optimizer.encoder_lr", "-1"], "optimizer.encoder_lr is a positive factor"),
+        (["--teachers", elsewhere, "--losses", "{distillation: {}}"], "the val split has no target maps"),
+    ):
+        assert main([*fit, *wrong, "--run_dir", str(tmp_path / "c")]) == 2
+        printed = capsys.readouterr()
+        assert said in printed.err and "images in" not in printed.out, "nothing is computed for a run that is refused"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*fit, "--teachers", elsewhere, "--run_dir", str(tmp_path / "c")]) == 2
+    assert "--limit 5 --spread true" in capsys.readouterr().err
+    monkeypatch.delenv("WORLD_SIZE")
+    assert main(["test", *fit[1:], "--teachers", f"[{{{teacher}, images: 9}}]", "--run_dir", str(tmp_path / "a")]) == 0
+    assert "images in" not in capsys.readouterr().out, "only training needs maps"
+    maps = ["maps", "--method.name", "srd", "--cache.folder", str(tmp_path / "maps"), "--classifier.checkpoint", classifier,
+            "--data.options", "{size: 32, length: 24}", "--limit", "5", "--spread", "true"]  # fmt: skip
+    assert main(maps) == 0
+    again = torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(v, again[k]) for k, v in weights[0].items())
 
 
 def test_scores_only(tmp_path, capsys):

@@ -96,6 +96,20 @@ def test_resuming_while_batches_come_from_chosen_images(tmp_path: Path, step: in
     assert resumed.seen == reference.seen[step:]
 
 
+@pytest.mark.parametrize("each", [1, 2, 4])
+def test_the_share_that_is_done_counts_optimiser_steps(tmp_path: Path, each: int) -> None:
+    """Five batches an epoch: with 2 (4) of them a step, an epoch makes 3 (2) steps, and the last is of what is left."""
+    model, asked = Recorder(), []
+
+    class Steps(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            asked.append(trainer.global_step / trainer.estimated_stepping_batches)
+
+    seen: list[float] = []
+    fit(tmp_path, model, among=lambda done: seen.append(done), accumulate_grad_batches=each, callbacks=[Steps()])
+    assert len(asked) == 15 and seen == pytest.approx(asked)
+
+
 def test_an_exception_inside_a_step_repeats_that_step(whole: tuple[Path, Recorder], tmp_path: Path) -> None:
     _, reference = whole
     cut = Recorder(stop_in=8)

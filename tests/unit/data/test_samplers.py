@@ -7,7 +7,7 @@ import operator
 
 import pytest
 
-from explainer.data.samplers import ResumableBatchSampler, UnpaddedSampler, sample_seed
+from explainer.data.samplers import ResumableBatchSampler, UnpaddedSampler, sample_seed, spread
 from explainer.errors import ConfigError
 
 
@@ -61,11 +61,11 @@ def test_a_checkpoint_after_the_last_batch_goes_on_with_the_next_epoch(steps: in
 def test_some_batches_are_drawn_from_chosen_samples(world: int) -> None:
     """The first 7 global batches of 4 from five samples, in shuffled rounds that carry their number; then the epochs as ever."""
     chosen = [3, 5, 8, 13, 19]
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
 
-    def among(number: int) -> list[int] | None:
-        asked.append(number)
-        return chosen if number < 7 else None
+    def among(epoch: int, batch: int) -> list[int] | None:
+        asked.append((epoch, batch))
+        return chosen if (epoch, batch) < (1, 2) else None
 
     def samplers(start: tuple[int, int] = (0, 0)) -> list[ResumableBatchSampler]:
         made = [ResumableBatchSampler(20, 4 // world, seed=5, rank=r, world=world, among=among) for r in range(world)]
@@ -75,7 +75,7 @@ def test_some_batches_are_drawn_from_chosen_samples(world: int) -> None:
 
     plain = ResumableBatchSampler(20, 4, seed=5)
     both = [[sorted(k for r in parts for k in r) for parts in zip(*(epoch(s, e) for s in samplers()), strict=True)] for e in range(2)]
-    assert [len(e) for e in both] == [5, 5] and sorted(set(asked)) == list(range(10))
+    assert [len(e) for e in both] == [5, 5] and sorted(set(asked)) == [(e, b) for e in range(2) for b in range(5)]
     assert both[1][2:] == [sorted(b) for b in epoch(plain, 1)[2:]]
     drawn = [k for batch in both[0] + both[1][:2] for k in batch]
     assert len(drawn) == 28 and all(sorted(i for turn, i in drawn if turn == t) == chosen for t in range(5))
@@ -86,8 +86,21 @@ def test_some_batches_are_drawn_from_chosen_samples(world: int) -> None:
         assert [epoch(s, e) for s in samplers((e, batch))] == [epoch(s, e)[batch:] for s in samplers()]
 
 
+def test_chosen_samples_in_epochs_that_are_cut_short() -> None:
+    sampler = ResumableBatchSampler(20, 2, seed=5, steps=3, among=lambda epoch, batch: list(range(6)))
+    parts = [k for e in range(2) for batch in epoch(sampler, e)[:3] for k in batch]
+    assert sorted(parts) == [(turn, i) for turn in range(2) for i in range(6)], "three batches an epoch make one round each"
+
+
+def test_positions_from_everywhere() -> None:
+    few, more = spread(1000, 30), spread(1000, 60)
+    assert len(set(few)) == 30 and few == sorted(few) and set(few) < set(more) and spread(1000, 30, seed=1) != few
+    assert all(any(start <= i < start + 250 for i in few) for start in range(0, 1000, 250))
+    assert spread(5, 9) == list(range(5)) and spread(5, 0) == []
+
+
 def test_a_sample_is_chosen_twice_in_a_batch_if_there_are_too_few() -> None:
-    (batch,) = epoch(ResumableBatchSampler(6, 6, among=lambda number: [4, 2]), 0)
+    (batch,) = epoch(ResumableBatchSampler(6, 6, among=lambda epoch, batch: [4, 2]), 0)
     assert sorted(batch) == [(0, 2), (0, 4), (1, 2), (1, 4), (2, 2), (2, 4)]
 
 

@@ -18,6 +18,8 @@ from explainer.tasks.teachers import (
     Teachers,
     _Member,
     build_teachers,
+    check_teachers,
+    chosen_images,
     harden,
     open_cache,
     smoothed,
@@ -166,6 +168,27 @@ def test_cached_teacher_follows_the_augmentation(tmp_path):
     assert ask(teachers, b, "val").isnan().all()
 
 
+def test_only_the_chosen_images_with_something_to_say_teach(tmp_path, caplog):
+    e, data = tiny(), shapes()
+    config = TeacherConfig("rise", cache=str(tmp_path), dtype="float32", scale="max", images=4)
+    cache, dataset = open_cache(config, e, data, "train"), data.dataset("train")
+    chosen = chosen_images(config, data)
+    other = next(i for i in range(6) if i not in chosen)
+    good, silent, unknown, _ = chosen
+    maps = torch.rand(4, 32, 32)
+    maps[1] = -1.0
+    maps[2] = torch.nan
+    ids = [dataset.sample_id(i) for i in (good, silent, unknown, other)]
+    cache.put(ids, [0] * 4, maps)
+    teachers = build_teachers([config], e, data, ("train", "val"))
+    assert teachers.images("train") == [good], "the other image has a map too, but the run's result must not depend on what else is there"
+    assert "1 of 4 images have no map" in caplog.text
+    b = Batch(torch.rand(4, 3, 32, 32), torch.tensor([[1.0, 0.0, 0.0]] * 4), ids=tuple(ids))
+    assert torch.isfinite(ask(teachers, b)[:, 0]).flatten(1).all(1).tolist() == [True, False, False, False]
+    every = build_teachers([replace(config, images=0)], e, data, ("train", "val"))
+    assert every.images("train") == sorted([good, other])
+
+
 def test_maps_beyond_the_memory_are_read_from_the_files(tmp_path):
     e, data = tiny(), shapes()
     config = TeacherConfig("rise", cache=str(tmp_path), dtype="float32", scale="clamp")
@@ -204,12 +227,19 @@ def test_the_runner_and_the_teacher_agree_on_the_cache(tmp_path):
 
 def test_errors(tmp_path):
     e, data = tiny(), shapes()
-    with pytest.raises(ConfigError, match=r"explainer maps --method\.name rise --split train"):
+    with pytest.raises(ConfigError, match=r"explainer maps --method\.name rise --split train.*images: 400"):
         build_teachers([TeacherConfig("rise", cache=str(tmp_path))], e, data, ("train", "val"))
     with pytest.raises(ConfigError, match="reads ground truth"):
         build_teachers([TeacherConfig("ground_truth")], e, data, ("train",))
     with pytest.raises(ConfigError, match="weight must be positive"):
         build_teachers([TeacherConfig(weight=0.0)], e, data, ("train",))
+    with pytest.raises(ConfigError, match=r"has no maps .* for the chosen images.*--limit 3 --spread true --seed 0 "):
+        build_teachers([TeacherConfig("rise", cache=str(tmp_path), images=3)], e, data, ("train", "val"))
+    for wrong in (TeacherConfig("rise", images=3), TeacherConfig("rise", cache=str(tmp_path), images=-1)):
+        with pytest.raises(ConfigError, match=r"teachers\.rise\.images is the number of training images"):
+            check_teachers([wrong], e, data)
+    with pytest.raises(ConfigError, match="reads ground truth"):
+        check_teachers([TeacherConfig("ground_truth", cache=str(tmp_path), images=3)], e, data)
     with pytest.raises(ConfigError, match=r"teachers\.srd\.smooth must be at least 0 .* received -0\.1"):
         build_teachers([TeacherConfig("srd", smooth=-0.1)], e, data, ("train",))
     box = BlackBox(lambda images: images.mean((2, 3)), 3, class_names=NAMES)
