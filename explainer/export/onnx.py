@@ -16,11 +16,13 @@ import torch
 
 from explainer.errors import ExportError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
+from explainer.export.edge_layers import edge_layers
 from explainer.export.predictor import Predictor
 from explainer.export.torch_export import trace
 
 OPSET = 20
 INPUT = "image"
+_LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _QUANTIZED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Concat", "MaxPool", "GlobalAveragePool", "AveragePool")
 _MIN_HALF = 64  # smaller constants (sizes, scales, normalisation) stay in float32: no space is saved and shapes stay exact
 
@@ -105,7 +107,9 @@ def half_weights(proto: Any) -> None:
 
 
 def quantize(proto: Any, images: Array) -> Any:
-    """Static int8 quantisation with scales per channel, activations' ranges from ``images``; sigmoid and normalisation stay float."""
+    """Static int8 quantisation with scales per channel, activations' ranges from ``images``; sigmoid, normalisation, first and last layers
+    (:func:`~explainer.export.edge_layers.edge_layers`) stay float.
+    """
     import onnx
 
     require("onnxruntime", "export")
@@ -125,12 +129,16 @@ def quantize(proto: Any, images: Array) -> Any:
         plain, ready, done = (str(Path(folder) / name) for name in ("plain.onnx", "ready.onnx", "done.onnx"))
         onnx.save_model(proto, plain)
         quant_pre_process(plain, ready, skip_symbolic_shape=True)
+        nodes = list(onnx.load_model(ready).graph.node)
+        makers = {tensor: node.name for node in nodes for tensor in node.output}
+        parents = {node.name: [makers[t] for t in node.input if t in makers] for node in nodes}
         quantization.quantize_static(
             ready,
             done,
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=list(_QUANTIZED),
+            nodes_to_exclude=edge_layers(parents, {node.name for node in nodes if node.op_type in _LAYERS}),
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,

@@ -13,8 +13,11 @@ import numpy as np
 
 from explainer.errors import CheckpointError, ExportError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
+from explainer.export.edge_layers import edge_layers
 from explainer.export.onnx import convert
 from explainer.export.predictor import check_description
+
+_LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
 
 
 class OpenVinoRuntime(Runtime):
@@ -75,9 +78,14 @@ class OpenVino(ExportFormat):
 
 
 def _quantized(model: Any, options: ExportOptions) -> Any:
-    """Post-training quantisation; NNCF reads activations' ranges from the calibration images."""
+    """Post-training quantisation; NNCF reads activations' ranges from the calibration images. First and last layers stay float."""
     nncf = require("nncf", "openvino")
     images = options.calibration
     assert images is not None
+    nodes = model.get_ordered_ops()
+    parents = {n.get_friendly_name(): [v.get_node().get_friendly_name() for v in n.input_values()] for n in nodes}
+    edges = edge_layers(parents, {n.get_friendly_name() for n in nodes if n.get_type_name() in _LAYERS})
     with contextlib.redirect_stdout(io.StringIO()):
-        return nncf.quantize(model, nncf.Dataset([image[None] for image in images]), subset_size=len(images))
+        return nncf.quantize(
+            model, nncf.Dataset([image[None] for image in images]), subset_size=len(images), ignored_scope=nncf.IgnoredScope(names=edges)
+        )
