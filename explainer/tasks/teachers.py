@@ -299,7 +299,7 @@ def _cached(config: TeacherConfig, explanandum: Any, data: DataModule, splits: S
     chosen = chosen_images(config, data) if config.images and "train" in splits else None
     if "train" in splits:
         present = {i for i, _ in caches["train"].pairs()}
-        lacking = chosen is not None and [i for i in chosen if data.dataset("train").sample_id(i) not in present]
+        lacking = [i for i in chosen or () if data.dataset("train").sample_id(i) not in present]
         some = f" --limit {config.images} --spread true --seed {config.seed}" if config.images else ""
         fill = (
             f"explainer maps --method.name {config.name} --split train --cache.folder {config.cache}{some} (and the run's method options, "
