@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import abc
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class Attributor(abc.ABC):
         class_specific: maps differ between classes.
         needs_masks: the method reads ground truth (sanity rows only).
         passes: cost per image and class in passes through the classifier, in words.
+        inner: of a method that changes another one's maps: that one.
         revision: raised whenever the maps change under unchanged options, so that stored maps and rows of the old ones are not reused.
     """
 
@@ -60,7 +62,13 @@ class Attributor(abc.ABC):
     needs_masks: ClassVar[bool] = False
     passes: ClassVar[str] = "none"
     revision: ClassVar[int] = 0
+    inner: Attributor | None = None
     num_classes: int
+
+    @classmethod
+    def inner_method(cls, options: Mapping[str, Any]) -> tuple[str, type, Mapping[str, Any]] | None:
+        """Name, class and options of :attr:`inner` under these options of one's own, for the key of stored maps; None without one."""
+        return None
 
     def __call__(
         self,

@@ -160,7 +160,8 @@ class TeacherConfig:
     """Where target maps of losses.distillation come from. Several teachers are averaged with their weights.
 
     Attributes:
-        name: a baseline, e.g. grad_cam, rise, extremal_perturbation, srd.
+        name: a baseline, e.g. grad_cam, rise, extremal_perturbation, or guided_filter around one (srd, agf, guided_backprop: their
+            relevance is sparse and makes a poor mask as it is).
         options: of the baseline.
         weight: in the average of the teachers that know a class.
         cache: folder of maps, filled by ``explainer maps`` or by the run (images); null asks the baseline at every step (for cheap ones:
@@ -171,8 +172,6 @@ class TeacherConfig:
         images: number of training images, drawn from all over the split, to learn from; the run computes their maps into the cache
             before it trains, where they are missing. 0 takes all that are in the cache. While maps alone are copied, batches hold only
             images that have one.
-        smooth: standard deviation of a Gaussian filter after scale, as a share of the longer side; for sparse maps (srd, agf,
-            guided_backprop).
         threshold: null keeps maps soft; a number makes them binary, {class name: number} only those classes.
         memory_mib: how much of the cache is kept in memory.
     """
@@ -185,7 +184,6 @@ class TeacherConfig:
     seed: int = 0
     scale: Literal["minmax", "max", "clamp"] = "minmax"
     images: int = 0
-    smooth: float = 0.0
     threshold: float | dict[str, float] | None = None
     memory_mib: float = 2048.0
 

@@ -62,6 +62,41 @@ def smooth_map(maps: Tensor, fraction: float) -> Tensor:
     return functional.conv2d(functional.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
 
 
+def _box_mean(values: Tensor, radius: int) -> Tensor:
+    """Mean of ``[B,C,H,W]`` over windows of ``2 radius + 1``, at the border over what lies inside. One axis after the other is exact."""
+    size = 2 * radius + 1
+    rows = functional.avg_pool2d(values, (size, 1), stride=1, padding=(radius, 0), count_include_pad=False)
+    return functional.avg_pool2d(rows, (1, size), stride=1, padding=(0, radius), count_include_pad=False)
+
+
+def guided_filter(maps: Tensor, images: Tensor, radius: float, eps: float = 1e-3) -> Tensor:
+    """He, Sun and Tang (ECCV 2010; TPAMI 2013, eq. 19-21, colour guide): in each window the map becomes the linear function of the
+    image's channels that fits it best, ``a . I + b``, with ``a = (Cov(I) + eps 1)^-1 cov(I, map)``, and overlapping windows are averaged.
+
+    Args:
+        maps: ``[B,H,W]``.
+        images: the guide ``[B,C,H,W]`` in [0,1].
+        radius: of the windows, as a share of the longer side (at least one pixel).
+        eps: variance of the guide below which a window counts as flat, in squared units of the image.
+
+    Returns:
+        ``[B,H,W]``; may leave the range of the map by a little.
+    """
+    if radius <= 0 or eps <= 0:
+        raise ConfigError(f"radius (a fraction of the longer side) and eps must be positive, received {radius} and {eps}.")
+    pixels = max(1, round(radius * max(maps.shape[-2:])))
+    target = maps[:, None]
+    C, size = images.shape[1], maps.shape[-2:]
+    mean_image, mean_map = _box_mean(images, pixels), _box_mean(target, pixels)
+    covariance = _box_mean(images * target, pixels) - mean_image * mean_map
+    products = _box_mean((images[:, :, None] * images[:, None]).flatten(1, 2), pixels).unflatten(1, (C, C))
+    variance = products - mean_image[:, :, None] * mean_image[:, None]
+    damped = variance.permute(0, 3, 4, 1, 2) + eps * torch.eye(C, dtype=maps.dtype, device=maps.device)
+    slope = torch.linalg.solve(damped, covariance.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    offset = mean_map - (slope * mean_image).sum(1, keepdim=True)
+    return ((_box_mean(slope, pixels) * images).sum(1, keepdim=True) + _box_mean(offset, pixels)).view(-1, *size)
+
+
 def min_max(maps: Tensor, epsilon: float = 1e-7) -> Tensor:
     """Rescale over the last two axes to [0,1): ``(m - min) / (epsilon + max - min)``; a constant map becomes 0."""
     shifted = maps - maps.amin((-2, -1), keepdim=True)

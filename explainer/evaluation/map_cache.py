@@ -84,7 +84,11 @@ def method_key(name: str, method: type, options: Mapping[str, Any]) -> dict[str,
     parameters = inspect.signature(method).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.kind is not p.VAR_KEYWORD}
     plain = json.loads(json.dumps({**defaults, **options}, sort_keys=True, default=str))
-    return {"name": name, "options": plain, "revision": getattr(method, "revision", 0)}
+    key = {"name": name, "options": plain, "revision": getattr(method, "revision", 0)}
+    inner = method.inner_method(plain) if issubclass(method, Attributor) else None
+    if inner is not None:
+        key["inner"] = method_key(*inner)
+    return key
 
 
 def cache_key(classifier: str, data: str, method: Mapping[str, Any], split: str, seed: int, version: str) -> dict[str, Any]:
@@ -311,7 +315,9 @@ def compute_pairs(
 
 
 def shares_work(attributor: Attributor | DenseAttributor) -> bool:
-    """Whether the method computes several classes of an image together."""
+    """Whether the method computes several classes of an image together; of a method around another one, whether that does."""
+    while isinstance(attributor, Attributor) and attributor.inner is not None:
+        attributor = attributor.inner
     owner = next(c for c in type(attributor).__mro__ if "all_classes" in vars(c)) if isinstance(attributor, Attributor) else None
     return owner is not None and owner is not Attributor and not getattr(owner, "__module__", "").endswith("baselines.base")
 

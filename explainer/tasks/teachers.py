@@ -13,7 +13,6 @@ from torch import Tensor
 import explainer
 from explainer import baselines, plugins
 from explainer.attribution import Attributor
-from explainer.baselines.maps import smooth_map
 from explainer.config import TeacherConfig
 from explainer.data.base import DataModule
 from explainer.data.samplers import spread
@@ -41,16 +40,6 @@ def to_unit(maps: Tensor, scale: Scale = "minmax") -> Tensor:
     reach = flat.amax(dim=1, keepdim=True) - low
     unit = ((flat - low) / reach).clamp(0, 1)
     return torch.where(reach > 0, unit, torch.nan).view_as(maps)
-
-
-def smoothed(maps: Tensor, fraction: float) -> Tensor:
-    """A Gaussian filter, and the maximum back to 1: sparse relevance becomes a region that a mask can copy.
-
-    Args:
-        maps: ``[N,H,W]`` in [0,1]; NaN stays NaN.
-        fraction: the filter's standard deviation as a share of the longer side; 0 leaves the maps alone.
-    """
-    return to_unit(smooth_map(maps, fraction), "max") if fraction > 0 else maps
 
 
 def harden(maps: Tensor, classes: Tensor, thresholds: Tensor) -> Tensor:
@@ -103,7 +92,6 @@ class CachedTeacher:
         datasets: of the same splits.
         scale: see :func:`to_unit`; maps are kept after it.
         memory: bytes to keep; beyond, maps are read from the files at every step.
-        smooth: see :func:`smoothed`; maps are kept after it.
         chosen: positions of the training images whose maps are used; None for all in the cache.
     """
 
@@ -113,10 +101,9 @@ class CachedTeacher:
         datasets: dict[str, Any],
         scale: Scale = "minmax",
         memory: int = 2**31,
-        smooth: float = 0.0,
         chosen: Sequence[int] | None = None,
     ) -> None:
-        self.caches, self.datasets, self.scale, self.memory, self.smooth = caches, datasets, scale, memory, smooth
+        self.caches, self.datasets, self.scale, self.memory = caches, datasets, scale, memory
         self._index = {s: {d.sample_id(i): i for i in range(len(d))} for s, d in datasets.items()}
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._usable: dict[str, set[int]] = {s: set() for s in caches}  # positions of images with a map that says something
@@ -139,7 +126,7 @@ class CachedTeacher:
         """uint8 ``[H,W]`` each (255 steps of [0,1]), empty where there is no map or it says nothing."""
         found = cache.get([i for i, _ in pairs], [k for _, k in pairs])
         empty = torch.empty(0, dtype=torch.uint8)
-        units = [empty if m is None else smoothed(to_unit(m[None], self.scale), self.smooth)[0] for m in found]
+        units = [empty if m is None else to_unit(m[None], self.scale)[0] for m in found]
         return [empty if not len(m) or bool(m.isnan().any()) else (m * 255).round().to(torch.uint8) for m in units]
 
     def images(self, split: str) -> set[int]:
@@ -181,7 +168,6 @@ class _Member:
     weight: float
     scale: Scale
     thresholds: Tensor
-    smooth: float = 0.0
 
 
 class Teachers:
@@ -212,7 +198,7 @@ class Teachers:
         total, weights = out.new_zeros(len(rows), *size), out.new_zeros(len(rows), 1, 1)
         for member in self.members:
             raw = member.source.maps(batch, wanted, split, generator).float()
-            unit = raw if isinstance(member.source, CachedTeacher) else smoothed(to_unit(raw, member.scale), member.smooth)
+            unit = raw if isinstance(member.source, CachedTeacher) else to_unit(raw, member.scale)
             target = harden(unit, classes, member.thresholds)
             known = torch.isfinite(target).flatten(1).all(dim=1)[:, None, None]
             total = total + torch.where(known, member.weight * target, 0.0)
@@ -225,14 +211,12 @@ def check_teachers(configs: Sequence[TeacherConfig], explanandum: Any, data: Dat
     """Everything that is wrong with teachers before the first map is computed or read.
 
     Raises:
-        ConfigError: a weight, threshold or filter out of range; a method that needs ground truth, or gradients that are not there;
+        ConfigError: a weight or threshold out of range; a method that needs ground truth, or gradients that are not there;
             ``images`` without a cache.
     """
     for config in configs:
         if config.weight <= 0:
             raise ConfigError(f"teachers.{config.name}.weight must be positive, received {config.weight}.")
-        if config.smooth < 0:
-            raise ConfigError(f"teachers.{config.name}.smooth must be at least 0 (a share of the longer side), received {config.smooth}.")
         if config.images < 0 or (config.images and config.cache is None):
             raise ConfigError(
                 f"teachers.{config.name}.images is the number of training images whose maps go into its cache, received {config.images} "
@@ -263,7 +247,7 @@ def build_teachers(configs: Sequence[TeacherConfig], explanandum: Any, data: Dat
             source = LiveTeacher(live_attributor(config.name, config.options, explanandum))
         else:
             source = _cached(config, explanandum, data, splits)
-        members.append(_Member(source, config.weight, config.scale, thresholds, config.smooth))
+        members.append(_Member(source, config.weight, config.scale, thresholds))
     return Teachers(members) if members else None
 
 
@@ -319,7 +303,7 @@ def _cached(config: TeacherConfig, explanandum: Any, data: DataModule, splits: S
     for split, cache in found.items():
         log.info("teacher %s: %d maps of %s from %s", config.name, len(cache), split, cache.folder)
     datasets = {split: data.dataset(split) for split in found}
-    return CachedTeacher(found, datasets, config.scale, int(config.memory_mib * 2**20), config.smooth, chosen)
+    return CachedTeacher(found, datasets, config.scale, int(config.memory_mib * 2**20), chosen)
 
 
 def chosen_images(config: TeacherConfig, data: DataModule) -> list[int]:

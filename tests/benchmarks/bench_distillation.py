@@ -2,14 +2,15 @@
 
     python -m tests.benchmarks.bench_distillation [--base configs/explainer/shapes_quickstart.yaml] [--seeds 0 1 2]
         [--recipes paper@1,srd@1,grad_cam@1,agf@1,rise:50@1,extremal_perturbation:20@1,rtis@1,coalition@1] [--lr 5e-3 --encoder-lr 0.1]
-        [--targets 400] [--goals "{iou: 0.75, iou_50: 0.83, class_iou_50: 0.78, left: 0.02}"] [--out results/distillation]
+        [--targets 400] [--smooth 0.04 --radius 0.125 --thresholds "{srd: 0.35}"]
+        [--goals "{iou: 0.75, iou_50: 0.83, class_iou_50: 0.78, left: 0.02}"] [--out results/distillation]
 
 A recipe is ``kind[:cost][@epochs]`` on the data, classifier, network and optimiser of --base. Kinds: ``paper`` (the base's own losses),
-a baseline (the same after a warm-up that copies its maps; the cost is RISE's masks or the iterations of a search; CAMs and gradients are
-asked on the fly, the others fill a cache for the first --targets images, whose seconds and queries count; --warm-up is its share of the
-training), ``rtis`` and ``coalition`` (the losses of configs/explainer/shapes_rtis.yaml and shapes_coalition.yaml). The learning rate's
-schedule fits the epochs of each recipe, which may be a fraction of one: what a recipe reaches in a given time is the end of the run of
-that length, not the middle of a longer one.
+a baseline (the same after a warm-up that copies its maps, guided-filtered and made binary; the cost is RISE's masks or the iterations of a
+search; CAMs and gradients are asked on the fly, the others fill a cache for --targets training images, whose seconds and queries count;
+--warm-up is its share of the training), ``rtis`` and ``coalition`` (the losses of configs/explainer/shapes_rtis.yaml and
+shapes_coalition.yaml). The learning rate's schedule fits the epochs of each recipe, which may be a fraction of one: what a recipe reaches
+in a given time is the end of the run of that length, not the middle of a longer one.
 
 Every so many steps and at the end quality is measured on validation images. Seconds are CPU time of the process, so that other jobs
 hardly count; queries are images shown to the classifier in a forward pass of its own (SRD and AGF walk through its layers: not counted).
@@ -43,13 +44,8 @@ from explainer.tasks.run import build_task, build_trainer, data_module, fill_cac
 ROOT = Path(__file__).parents[2]
 LIVE = ("grad_cam", "grad_cam_pp", "layer_cam", "x_grad_cam", "hires_cam", "gradient", "input_x_gradient")
 COLUMNS = ("iou", "iou_50", "mae", "class_iou", "class_iou_50", "kept", "left", "seconds", "queries")
-# How a teacher's map becomes a mask: on 60 validation images of `shapes` these came nearest to the objects among a few thresholds.
-TARGETS: dict[str, dict[str, Any]] = {
-    "srd": {"scale": "max", "smooth": 0.04, "threshold": 0.2},
-    "agf": {"scale": "max", "threshold": 0.25},
-    "grad_cam": {"scale": "max", "threshold": 0.6},
-    "guided_backprop": {"scale": "max", "smooth": 0.04, "threshold": 0.3},
-}
+# Threshold of a teacher's map, guided-filtered and scaled to a maximum of 1: the best of ten on 60 validation images of `shapes`.
+THRESHOLDS = {"srd": 0.35, "agf": 0.5, "guided_backprop": 0.45, "grad_cam": 0.7, "layer_cam": 0.7}
 COST = {"rise": "n_masks", "extremal_perturbation": "iterations", "igos_pp": "iterations"}
 
 
@@ -140,10 +136,11 @@ def configuration(kind: str, cost: str, chosen: argparse.Namespace) -> dict[str,
         options: dict[str, Any] = {COST[kind]: int(cost)} if cost else {}
         if kind == "extremal_perturbation":
             options["schedule"] = "fast"  # the published steps are too short to arrive anywhere in a few iterations
-        # Of a map without entry: the half of its range, and of a signed one only what is above 0.
-        signed = plugins.find("explainer.baselines", kind).signed  # type: ignore[attr-defined]
-        known = TARGETS.get(kind, {"scale": "max" if kind in LIVE or signed else "minmax", "threshold": 0.5})
-        config["teachers"] = [{"name": kind, "options": options, **known}]
+        filtered = {"method": kind, "options": options, "smooth": chosen.smooth, "radius": chosen.radius}
+        # A map without a meaningful 0 (RISE: every pixel gets some of the score) starts at its minimum.
+        scale = "max" if kind in THRESHOLDS or plugins.find("explainer.baselines", kind).signed else "minmax"  # type: ignore[attr-defined]
+        threshold = yaml.safe_load(chosen.thresholds).get(kind, THRESHOLDS.get(kind, 0.5))
+        config["teachers"] = [{"name": "guided_filter", "options": filtered, "scale": scale, "threshold": threshold}]
     return config
 
 
@@ -252,6 +249,9 @@ def main() -> None:
     parser.add_argument("--random-encoder", action="store_true", help="the encoder does not start from the classifier's weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--targets", type=int, default=400, help="training images whose maps a cache holds")
+    parser.add_argument("--smooth", type=float, default=0.04, help="of the teachers' guided filter")
+    parser.add_argument("--radius", type=float, default=0.125, help="of the teachers' guided filter")
+    parser.add_argument("--thresholds", default="{}", help="of the teachers' maps, instead of those for shapes")
     parser.add_argument("--every", type=int, default=10, help="steps between two measurements")
     parser.add_argument("--batches", type=int, default=4, help="validation batches per measurement")
     parser.add_argument("--goals", default="{iou: 0.75, iou_50: 0.83, class_iou_50: 0.78, mae: 0.07, left: 0.02}")

@@ -79,7 +79,7 @@ def test_a_run_computes_the_maps_it_lacks_and_draws_from_them_while_it_only_copi
         return plain(self, batch, stage)
 
     monkeypatch.setattr(ExplainTask, "_explanation", spy)
-    teacher = f"name: srd, scale: max, smooth: 0.05, threshold: 0.2, cache: {tmp_path}/maps"
+    teacher = f"name: guided_filter, scale: max, threshold: 0.2, cache: {tmp_path}/maps"
     fit = ["fit", "--classifier.checkpoint", classifier, *TINY, *NET, "--data.train_options", "{augment: symmetry}", "--losses",
            "{distillation: {weight: [[0, 1], [0.5, 0]], kind: dice}, classification: {weight: [[0.4, 0], [0.5, 1]]}}"]  # fmt: skip
     assert main([*fit, "--teachers", f"[{{{teacher}, images: 5}}]", "--run_dir", str(tmp_path / "a")]) == 0
@@ -107,7 +107,7 @@ def test_a_run_computes_the_maps_it_lacks_and_draws_from_them_while_it_only_copi
     monkeypatch.delenv("WORLD_SIZE")
     assert main(["test", *fit[1:], "--teachers", f"[{{{teacher}, images: 9}}]", "--run_dir", str(tmp_path / "a")]) == 0
     assert "images in" not in capsys.readouterr().out, "only training needs maps"
-    maps = ["maps", "--method.name", "srd", "--cache.folder", str(tmp_path / "maps"), "--classifier.checkpoint", classifier,
+    maps = ["maps", "--method.name", "guided_filter", "--cache.folder", str(tmp_path / "maps"), "--classifier.checkpoint", classifier,
             "--data.options", "{size: 32, length: 24}", "--limit", "5", "--spread", "true"]  # fmt: skip
     assert main(maps) == 0
     again = torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["state_dict"]

@@ -22,7 +22,6 @@ from explainer.tasks.teachers import (
     chosen_images,
     harden,
     open_cache,
-    smoothed,
     thresholds_of,
     to_unit,
 )  # fmt: skip
@@ -66,23 +65,6 @@ def test_scales_by_hand():
     assert to_unit(maps, "max")[2].isnan().all(), "nowhere positive"
     torch.testing.assert_close(to_unit(maps, "clamp")[3], torch.tensor([[0.25, 0.5, 1.0]]))
     assert to_unit(torch.tensor([[[0.0, torch.nan]]])).isnan().all()
-
-
-def test_smoothing_spreads_a_point_and_keeps_what_says_nothing():
-    """A single relevant pixel of 9 x 9 with sigma 1 pixel: exp(-1/2) beside it, exp(-1) at the corner, 1 at its place."""
-    maps = torch.full((2, 9, 9), torch.nan)
-    maps[0] = 0.0
-    maps[0, 4, 4] = 0.5
-    soft = smoothed(maps, 1 / 9)
-    expected = torch.tensor([[-1.0, -0.5, -1.0], [-0.5, 0.0, -0.5], [-1.0, -0.5, -1.0]]).exp()
-    torch.testing.assert_close(soft[0, 3:6, 3:6], expected, atol=1e-5, rtol=0)
-    assert soft[1].isnan().all() and smoothed(maps, 0.0) is maps
-    given = torch.zeros(1, 3, 9, 9)
-    given[0, 0, 4, 4] = 0.5
-    source = member(given)
-    source.smooth, source.scale = 1 / 9, "max"
-    out = ask(Teachers([source]), batch([[1.0, 0.0, 0.0]], 9))
-    torch.testing.assert_close(out[0, 0], soft[0])
 
 
 def test_thresholds_per_class():
@@ -198,9 +180,6 @@ def test_maps_beyond_the_memory_are_read_from_the_files(tmp_path):
     full = CachedTeacher({"train": cache}, {"train": dataset}, "clamp")
     small = CachedTeacher({"train": cache}, {"train": dataset}, "clamp", memory=2 * 1024)
     assert len(full._kept) == 6 and len(small._kept) == 2
-    wide = CachedTeacher({"train": cache}, {"train": dataset}, "clamp", smooth=0.05)
-    first = cache.get([dataset.sample_id(0)], [0])[0]
-    torch.testing.assert_close(wide._kept[dataset.sample_id(0), 0] / 255, smoothed(first[None], 0.05)[0], atol=0.5 / 255, rtol=0)
     every = [_Member(full, 1.0, "clamp", SOFT), _Member(LiveTeacher(None), 1.0, "clamp", SOFT)]
     assert Teachers(every[:1]).images("train") == list(range(6)) and Teachers(every[:1]).images("val") == []
     assert Teachers(every).images("train") is None, "one that is asked live knows every image"
@@ -240,8 +219,8 @@ def test_errors(tmp_path):
             check_teachers([wrong], e, data)
     with pytest.raises(ConfigError, match="reads ground truth"):
         check_teachers([TeacherConfig("ground_truth", cache=str(tmp_path), images=3)], e, data)
-    with pytest.raises(ConfigError, match=r"teachers\.srd\.smooth must be at least 0 .* received -0\.1"):
-        build_teachers([TeacherConfig("srd", smooth=-0.1)], e, data, ("train",))
+    with pytest.raises(ConfigError, match=r"guided_filter: smooth and radius .* received smooth=-0\.1"):
+        build_teachers([TeacherConfig("guided_filter", {"smooth": -0.1})], e, data, ("train",))
     box = BlackBox(lambda images: images.mean((2, 3)), 3, class_names=NAMES)
     with pytest.raises(ConfigError, match="gives scores only"):
         build_teachers([TeacherConfig("gradient")], box, data, ("train",))
