@@ -44,8 +44,17 @@ from explainer.tasks.run import build_task, build_trainer, data_module, fill_cac
 ROOT = Path(__file__).parents[2]
 LIVE = ("grad_cam", "grad_cam_pp", "layer_cam", "x_grad_cam", "hires_cam", "gradient", "input_x_gradient")
 COLUMNS = ("iou", "iou_50", "mae", "class_iou", "class_iou_50", "kept", "left", "seconds", "queries")
-# Threshold of a teacher's map, guided-filtered and scaled to a maximum of 1: the best of ten on 60 validation images of `shapes`.
-THRESHOLDS = {"srd": 0.35, "agf": 0.5, "guided_backprop": 0.45, "grad_cam": 0.7, "layer_cam": 0.7}
+# How a teacher's map becomes a mask: the guided filter's radius, scale and threshold; the best of a few on 60 validation images of shapes.
+TARGETS: dict[str, tuple[float, str, float]] = {
+    "srd": (0.125, "max", 0.35),
+    "agf": (0.125, "max", 0.5),
+    "guided_backprop": (0.125, "max", 0.45),
+    "grad_cam": (0.25, "max", 0.7),
+    "layer_cam": (0.25, "max", 0.7),
+    "occlusion": (0.25, "max", 0.5),
+    "rise": (0.25, "minmax", 0.6),
+    "extremal_perturbation": (0.125, "minmax", 0.6),
+}
 COST = {"rise": "n_masks", "extremal_perturbation": "iterations", "igos_pp": "iterations"}
 
 
@@ -136,10 +145,14 @@ def configuration(kind: str, cost: str, chosen: argparse.Namespace) -> dict[str,
         options: dict[str, Any] = {COST[kind]: int(cost)} if cost else {}
         if kind == "extremal_perturbation":
             options["schedule"] = "fast"  # the published steps are too short to arrive anywhere in a few iterations
-        filtered = {"method": kind, "options": options, "smooth": chosen.smooth, "radius": chosen.radius}
-        # A map without a meaningful 0 (RISE: every pixel gets some of the score) starts at its minimum.
-        scale = "max" if kind in THRESHOLDS or plugins.find("explainer.baselines", kind).signed else "minmax"  # type: ignore[attr-defined]
-        threshold = yaml.safe_load(chosen.thresholds).get(kind, THRESHOLDS.get(kind, 0.5))
+        radius, scale, threshold = TARGETS.get(kind, (0.125, "max", 0.5))
+        filtered = {
+            "method": kind,
+            "options": options,
+            "smooth": chosen.smooth,
+            "radius": radius if chosen.radius is None else chosen.radius,
+        }
+        threshold = yaml.safe_load(chosen.thresholds).get(kind, threshold)
         config["teachers"] = [{"name": "guided_filter", "options": filtered, "scale": scale, "threshold": threshold}]
     return config
 
@@ -250,8 +263,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--targets", type=int, default=400, help="training images whose maps a cache holds")
     parser.add_argument("--smooth", type=float, default=0.04, help="of the teachers' guided filter")
-    parser.add_argument("--radius", type=float, default=0.125, help="of the teachers' guided filter")
-    parser.add_argument("--thresholds", default="{}", help="of the teachers' maps, instead of those for shapes")
+    parser.add_argument("--radius", type=float, help="of the teachers' guided filter instead of the one for shapes")
+    parser.add_argument("--thresholds", default="{}", help="of the teachers' maps instead of those for shapes")
     parser.add_argument("--every", type=int, default=10, help="steps between two measurements")
     parser.add_argument("--batches", type=int, default=4, help="validation batches per measurement")
     parser.add_argument("--goals", default="{iou: 0.75, iou_50: 0.83, class_iou_50: 0.78, mae: 0.07, left: 0.02}")
