@@ -30,7 +30,7 @@ class CalibrateConfig:
         predicted_from: probability from which a class counts as predicted (multi-label), as `explainer explain --threshold`.
         fill: of the quality score; null: the one the Explainer was trained with.
         method: of the refinement.
-        iterations: of the refinement.
+        iterations: of the refinement, if it is a search.
         batch_size: images per step.
         seed: of the class drawn per image.
     """
@@ -49,7 +49,7 @@ class CalibrateConfig:
     classes: Literal["predicted", "labels"] = "predicted"
     predicted_from: float = 0.5
     fill: Literal["mean", "black", "grey", "white", "blur", "noise"] | None = None
-    method: Literal["extremal_perturbation", "igos_pp"] = "extremal_perturbation"
+    method: Literal["extremal_perturbation", "igos_pp", "guided_filter"] = "extremal_perturbation"
     iterations: int = 24
     batch_size: int = 50
     seed: int = 0

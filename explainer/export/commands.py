@@ -107,9 +107,10 @@ def explain_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--area", type=_shares, help="also masks of these shares of the image, e.g. 0.05,0.1,0.2 (.ckpt or .safetensors)")
     p.add_argument("--on-error", choices=("skip", "raise"), default="skip", help="what an unreadable file does")
-    p.add_argument("--refine", choices=("extremal_perturbation", "igos_pp"), help="refine each mask with this method (--classifier)")
-    p.add_argument("--refine-iterations", type=positive, help="iterations of --refine (default: 24)")
-    p.add_argument("--refine-budget", type=number, help="seconds per image for --refine")
+    methods = ("extremal_perturbation", "igos_pp", "guided_filter")
+    p.add_argument("--refine", choices=methods, help="refine each mask: two searches and a filter that follows the image (--classifier)")
+    p.add_argument("--refine-iterations", type=positive, help="iterations of a search (default: 24)")
+    p.add_argument("--refine-budget", type=number, help="seconds per image for a search")
     p.add_argument("--selector", help="file of `explainer calibrate`: masks below its threshold are refined or withheld (--classifier)")
     p.add_argument("--threads", type=positive, help="processor threads")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -118,12 +119,12 @@ def explain_parser() -> argparse.ArgumentParser:
 
 def _treatment(args: argparse.Namespace, explanandum: Any, description: dict[str, Any], threshold: float) -> Any:
     """Refinement and selection, where they are asked for."""
-    if args.refine is None and (args.refine_iterations is not None or args.refine_budget is not None):
+    if args.refine in (None, "guided_filter") and (args.refine_iterations is not None or args.refine_budget is not None):
         name = "--refine-iterations" if args.refine_iterations is not None else "--refine-budget"
         why = (
             "a selector refines exactly as it was calibrated (explainer calibrate --iterations): leave it out"
             if args.selector is not None
-            else "name the method: --refine extremal_perturbation"
+            else "name a search: --refine extremal_perturbation"
         )
         raise ConfigError(f"{name} belongs to --refine; {why}.")
     if args.refine is None and args.selector is None:

@@ -1,4 +1,4 @@
-"""Buying quality per image: the Explainer's mask starts an iterative method, for a few iterations and within a time budget."""
+"""Buying quality per image: the Explainer's mask starts an iterative method, or takes over the image's own borders."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from explainer import baselines
 from explainer.attribution import check_class_index, check_images
 from explainer.baselines.extremal_perturbation import ExtremalPerturbation
+from explainer.baselines.maps import guided_filter
 from explainer.baselines.smooth_mask import parameters_of_area
 from explainer.errors import ConfigError, ShapeError
 from explainer.fills import FillKind, blend, make_fill
 
-RefineMethod = Literal["extremal_perturbation", "igos_pp"]
+RefineMethod = Literal["extremal_perturbation", "igos_pp", "guided_filter"]
+SEARCHES: tuple[RefineMethod, ...] = ("extremal_perturbation", "igos_pp")  # the others do no iterations and need no gradients
 _AREAS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.6)
 
 
@@ -71,7 +73,7 @@ class Refined:
         masks: ``[B,H,W]`` in [0,1]; the start where refinement did not improve it.
         start: ``[B,H,W]`` the Explainer's.
         before, after: quality of ``start`` and ``masks``.
-        improved: ``[B]`` bool.
+        improved: ``[B]`` bool, the new mask was kept.
         seconds: of the whole refinement.
     """
 
@@ -94,12 +96,14 @@ def refine(
     start: Tensor | None = None,
     keep_better: bool = True,
     fill: FillKind = "mean",
+    tolerance: float | None = None,
     **options: Any,
 ) -> Refined:
     """Improve the Explainer's masks of one class per image.
 
     ``extremal_perturbation`` searches the mask of (about) the start's own area that keeps the most; images whose areas round to the same
-    of 0.025 ... 0.6 are searched together. ``igos_pp`` deletes and inserts. Both need gradients through the classifier.
+    of 0.025 ... 0.6 are searched together. ``igos_pp`` deletes and inserts. Both need gradients through the classifier. ``guided_filter``
+    searches nothing: the mask, through :func:`~explainer.baselines.maps.guided_filter`, is cut at one half; milliseconds, scores only.
 
     Args:
         net: Explainer, images -> class masks ``[B,K,H,W]``; unused if ``start`` is given.
@@ -107,12 +111,14 @@ def refine(
         images: ``[B,3,H,W]`` in [0,1].
         classes: one per image, or one for all.
         method: what refines.
-        iterations: its iterations.
-        budget_s: seconds in all, or None. At least one iteration per group of images is made.
+        iterations: its iterations (of a search).
+        budget_s: seconds in all, or None, of a search. At least one iteration per group of images is made.
         start: masks ``[B,H,W]`` in [0,1] to begin with instead of the net's.
         keep_better: keep the start where :func:`quality` says that it was better.
         fill: by which that is judged.
-        options: of the method (``areas=[a]`` fixes the area of extremal perturbations).
+        tolerance: of that score, how much the new mask may lose and still be kept. None: 0 for a search, whose aim is the score; 0.05 for
+            the filter, whose aim is borders.
+        options: of the method (``areas=[a]`` fixes the area of extremal perturbations; ``radius``, ``eps`` of the guided filter).
     """
     if method not in get_args(RefineMethod):
         raise ConfigError(f"refine method must be one of {', '.join(get_args(RefineMethod))}, received {method!r}.")
@@ -126,11 +132,15 @@ def refine(
     if method == "igos_pp":
         attributor = baselines.build(method, explanandum, iterations=iterations, init=first, budget_s=budget_s, **options)
         found = attributor(images, index)
+    elif method == "guided_filter":
+        found = (guided_filter(first, images, **{"radius": 0.125, "eps": 1e-4, **options}) >= 0.5).to(first)
     else:
         found = _extremal(explanandum, images, index, first, iterations, budget_s, options)
     found = found.clamp(0, 1)
     before, after = (quality(explanandum, images, m, index, fill) for m in (first, found))
-    improved = after.score >= before.score if keep_better else torch.ones(len(images), dtype=torch.bool, device=images.device)
+    if tolerance is None:
+        tolerance = 0.0 if method in SEARCHES else 0.05
+    improved = after.score >= before.score - tolerance if keep_better else torch.ones(len(images), dtype=torch.bool, device=images.device)
     chosen = Quality(torch.where(improved, after.kept, before.kept), torch.where(improved, after.left, before.left))
     masks = torch.where(improved[:, None, None], found, first)
     return Refined(masks, first, before, chosen, improved, time.monotonic() - began)

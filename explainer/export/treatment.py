@@ -10,7 +10,7 @@ import torch
 
 from explainer.errors import ConfigError
 from explainer.export.base import Array
-from explainer.export.refinement import quality, refine
+from explainer.export.refinement import SEARCHES, quality, refine
 from explainer.export.selection import Selector, explain_selectively
 from explainer.fills import FillKind
 
@@ -45,10 +45,13 @@ class Treatment:
             raise ConfigError(
                 "--refine refines every mask and --selector decides itself which to refine (calibrate with fallback: refine): choose one."
             )
-        refines = self.method is not None or (self.selector is not None and self.selector.fallback == "refine")
-        if refines and not self.explanandum.differentiable:
+        method = self.method
+        if self.selector is not None and self.selector.fallback == "refine":
+            method = (self.selector.refinement or {}).get("method", "extremal_perturbation")
+        if method in SEARCHES and not self.explanandum.differentiable:
             raise ConfigError(
-                "refinement needs gradients, and this classifier gives scores only. Leave out --refine, or calibrate with fallback abstain."
+                f"{method} needs gradients, and this classifier gives scores only. Take --refine guided_filter, leave --refine out, or "
+                "calibrate with fallback abstain or method guided_filter."
             )
 
     def __call__(self, image: Array, masks: Array, chosen: Sequence[int]) -> tuple[Array, dict[int, dict[str, Any]]]:

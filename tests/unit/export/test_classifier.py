@@ -78,7 +78,10 @@ def test_selection_needs_scores_only(checkpoint: Path, onnx_classifier: Path, fo
     assert row["withheld"] == [name for name, fact in row["treatment"].items() if fact["quality"] <= 2 / 3] and row["treatment"]
     capsys.readouterr()
     assert main([*common, "--out", str(tmp_path / "out"), "--refine", "igos_pp"]) == 2
-    assert "needs gradients" in capsys.readouterr().err
+    assert "igos_pp needs gradients" in capsys.readouterr().err
+    assert main([*common, "--out", str(tmp_path / "out"), "--refine", "guided_filter", "--refine-iterations", "3"]) == 2
+    assert "--refine-iterations belongs to --refine; name a search" in capsys.readouterr().err
+    assert main([*common, "--out", str(tmp_path / "out"), "--refine", "guided_filter"]) == 0
 
 
 def test_bench_and_export_take_them_too(checkpoint: Path, state_dict: Path, onnx_classifier: Path, tmp_path: Path, capsys: Any) -> None:

@@ -93,6 +93,31 @@ def test_igos_refines_too_and_the_budget_ends_it():
     assert quick.seconds < 20
 
 
+class ScoresOnly:
+    """An Explanandum without a gradient: the share of white in the left half of the image."""
+
+    mean, num_classes, differentiable = torch.zeros(3), 1, False
+
+    def __call__(self, images):
+        return images[..., : images.shape[-1] // 2].mean((1, 2, 3))[:, None]
+
+    def probabilities(self, logits):
+        return logits
+
+
+def test_the_guided_filter_takes_over_the_borders_of_the_image():
+    """A white square on black and a mask that spills over it by two pixels on each side: cut at the square, from scores alone."""
+    images = torch.zeros(1, 3, 32, 32)
+    images[..., 8:20, 8:20] = 1.0
+    truth = (images[:, 0] > 0).float()
+    start = torch.zeros(1, 32, 32)
+    start[:, 6:22, 6:22] = 0.9
+    result = refine(None, ScoresOnly(), images, 0, "guided_filter", start=start, fill="black")
+    assert bool(result.improved) and torch.equal(result.masks, truth)
+    nothing = refine(None, ScoresOnly(), images, 0, "guided_filter", start=start * 0.5, fill="black")
+    assert not bool(nothing.improved) and torch.equal(nothing.masks, start * 0.5), "an empty mask is no improvement"
+
+
 def test_refine_errors():
     e, images = model(), torch.ones(1, 3, 32, 32)
     with pytest.raises(ConfigError, match="refine method must be one of"):
