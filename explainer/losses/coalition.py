@@ -47,7 +47,7 @@ def sample_coalitions(number: int, cells: int, generator: torch.Generator, paire
     return torch.stack([chosen, 1 - chosen], dim=1).flatten(0, 1)[:number]
 
 
-def efficient(values: Tensor, gap: Tensor, efficiency: Efficiency = "share") -> Tensor:
+def efficient(values: Tensor, gap: Tensor, efficiency: Efficiency = "additive") -> Tensor:
     """Attributions whose sum is the gap v(1) - v(0) that the coalitions have to explain.
 
     ``share``: values >= 0 are shares of the gap, phi = gap * values / sum(values) (all zero: equal shares). ``additive`` (FastSHAP, eq. 6):
@@ -95,9 +95,10 @@ def coalition_loss(attributions: Tensor, coalitions: Tensor, scores: Tensor, emp
 class Coalition(LossTerm):
     """The regression for the present classes of every image; asks the classifier ``coalitions + 2`` times an image, without gradient.
 
-    With ``efficiency: share`` a class's mask, averaged per cell, says how the class's score divides over the cells. Its level is then
-    free: combine it with ``area_bound`` (which needs no classifier). With ``additive`` the attribution of a cell is its mean mask logit
-    divided by G, so masks become signed Shapley values up to an offset.
+    With ``efficiency: additive`` the attribution of a cell is its mean mask logit divided by G, so masks become signed Shapley values up to
+    an offset. With ``share`` a class's mask, averaged per cell, says how the class's score divides over the cells. In both the level of the
+    masks is free: combine them with ``area_bound`` (which needs no classifier) and weigh smoothness little, or masks shrink to a few
+    pixels. A share has no scale either, and did so in every run tried; ``additive`` did not.
 
     Args:
         weight: number or schedule.
@@ -118,7 +119,7 @@ class Coalition(LossTerm):
         weight: Weight = 1.0,
         grid: int = 8,
         coalitions: int = 8,
-        efficiency: Efficiency = "share",
+        efficiency: Efficiency = "additive",
         score: Literal["probability", "logit"] = "probability",
         fill: FillKind = "mean",
         paired: bool = True,

@@ -132,10 +132,10 @@ def configuration(kind: str, cost: str, chosen: argparse.Namespace) -> dict[str,
     config["optimizer"] |= {key: value for key, value in (("lr", chosen.lr), ("encoder_lr", chosen.encoder_lr)) if value is not None}
     if kind in ("rtis", "coalition"):
         other = yaml.safe_load((folder / f"shapes_{kind}.yaml").read_text())
-        bounds = {key: config["losses"]["area_bound"][key] for key in ("min_area", "max_area")}  # they belong to the data
+        base = config["losses"]["area_bound"]  # bounds belong to the data; what an objective needs on top stays
         config["losses"], config["masking"] = other["losses"], other.get("masking", {})
-        if "area_bound" in config["losses"]:
-            config["losses"]["area_bound"] |= bounds
+        if bound := config["losses"].get("area_bound"):
+            bound |= {"min_area": max(bound["min_area"], base["min_area"]), "max_area": base["max_area"]}
         config["explainer"]["init_encoder"] &= other["explainer"]["init_encoder"]
     elif kind != "paper":
         end, off = chosen.warm_up, min(1.0, chosen.warm_up + 0.1)
