@@ -67,7 +67,7 @@ class Attributor(abc.ABC):
 
     @classmethod
     def inner_method(cls, options: Mapping[str, Any]) -> tuple[str, type, Mapping[str, Any]] | None:
-        """Name, class and options of :attr:`inner` under these options of one's own, for the key of stored maps; None without one."""
+        """Name, class and options of :attr:`inner`, from one's own options ``method`` and ``options``; None for a method without one."""
         return None
 
     def __call__(

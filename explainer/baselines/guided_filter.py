@@ -62,19 +62,19 @@ class GuidedFilter(Baseline):
         return options["method"], plugins.find("explainer.baselines", options["method"]), options["options"] or {}
 
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
-        return self._filtered(self.inner(images, class_index, generator=generator, masks=masks), images)
+        return self._filtered(self.inner(images, class_index, generator=generator, masks=masks)[:, None], images)[:, 0]
 
     def all_classes(
         self, images: Tensor, classes: list[int] | None = None, *, generator: torch.Generator | None = None, masks: Tensor | None = None
     ) -> Tensor:
         """See :meth:`Attributor.all_classes`; the method inside shares what it shares."""
-        maps = self.inner.all_classes(images, classes, generator=generator, masks=masks)
-        return self._filtered(maps.flatten(0, 1), images.repeat_interleave(maps.shape[1], dim=0)).view_as(maps)
+        return self._filtered(self.inner.all_classes(images, classes, generator=generator, masks=masks), images)
 
     def _filtered(self, maps: Tensor, images: Tensor) -> Tensor:
+        """``[B,n,H,W]``."""
         maps = maps.clamp_min(0)
         if self.smooth > 0:
-            maps = smooth_map(maps, self.smooth)
+            maps = smooth_map(maps.flatten(0, 1), self.smooth).view_as(maps)
         if self.radius > 0:
             maps = guided_filter(maps, images, self.radius, self.eps).clamp_min(0)
         return maps

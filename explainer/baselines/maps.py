@@ -74,27 +74,33 @@ def guided_filter(maps: Tensor, images: Tensor, radius: float, eps: float = 1e-3
     image's channels that fits it best, ``a . I + b``, with ``a = (Cov(I) + eps 1)^-1 cov(I, map)``, and overlapping windows are averaged.
 
     Args:
-        maps: ``[B,H,W]``.
-        images: the guide ``[B,C,H,W]`` in [0,1].
+        maps: ``[B,H,W]``, or ``[B,n,H,W]`` for several maps of each image; float32 or float64.
+        images: the guide ``[B,C,H,W]`` in [0,1], of the same type.
         radius: of the windows, as a share of the longer side (at least one pixel).
         eps: variance of the guide below which a window counts as flat, in squared units of the image.
 
     Returns:
-        ``[B,H,W]``; may leave the range of the map by a little.
+        As ``maps``; may leave the range of a map by a little.
     """
     if radius <= 0 or eps <= 0:
         raise ConfigError(f"radius (a fraction of the longer side) and eps must be positive, received {radius} and {eps}.")
+    if maps.ndim == 3:
+        return guided_filter(maps[:, None], images, radius, eps)[:, 0]
     pixels = max(1, round(radius * max(maps.shape[-2:])))
-    target = maps[:, None]
-    C, size = images.shape[1], maps.shape[-2:]
-    mean_image, mean_map = _box_mean(images, pixels), _box_mean(target, pixels)
-    covariance = _box_mean(images * target, pixels) - mean_image * mean_map
+    C = images.shape[1]
+    mean_image = _box_mean(images, pixels)
     products = _box_mean((images[:, :, None] * images[:, None]).flatten(1, 2), pixels).unflatten(1, (C, C))
     variance = products - mean_image[:, :, None] * mean_image[:, None]
     damped = variance.permute(0, 3, 4, 1, 2) + eps * torch.eye(C, dtype=maps.dtype, device=maps.device)
-    slope = torch.linalg.solve(damped, covariance.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    offset = mean_map - (slope * mean_image).sum(1, keepdim=True)
-    return ((_box_mean(slope, pixels) * images).sum(1, keepdim=True) + _box_mean(offset, pixels)).view(-1, *size)
+    factors = torch.linalg.lu_factor(damped)  # once for all maps of an image
+    filtered = []
+    for target in maps.split(1, dim=1):
+        mean_map = _box_mean(target, pixels)
+        covariance = _box_mean(images * target, pixels) - mean_image * mean_map
+        slope = torch.linalg.lu_solve(*factors, covariance.permute(0, 2, 3, 1)[..., None])[..., 0].permute(0, 3, 1, 2)
+        offset = mean_map - (slope * mean_image).sum(1, keepdim=True)
+        filtered.append((_box_mean(slope, pixels) * images).sum(1, keepdim=True) + _box_mean(offset, pixels))
+    return torch.cat(filtered, dim=1)
 
 
 def min_max(maps: Tensor, epsilon: float = 1e-7) -> Tensor:

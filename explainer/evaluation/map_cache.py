@@ -87,6 +87,8 @@ def method_key(name: str, method: type, options: Mapping[str, Any]) -> dict[str,
     key = {"name": name, "options": plain, "revision": getattr(method, "revision", 0)}
     inner = method.inner_method(plain) if issubclass(method, Attributor) else None
     if inner is not None:
+        for option in ("method", "options"):  # said by the inner key, there with its defaults
+            del plain[option]
         key["inner"] = method_key(*inner)
     return key
 

@@ -15,6 +15,7 @@ from explainer.export.calibration_config import CalibrateConfig
 from explainer.export.classifier import require_same_classifier
 from explainer.export.describe import describe
 from explainer.export.outputs import writable_file
+from explainer.export.refinement import check_method
 from explainer.export.selection import accepted_loss, calibrate, calibration_pairs, truth_loss
 from explainer.fills import FillKind, judging_fill
 
@@ -29,6 +30,8 @@ def run(config: CalibrateConfig) -> int:
     )
     data = assembly.data_module(setting)
     explanandum = assembly.classifier(setting, data)
+    if config.fallback == "refine":
+        check_method(config.method, explanandum)
     net = explainer.load(config.model)
     description = describe(net)
     if notice := require_same_classifier(explanandum, description, config.model):

@@ -10,7 +10,7 @@ import torch
 
 from explainer.errors import ConfigError
 from explainer.export.base import Array
-from explainer.export.refinement import SEARCHES, quality, refine
+from explainer.export.refinement import check_method, quality, refine
 from explainer.export.selection import Selector, explain_selectively
 from explainer.fills import FillKind
 
@@ -48,11 +48,8 @@ class Treatment:
         method = self.method
         if self.selector is not None and self.selector.fallback == "refine":
             method = (self.selector.refinement or {}).get("method", "extremal_perturbation")
-        if method in SEARCHES and not self.explanandum.differentiable:
-            raise ConfigError(
-                f"{method} needs gradients, and this classifier gives scores only. Take --refine guided_filter, leave --refine out, or "
-                "calibrate with fallback abstain or method guided_filter."
-            )
+        if method is not None:
+            check_method(method, self.explanandum)
 
     def __call__(self, image: Array, masks: Array, chosen: Sequence[int]) -> tuple[Array, dict[int, dict[str, Any]]]:
         """Treat the chosen classes of one image.

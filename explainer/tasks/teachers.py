@@ -80,7 +80,9 @@ class LiveTeacher:
         rows, classes = wanted.nonzero(as_tuple=True)
         if shares_work(self.attributor) and not self.attributor.needs_gradients:
             # All classes cost what one does (RISE); a gradient method pays per class, so there each pair is an image of one batch.
-            return self.attributor.all_classes(batch.images, generator=generator)[rows, classes]
+            present = classes.unique()
+            maps = self.attributor.all_classes(batch.images, present.tolist(), generator=generator)
+            return maps[rows, torch.searchsorted(present, classes)]
         return self.attributor(batch.images[rows], classes, generator=generator)
 
 
@@ -255,9 +257,11 @@ def live_attributor(name: str, options: dict[str, Any], explanandum: Any) -> Att
     """A baseline that this classifier allows."""
     attributor = baselines.build(name, explanandum, **options)
     if attributor.needs_gradients and not explanandum.differentiable:
+        inside = "" if attributor.inner is None else f" around {attributor.inner.name}"
+        remedy = "rise or occlusion" if attributor.inner is None else "options: {method: occlusion}"
         raise ConfigError(
-            f"{name} backpropagates through the classifier, and this classifier gives scores only: take a method without gradients "
-            "(rise, occlusion, score_cam needs a layer too)."
+            f"{name}{inside} backpropagates through the classifier, and this classifier gives scores only: take a method without gradients "
+            f"({remedy})."
         )
     if attributor.needs_masks:
         raise ConfigError(f"{name} reads ground truth and cannot teach: the Explainer learns without pixel labels.")

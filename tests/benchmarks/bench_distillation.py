@@ -13,7 +13,7 @@ shapes_coalition.yaml). The learning rate's schedule fits the epochs of each rec
 in a given time is the end of the run of that length, not the middle of a longer one.
 
 Every so many steps and at the end quality is measured on validation images. Seconds are CPU time of the process, so that other jobs
-hardly count; queries are images shown to the classifier in a forward pass of its own (SRD and AGF walk through its layers: not counted).
+hardly count; queries are images shown to the classifier in a forward pass of its own (AGF, which walks through its layers: not counted).
 Writes curves.csv and curves.png and prints per recipe the mean final values and in how many seeds all --goals held at the end.
 """
 
@@ -25,6 +25,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def configuration(kind: str, cost: str, chosen: argparse.Namespace) -> dict[str,
     folder = ROOT / "configs" / "explainer"
     config = yaml.safe_load(Path(chosen.base).read_text())
     config["explainer"]["init_encoder"] &= not chosen.random_encoder
-    config["optimizer"] |= {key: value for key, value in (("lr", chosen.lr), ("encoder_lr", chosen.encoder_lr)) if value is not None}
+    if chosen.lr is not None:
+        config["optimizer"]["lr"] = chosen.lr
     if kind in ("rtis", "coalition"):
         other = yaml.safe_load((folder / f"shapes_{kind}.yaml").read_text())
         base = config["losses"]["area_bound"]  # bounds belong to the data; what an objective needs on top stays
@@ -154,20 +156,23 @@ def configuration(kind: str, cost: str, chosen: argparse.Namespace) -> dict[str,
         }
         threshold = yaml.safe_load(chosen.thresholds).get(kind, threshold)
         config["teachers"] = [{"name": "guided_filter", "options": filtered, "scale": scale, "threshold": threshold}]
+    if chosen.encoder_lr is not None and config["explainer"]["init_encoder"]:  # an encoder at random has to learn like the rest
+        config["optimizer"]["encoder_lr"] = chosen.encoder_lr
     return config
 
 
 def maps_once(run: RunConfig, folder: Path, queries: Queries) -> tuple[float, int]:
     """Fill the teacher's cache as the run would; CPU seconds and queries, also of the earlier run that filled it."""
     note, teacher = folder / "cost.json", run.teachers[0]
+    of = json.dumps([teacher.name, teacher.options, teacher.images, asdict(run.data), asdict(run.classifier)], sort_keys=True, default=str)
     if not note.exists():
         begin, before = time.process_time(), queries.images
         fill_cache(teacher, run)
-        cost = {"images": teacher.images, "seconds": time.process_time() - begin, "queries": queries.images - before}
+        cost = {"of": of, "seconds": time.process_time() - begin, "queries": queries.images - before}
         note.write_text(json.dumps(cost))
     cost = json.loads(note.read_text())
-    if cost["images"] != teacher.images:
-        raise SystemExit(f"{folder} holds the maps of {cost['images']} images, not of {teacher.images}: choose another --out.")
+    if cost.get("of") != of:
+        raise SystemExit(f"{folder} holds the maps of other images, options or another classifier: choose another --out.")
     return cost["seconds"], cost["queries"]
 
 
@@ -257,7 +262,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, help="learning rate instead of the base's")
     parser.add_argument("--encoder-lr", type=float, help="its factor for the encoder instead of the base's")
     parser.add_argument(
-        "--warm-up", type=float, default=0.4, help="share of the training that copies maps alone; then the paper's losses take over"
+        "--warm-up", type=float, default=0.6, help="share of the training that copies maps alone; then the paper's losses take over"
     )
     parser.add_argument("--random-encoder", action="store_true", help="the encoder does not start from the classifier's weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -53,14 +53,19 @@ def test_a_map_that_is_a_colour_stays_and_a_flat_image_only_blurs() -> None:
     torch.testing.assert_close(blurred[0, 3:8, 4:9], expected.outer(expected) / 81)
 
 
-def test_relevance_fills_the_object_that_it_lies_in() -> None:
-    """A bright square on a dark ground, one relevant pixel near its border: the region ends where the square does."""
+def test_relevance_stays_in_the_object_that_it_lies_in() -> None:
+    """A bright square on a dark ground, a relevant pixel beside its border: a Gaussian crosses the border, the filter turns back there and
+    spreads inside instead."""
     images = torch.full((1, 3, 32, 32), 0.1)
     images[..., 8:20, 8:20] = 0.9
     maps = torch.zeros(1, 32, 32)
-    maps[0, 12, 10] = 1.0
-    found = guided_filter(smooth_map(maps, 0.04), images, 0.125, 1e-3)[0]
-    assert found[12, 7] < 0.2 * found[12, 8] and found[7, 10] < 0.2 * found[8, 10]
+    maps[0, 12, 9] = 1.0
+    blurred = smooth_map(maps, 0.06)
+    found = guided_filter(blurred, images, 0.125, 1e-3)[0]
+    blurred = blurred[0]
+    assert blurred[12, 7] > 0.5 * blurred[12, 9], "what the filter is for"
+    assert found[12, 7] < 0.35 * found[12, 9] and found[7, 9] < found[8, 9] * 0.5
+    assert found[16, 16] > 0.1 * found[12, 9] and blurred[16, 16] < 0.001 * blurred[12, 9], "it spreads where the colour does"
 
 
 def test_it_is_the_other_method_filtered() -> None:
@@ -84,10 +89,18 @@ def test_stored_maps_belong_to_the_method_inside(monkeypatch: pytest.MonkeyPatch
     from explainer.baselines.srd import SRD
 
     plain = method_key("guided_filter", GuidedFilter, {})
-    assert method_key("guided_filter", GuidedFilter, {"method": "srd", "options": {}})["inner"] == plain["inner"]
+    assert method_key("guided_filter", GuidedFilter, {"method": "srd", "options": {}}) == plain
+    typed = {"method": "srd", "options": {"start": "paper"}, "radius": 0.125}
+    assert method_key("guided_filter", GuidedFilter, typed) == plain, "typing defaults out is no other method"
     assert method_key("guided_filter", GuidedFilter, {"method": "grad_cam"})["inner"]["name"] == "grad_cam"
     monkeypatch.setattr(SRD, "revision", SRD.revision + 1)
     assert method_key("guided_filter", GuidedFilter, {}) != plain
+
+
+def test_several_maps_of_an_image_are_filtered_as_each_alone() -> None:
+    several, images = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    each = torch.stack([guided_filter(several[:, k], images, 0.2, 0.01) for k in range(3)], dim=1)
+    torch.testing.assert_close(guided_filter(several, images, 0.2, 0.01), each)
 
 
 def test_errors() -> None:

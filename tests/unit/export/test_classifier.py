@@ -82,6 +82,8 @@ def test_selection_needs_scores_only(checkpoint: Path, onnx_classifier: Path, fo
     assert main([*common, "--out", str(tmp_path / "out"), "--refine", "guided_filter", "--refine-iterations", "3"]) == 2
     assert "--refine-iterations belongs to --refine; name a search" in capsys.readouterr().err
     assert main([*common, "--out", str(tmp_path / "out"), "--refine", "guided_filter"]) == 0
+    facts = [row["treatment"] for row in json.loads((tmp_path / "out" / "results.json").read_text())["images"]]
+    assert facts and all(set(f["red"]) == {"quality", "refined", "accepted"} for f in facts)
 
 
 def test_bench_and_export_take_them_too(checkpoint: Path, state_dict: Path, onnx_classifier: Path, tmp_path: Path, capsys: Any) -> None:

@@ -114,8 +114,21 @@ def test_the_guided_filter_takes_over_the_borders_of_the_image():
     start[:, 6:22, 6:22] = 0.9
     result = refine(None, ScoresOnly(), images, 0, "guided_filter", start=start, fill="black")
     assert bool(result.improved) and torch.equal(result.masks, truth)
+    with pytest.raises(ConfigError, match="guided_filter has the options radius and eps, received smooth"):
+        refine(None, ScoresOnly(), images, 0, "guided_filter", start=start, smooth=0.1)
+    with pytest.raises(ConfigError, match="tolerance must be at least 0"):
+        refine(None, ScoresOnly(), images, 0, "guided_filter", start=start, tolerance=-0.1)
+    with pytest.raises(ConfigError, match=r"igos_pp needs gradients.*guided_filter"):
+        refine(None, ScoresOnly(), images, 0, "igos_pp", start=start)
     nothing = refine(None, ScoresOnly(), images, 0, "guided_filter", start=start * 0.5, fill="black")
     assert not bool(nothing.improved) and torch.equal(nothing.masks, start * 0.5), "an empty mask is no improvement"
+    # A white pixel far away, shown by 0.4, which the filter drops: of 512 pixels 0.4 less is kept and 0.4 more is left, 0.0016 together.
+    images[..., 28, 2] = 1.0
+    given = truth.clone()
+    given[:, 28, 2] = 0.4
+    for tolerance, kept in ((None, True), (0.0, False), (0.001, False), (0.002, True)):
+        again = refine(None, ScoresOnly(), images, 0, "guided_filter", start=given, fill="black", tolerance=tolerance)
+        assert again.improved.tolist() == [kept] and torch.equal(again.masks, truth if kept else given)
 
 
 def test_refine_errors():
