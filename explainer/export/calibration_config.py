@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from explainer.config import ClassifierConfig, DataConfig
+from explainer.export.refine_method import RefineMethod
 
 
 @dataclass
@@ -49,7 +50,7 @@ class CalibrateConfig:
     classes: Literal["predicted", "labels"] = "predicted"
     predicted_from: float = 0.5
     fill: Literal["mean", "black", "grey", "white", "blur", "noise"] | None = None
-    method: Literal["extremal_perturbation", "igos_pp", "guided_filter"] = "extremal_perturbation"
+    method: RefineMethod = "extremal_perturbation"
     iterations: int = 24
     batch_size: int = 50
     seed: int = 0

@@ -8,13 +8,14 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from explainer.arguments import name_list, number, parser, positive
 from explainer.errors import ConfigError
 from explainer.export.classifier import add_classifier_options, open_classifier, prediction_threshold, require_same_classifier
 from explainer.export.formats import format_names
 from explainer.export.outputs import writable_file, writable_folder
+from explainer.export.refine_method import SEARCHES, RefineMethod
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -107,8 +108,9 @@ def explain_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--area", type=_shares, help="also masks of these shares of the image, e.g. 0.05,0.1,0.2 (.ckpt or .safetensors)")
     p.add_argument("--on-error", choices=("skip", "raise"), default="skip", help="what an unreadable file does")
-    methods = ("extremal_perturbation", "igos_pp", "guided_filter")
-    p.add_argument("--refine", choices=methods, help="refine each mask: two searches and a filter that follows the image (--classifier)")
+    p.add_argument(
+        "--refine", choices=get_args(RefineMethod), help="refine each mask: two searches and a filter that follows the image (--classifier)"
+    )
     p.add_argument("--refine-iterations", type=positive, help="iterations of a search (default: 24)")
     p.add_argument("--refine-budget", type=number, help="seconds per image for a search")
     p.add_argument("--selector", help="file of `explainer calibrate`: masks below its threshold are refined or withheld (--classifier)")
@@ -119,7 +121,7 @@ def explain_parser() -> argparse.ArgumentParser:
 
 def _treatment(args: argparse.Namespace, explanandum: Any, description: dict[str, Any], threshold: float) -> Any:
     """Refinement and selection, where they are asked for."""
-    if args.refine in (None, "guided_filter") and (args.refine_iterations is not None or args.refine_budget is not None):
+    if args.refine not in SEARCHES and (args.refine_iterations is not None or args.refine_budget is not None):
         name = "--refine-iterations" if args.refine_iterations is not None else "--refine-budget"
         why = (
             "a selector refines exactly as it was calibrated (explainer calibrate --iterations): leave it out"

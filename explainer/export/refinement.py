@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -17,10 +17,9 @@ from explainer.baselines.extremal_perturbation import ExtremalPerturbation
 from explainer.baselines.maps import guided_filter
 from explainer.baselines.smooth_mask import parameters_of_area
 from explainer.errors import ConfigError, ShapeError
+from explainer.export.refine_method import SEARCHES, RefineMethod
 from explainer.fills import FillKind, blend, make_fill
 
-RefineMethod = Literal["extremal_perturbation", "igos_pp", "guided_filter"]
-SEARCHES: tuple[RefineMethod, ...] = ("extremal_perturbation", "igos_pp")  # the others do no iterations and need no gradients
 _AREAS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.6)
 
 

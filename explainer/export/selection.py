@@ -44,7 +44,8 @@ from torch import Tensor
 
 from explainer.attribution import check_class_index
 from explainer.errors import CheckpointError, ConfigError, ShapeError
-from explainer.export.refinement import RefineMethod, quality, refine, starting_masks
+from explainer.export.refine_method import RefineMethod
+from explainer.export.refinement import quality, refine, starting_masks
 from explainer.fills import FillKind
 from explainer.tensors import Batch
 

@@ -98,7 +98,7 @@ class Coalition(LossTerm):
     With ``efficiency: additive`` the attribution of a cell is its mean mask logit divided by G, so masks become signed Shapley values up to
     an offset. With ``share`` a class's mask, averaged per cell, says how the class's score divides over the cells. In both the level of the
     masks is free: combine them with ``area_bound`` (which needs no classifier) and weigh smoothness little, or masks shrink to a few
-    pixels. A share has no scale either, and did so in every run tried.
+    pixels. A share has no scale either.
 
     Args:
         weight: number or schedule.
