@@ -12,7 +12,7 @@ __all__ = ["Batch", "Explanandum", "__version__", "from_pretrained", "load", "pu
 _LAZY = {
     "Batch": ("explainer.tensors", "Batch"),
     "Explanandum": ("explainer.models.explanandum", "Explanandum"),
-    "load": ("explainer.export.loading", "load"),
+    "load": ("explainer.inference.loading", "load"),
     "from_pretrained": ("explainer.export.safetensors", "from_pretrained"),
     "push_to_hub": ("explainer.export.safetensors", "push_to_hub"),
     "save_pretrained": ("explainer.export.safetensors", "save_pretrained"),

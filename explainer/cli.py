@@ -17,16 +17,16 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from explainer.commands import randomise as randomise_command
+from explainer.commands import report as report_commands
+from explainer.commands.calibrate_config import CalibrateConfig
+from explainer.commands.exporting import bench_command, explain_command, export_command
+from explainer.commands.look import overlay_command, serve_command
+from explainer.commands.maps_config import MapsConfig
 from explainer.config import RunConfig
 from explainer.errors import ConfigError, ExplainerError
-from explainer.evaluation import randomise_command
 from explainer.evaluation.config import EvaluateConfig
-from explainer.evaluation.maps_config import MapsConfig
-from explainer.export.calibration_config import CalibrateConfig
-from explainer.export.commands import bench_command, explain_command, export_command
-from explainer.export.outputs import reason, writable_folder
-from explainer.look.commands import overlay_command, serve_command
-from explainer.report import commands as report_commands
+from explainer.inference.outputs import reason, writable_folder
 
 TRAIN_COMMANDS = {
     "fit": "train; resume with --ckpt_path last (or auto: if there is one)",
@@ -162,7 +162,7 @@ def _guarded(function: Any, argv: Sequence[str]) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     command, config, rest = parse_run(argv)
-    from explainer.tasks.run import run
+    from explainer.commands.fit import run
 
     return run(command, config, rest.ckpt_path, rest.resolved, rest.overwrite)
 
@@ -189,7 +189,7 @@ def evaluate(argv: Sequence[str]) -> int:
     """Evaluate; raises the project's errors (``evaluate_main`` prints them)."""
     config, resolved = parse_evaluate(argv)
     writable_folder(config.out)
-    from explainer.evaluation.assembly import run
+    from explainer.commands.evaluate import run
 
     return run(config, resolved)
 
@@ -216,7 +216,7 @@ def maps_command(argv: Sequence[str]) -> int:
     config = parse_maps(argv)
     if config.cache.folder is not None:
         writable_folder(config.cache.folder, "--cache.folder")
-    from explainer.evaluation.make_maps import run
+    from explainer.commands.maps import run
 
     return run(config)
 
@@ -231,7 +231,7 @@ def calibrate_command(argv: Sequence[str]) -> int:
     parser.add_class_arguments(CalibrateConfig, as_group=False)
     values = _instantiate(parser, parser.parse_args(rest))
     config = CalibrateConfig(**{k: v for k, v in vars(values).items() if k != "config"})
-    from explainer.export.calibrating import run
+    from explainer.commands.calibrate import run
 
     return run(config)
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from explainer.baselines.cam import CamBaseline, Convention
-from explainer.baselines.features import forward_features
-from explainer.baselines.maps import Interpolation
+from explainer.baselines.kernels.cam import CamBaseline, Convention
+from explainer.baselines.kernels.features import forward_features
+from explainer.baselines.kernels.maps import Interpolation
 from explainer.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ class AblationCam(CamBaseline):
     :meth:`all_classes` costs no more than one class.
 
     Args:
-        layer, convention, relu, interpolation: see :class:`~explainer.baselines.cam.CamBaseline`.
+        layer, convention, relu, interpolation: see :class:`~explainer.baselines.kernels.cam.CamBaseline`.
         batch_size: ablated copies per forward pass.
     """
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from explainer.attribution import check_class_index, check_images
-from explainer.baselines.agf_rules import Options
-from explainer.baselines.agf_sweep import Record, Sweep
-from explainer.baselines.base import Baseline
-from explainer.baselines.graph import Graph, Run
-from explainer.baselines.hooks import untouched
+from explainer.baselines.kernels.agf_rules import Options
+from explainer.baselines.kernels.agf_sweep import Record, Sweep
+from explainer.baselines.kernels.base import Baseline
+from explainer.baselines.kernels.graph import Graph, Run
+from explainer.baselines.kernels.hooks import untouched
 from explainer.errors import ConfigError
 
 MODES: dict[str, Options] = {

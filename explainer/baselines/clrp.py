@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from explainer.baselines.relevance import Trace
-from explainer.baselines.relevance_attributor import RelevanceBaseline, check_choice, one_hot
-from explainer.baselines.relevance_rules import FirstLayer, Rules, plus_rule
+from explainer.baselines.kernels.relevance import Trace
+from explainer.baselines.kernels.relevance_attributor import RelevanceBaseline, check_choice, one_hot
+from explainer.baselines.kernels.relevance_rules import FirstLayer, Rules, plus_rule
 from explainer.errors import ConfigError
 
 _RULE = partial(plus_rule, epsilon=1e-9, bias="zero")

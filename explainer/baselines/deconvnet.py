@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from explainer.baselines.channels import GradientBaseline
-from explainer.baselines.functions import relu_rule
+from explainer.baselines.kernels.channels import GradientBaseline
+from explainer.baselines.kernels.functions import relu_rule
 
 
 class DeconvNet(GradientBaseline):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from explainer.baselines.channels import ChannelBaseline
-from explainer.baselines.functions import CLAMPS, RECTIFIERS, RELU, in_place, module_stack, place_of, refuse_compiled
 from explainer.baselines.gradient_shap import reference_images
-from explainer.baselines.maps import Reduction
+from explainer.baselines.kernels.channels import ChannelBaseline
+from explainer.baselines.kernels.functions import CLAMPS, RECTIFIERS, RELU, in_place, module_stack, place_of, refuse_compiled
+from explainer.baselines.kernels.maps import Reduction
 from explainer.errors import ConfigError, UnsupportedLayerError
 
 _ELEMENTWISE = RELU | RECTIFIERS | CLAMPS | {
@@ -147,7 +147,7 @@ class DeepLiftShap(ChannelBaseline):
     Args:
         baselines: ``[N,C,H,W]`` references in [0,1]; None: black, grey, white and the classifier's mean colour.
         batch_size: pairs of image and reference per pass.
-        reduction, smooth: see :class:`~explainer.baselines.channels.ChannelBaseline`.
+        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
 
     Raises:
         UnsupportedLayerError: products of activations (gates, attention), layer or group norms, softmax, scripted or compiled parts.

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from explainer.baselines.hooks import find_layer
-from explainer.baselines.relevance import Trace
-from explainer.baselines.relevance_attributor import RelevanceBaseline
-from explainer.baselines.relevance_rules import Rules, plus_weights_rule
+from explainer.baselines.kernels.hooks import find_layer
+from explainer.baselines.kernels.relevance import Trace
+from explainer.baselines.kernels.relevance_attributor import RelevanceBaseline
+from explainer.baselines.kernels.relevance_rules import Rules, plus_weights_rule
 from explainer.errors import ConfigError
 
 _RULE = partial(plus_weights_rule, epsilon=1e-20, bias="zero")

@@ -1,6 +1,6 @@
 """Extremal perturbations (Fong, Patrick and Vedaldi, Understanding Deep Networks via Extremal Perturbations and Smooth Masks, ICCV 2019).
 
-For each area a, over smooth masks m (see :mod:`explainer.baselines.smooth_mask`):
+For each area a, over smooth masks m (see :mod:`explainer.baselines.kernels.smooth_mask`):
 
     m_a = argmax_m  Phi(m (x) x) - lambda R_a(m)                                                    (eq. 2 and 3)
 
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from explainer.attribution import check_class_index, check_images
-from explainer.baselines.base import Baseline
-from explainer.baselines.extremal_channels import ChannelMasks, channel_masks, channel_saliency
-from explainer.baselines.extremal_game import Game, Reward, Schedule, ScheduleName, class_reward, game_reward, make_schedule
-from explainer.baselines.hooks import find_layer, untouched
-from explainer.baselines.mask_search import Found, History, Limits, maximise
-from explainer.baselines.perturbation import Perturbation, PerturbationKind, imsmooth, pyramid
-from explainer.baselines.smooth_mask import KernelProfile, SmoothMask, area_penalty, excluded, parameters_of_area
+from explainer.baselines.kernels.base import Baseline
+from explainer.baselines.kernels.extremal_channels import ChannelMasks, channel_masks, channel_saliency
+from explainer.baselines.kernels.extremal_game import Game, Reward, Schedule, ScheduleName, class_reward, game_reward, make_schedule
+from explainer.baselines.kernels.hooks import find_layer, untouched
+from explainer.baselines.kernels.mask_search import Found, History, Limits, maximise
+from explainer.baselines.kernels.perturbation import Perturbation, PerturbationKind, imsmooth, pyramid
+from explainer.baselines.kernels.smooth_mask import KernelProfile, SmoothMask, area_penalty, excluded, parameters_of_area
 from explainer.errors import ConfigError, ShapeError
 
 _STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)  # uniform masks at which the informed start reads the reward's gradient
@@ -82,7 +82,7 @@ class ExtremalPerturbation(Baseline):
             (images, class_index) -> masks ``[B,H,W]``. None: all ones; ``fast`` starts where the reward's gradient
             points.
         jitter: flip the image and its mask horizontally on even iterations.
-        schedule: ``paper``, ``code`` or ``fast`` (see :func:`~explainer.baselines.extremal_game.make_schedule`). None: ``fast``, or
+        schedule: ``paper``, ``code`` or ``fast`` (see :func:`~explainer.baselines.kernels.extremal_game.make_schedule`). None: ``fast``, or
             ``code`` where ``iterations`` is given.
         profile: kernel ``code`` or ``paper``; None: the schedule's.
         step, sigma: grid step and kernel scale in pixels. None: 7 and 3 steps; ``fast`` takes 1/32 of the shorter side as its step.
@@ -92,10 +92,10 @@ class ExtremalPerturbation(Baseline):
             when perturbing normalised images) or a number.
         renormalize: blur divided by the part of its window inside the image; None: the schedule's.
         area_on: the area is imposed on the mask with its ``margin`` or on the ``image`` alone; None: the schedule's.
-        clamp_gradient: see :class:`~explainer.baselines.smooth_mask.SmoothMask`.
+        clamp_gradient: see :class:`~explainer.baselines.kernels.smooth_mask.SmoothMask`.
         smooth: Gaussian smoothing of the summed map, sigma as a fraction of the shorter side (0.09 for the pointing game); 0: none.
         layer: mask the channels of this module's output instead of the image's pixels (section 5).
-        max_iterations, budget_s, tolerance, patience, rows_per_pass: see :class:`~explainer.baselines.mask_search.Limits`;
+        max_iterations, budget_s, tolerance, patience, rows_per_pass: see :class:`~explainer.baselines.kernels.mask_search.Limits`;
             ``tolerance=None`` takes the schedule's, 0 keeps every mask to the end.
 
     Attributes:

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from explainer.baselines.base import Baseline
-from explainer.baselines.features import class_gradients, watch
-from explainer.baselines.maps import min_max, resize_map
+from explainer.baselines.kernels.base import Baseline
+from explainer.baselines.kernels.features import class_gradients, watch
+from explainer.baselines.kernels.maps import min_max, resize_map
 from explainer.errors import ConfigError, UnsupportedLayerError
 
 

@@ -6,14 +6,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from explainer.baselines.cam import Convention, GradientCamBaseline
+from explainer.baselines.kernels.cam import Convention, GradientCamBaseline
 
 
 class GradCam(GradientCamBaseline):
     """``relu(sum_c A_c * mean_hw G_c)`` (eq. 1 and 2).
 
     Default: TorchRay's map (sum over channels, relu, bilinear, not rescaled). ``convention="captum"`` is ``LayerGradCam`` (no relu,
-    nearest resize), ``convention="pytorch_grad_cam"`` rescales to [0,1]. Options: :class:`~explainer.baselines.cam.CamBaseline`.
+    nearest resize), ``convention="pytorch_grad_cam"`` rescales to [0,1]. Options: :class:`~explainer.baselines.kernels.cam.CamBaseline`.
     """
 
     name = "grad_cam"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from explainer.baselines.cam import GradientCamBaseline
+from explainer.baselines.kernels.cam import GradientCamBaseline
 
 
 class GradCamPlusPlus(GradientCamBaseline):

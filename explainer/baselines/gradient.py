@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainer.baselines.channels import GradientBaseline
-from explainer.baselines.maps import Reduction
+from explainer.baselines.kernels.channels import GradientBaseline
+from explainer.baselines.kernels.maps import Reduction
 
 
 class Gradient(GradientBaseline):
@@ -19,7 +19,7 @@ class Gradient(GradientBaseline):
 
     Args:
         layer: None for the image, or a module path: the gradient at that layer's output, resized.
-        reduction, smooth: see :class:`~explainer.baselines.channels.ChannelBaseline`.
+        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
         absolute: take absolute values before the reduction.
     """
 

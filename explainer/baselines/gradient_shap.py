@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from explainer.baselines.channels import ChannelBaseline
-from explainer.baselines.features import input_gradient
-from explainer.baselines.maps import Reduction
+from explainer.baselines.kernels.channels import ChannelBaseline
+from explainer.baselines.kernels.features import input_gradient
+from explainer.baselines.kernels.maps import Reduction
 from explainer.errors import ConfigError, ShapeError
 from explainer.fills import make_fill
 
@@ -36,7 +36,7 @@ class GradientShap(ChannelBaseline):
         samples: number of draws.
         stdev: standard deviation of the noise added to the image.
         batch_size: images per forward pass.
-        reduction, smooth: see :class:`~explainer.baselines.channels.ChannelBaseline`.
+        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
     """
 
     name = "gradient_shap"

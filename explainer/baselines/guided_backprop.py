@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from explainer.baselines.channels import GradientBaseline
-from explainer.baselines.functions import ReluRule, relu_rule
-from explainer.baselines.maps import Reduction
+from explainer.baselines.kernels.channels import GradientBaseline
+from explainer.baselines.kernels.functions import ReluRule, relu_rule
+from explainer.baselines.kernels.maps import Reduction
 from explainer.errors import ConfigError
 
 Convention = Literal["torchray", "captum"]
@@ -24,7 +24,8 @@ class GuidedBackprop(GradientBaseline):
     Args:
         layer: None for the image, or a module path: the modified gradient at that layer's output, resized.
         convention: ``torchray`` (default) lets the gradient pass where the ReLU's input is exactly 0, ``captum`` does not.
-        reduction, smooth: see :class:`~explainer.baselines.channels.ChannelBaseline`. :meth:`channels` keeps the channels, as captum.
+        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`. :meth:`channels` keeps the
+            channels, as captum.
     """
 
     name = "guided_backprop"

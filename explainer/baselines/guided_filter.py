@@ -11,8 +11,8 @@ from torch import Tensor
 from explainer import plugins
 from explainer.attribution import Attributor
 from explainer.baselines import build
-from explainer.baselines.base import Baseline
-from explainer.baselines.maps import guided_filter, smooth_map
+from explainer.baselines.kernels.base import Baseline
+from explainer.baselines.kernels.maps import guided_filter, smooth_map
 from explainer.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ class GuidedFilter(Baseline):
         options: of that method.
         smooth: standard deviation of the Gaussian, as a share of the longer side; 0: none.
         radius: of the guided filter's windows (``2 radius + 1`` wide), as a share of the longer side; 0: no guided filter.
-        eps: see :func:`~explainer.baselines.maps.guided_filter`.
+        eps: see :func:`~explainer.baselines.kernels.maps.guided_filter`.
     """
 
     name = "guided_filter"

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from explainer.baselines.channels import ChannelBaseline
 from explainer.baselines.grad_cam import GradCam
 from explainer.baselines.guided_backprop import Convention, GuidedBackprop
-from explainer.baselines.maps import Interpolation, Reduction
+from explainer.baselines.kernels.channels import ChannelBaseline
+from explainer.baselines.kernels.maps import Interpolation, Reduction
 
 
 class GuidedGradCam(ChannelBaseline):
@@ -22,7 +22,7 @@ class GuidedGradCam(ChannelBaseline):
         layer: Grad-CAM's layer; None: the last feature map.
         convention: of the guided ReLU, see :class:`~explainer.baselines.guided_backprop.GuidedBackprop`.
         interpolation: of the Grad-CAM map: ``nearest`` (captum) or ``bilinear`` (the paper).
-        reduction, smooth: see :class:`~explainer.baselines.channels.ChannelBaseline`.
+        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
     """
 
     name = "guided_grad_cam"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from explainer.baselines.channels import ChannelBaseline
-from explainer.baselines.features import input_gradient
+from explainer.baselines.kernels.channels import ChannelBaseline
+from explainer.baselines.kernels.features import input_gradient
 
 
 class InputXGradient(ChannelBaseline):

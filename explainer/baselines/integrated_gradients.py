@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from explainer.baselines.channels import ChannelBaseline
-from explainer.baselines.maps import Reduction
+from explainer.baselines.kernels.channels import ChannelBaseline
+from explainer.baselines.kernels.maps import Reduction
 from explainer.errors import ConfigError
 from explainer.fills import FillKind, make_fill
 
@@ -24,7 +24,7 @@ class IntegratedGradients(ChannelBaseline):
         steps: points of the quadrature.
         method: captum's quadrature.
         batch_size: images per forward pass (at least two per image of the batch).
-        reduction, smooth: see :class:`~explainer.baselines.channels.ChannelBaseline`.
+        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
     """
 
     name = "integrated_gradients"

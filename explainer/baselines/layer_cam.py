@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from explainer.baselines.cam import GradientCamBaseline
+from explainer.baselines.kernels.cam import GradientCamBaseline
 
 
 class LayerCam(GradientCamBaseline):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from explainer.baselines.channels import GradientBaseline
+from explainer.baselines.kernels.channels import GradientBaseline
 
 
 class LinearApprox(GradientBaseline):

@@ -27,8 +27,8 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from explainer.baselines.relevance_attributor import RelevanceBaseline, Start, check_choice, one_hot
-from explainer.baselines.relevance_rules import (
+from explainer.baselines.kernels.relevance_attributor import RelevanceBaseline, Start, check_choice, one_hot
+from explainer.baselines.kernels.relevance_rules import (
     Bias,
     FirstLayer,
     Layer,

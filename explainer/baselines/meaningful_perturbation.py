@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from explainer.attribution import check_class_index, check_images
-from explainer.baselines.base import Baseline
-from explainer.baselines.hooks import untouched
-from explainer.baselines.mask_search import Ascent, History, Limits, maximise
-from explainer.baselines.perturbation import pyramid, shift, upsampling_matrix
+from explainer.baselines.kernels.base import Baseline
+from explainer.baselines.kernels.hooks import untouched
+from explainer.baselines.kernels.mask_search import Ascent, History, Limits, maximise
+from explainer.baselines.kernels.perturbation import pyramid, shift, upsampling_matrix
 from explainer.errors import ConfigError, ShapeError
 
 Game = Literal["delete", "preserve"]
@@ -87,7 +87,7 @@ class MeaningfulPerturbation(Baseline):
         jitter: the image is shifted by 0..jitter-1 pixels down and right at each step; 1 or 0: never.
         init: ``disc`` (the smallest centred disc that has 99 % of the effect of perturbing everything), or evidence (1 where the class
             is) as grid maps ``[B,h,w]``, full-size maps ``[B,H,W]``, one number, or a callable (images, class_index) -> ``[B,H,W]``.
-        max_iterations, budget_s, tolerance, patience, rows_per_pass: see :class:`~explainer.baselines.mask_search.Limits`.
+        max_iterations, budget_s, tolerance, patience, rows_per_pass: see :class:`~explainer.baselines.kernels.mask_search.Limits`.
 
     Attributes:
         history: of the last search.

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from explainer.baselines.cam import Convention, GradientCamBaseline
-from explainer.baselines.features import class_gradients, forward_features
-from explainer.baselines.maps import Interpolation
+from explainer.baselines.kernels.cam import Convention, GradientCamBaseline
+from explainer.baselines.kernels.features import class_gradients, forward_features
+from explainer.baselines.kernels.maps import Interpolation
 from explainer.errors import ConfigError
 
 Contribution = Literal["convolution", "scaling", "bias", "selective"]
@@ -35,7 +35,7 @@ class NormGrad(GradientCamBaseline):
     without touching the model's weights. The maps become more sensitive to the class. A negative rate is the authors' negated loss.
 
     Args:
-        layer, convention, relu, interpolation: see :class:`~explainer.baselines.cam.CamBaseline`; default convention: TorchRay's.
+        layer, convention, relu, interpolation: see :class:`~explainer.baselines.kernels.cam.CamBaseline`; default convention: TorchRay's.
         contribution: which virtual layer, see above.
         kernel_size: odd side of the virtual convolution.
         combine: over layers.

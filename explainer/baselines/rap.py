@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainer.baselines.relevance import Trace
-from explainer.baselines.relevance_attributor import RelevanceBaseline, check_choice
-from explainer.baselines.relevance_rules import FirstLayer, Layer, Rules, contributions, redistribute
+from explainer.baselines.kernels.relevance import Trace
+from explainer.baselines.kernels.relevance_attributor import RelevanceBaseline, check_choice
+from explainer.baselines.kernels.relevance_rules import FirstLayer, Layer, Rules, contributions, redistribute
 from explainer.errors import ConfigError
 
 _EPSILON = 1e-9

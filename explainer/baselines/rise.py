@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from explainer.attribution import check_images
-from explainer.baselines.base import Baseline
-from explainer.baselines.hooks import untouched
+from explainer.baselines.kernels.base import Baseline
+from explainer.baselines.kernels.hooks import untouched
 from explainer.errors import ConfigError, ShapeError
 from explainer.fills import FillKind, make_fill
 

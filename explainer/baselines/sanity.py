@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainer.baselines.base import Baseline
+from explainer.baselines.kernels.base import Baseline
 from explainer.errors import ConfigError, ShapeError
 
 

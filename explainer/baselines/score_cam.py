@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from explainer.baselines.cam import CamBaseline, Convention
-from explainer.baselines.features import forward_features
-from explainer.baselines.maps import Interpolation, min_max
+from explainer.baselines.kernels.cam import CamBaseline, Convention
+from explainer.baselines.kernels.features import forward_features
+from explainer.baselines.kernels.maps import Interpolation, min_max
 from explainer.errors import ConfigError
 from explainer.fills import FillKind, blend, make_fill
 
@@ -23,7 +23,7 @@ class ScoreCam(CamBaseline):
     class, so :meth:`all_classes` costs no more than one class.
 
     Args:
-        layer, convention, relu, interpolation: see :class:`~explainer.baselines.cam.CamBaseline`.
+        layer, convention, relu, interpolation: see :class:`~explainer.baselines.kernels.cam.CamBaseline`.
         batch_size: masked images per forward pass.
         fill: what the mask leaves; ``mean`` is 0 after normalisation.
     """

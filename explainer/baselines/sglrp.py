@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from explainer.baselines.relevance_attributor import RelevanceBaseline, check_choice, one_hot
-from explainer.baselines.relevance_rules import FirstLayer, Rules, plus_rule
+from explainer.baselines.kernels.relevance_attributor import RelevanceBaseline, check_choice, one_hot
+from explainer.baselines.kernels.relevance_rules import FirstLayer, Rules, plus_rule
 
 _RULE = partial(plus_rule, epsilon=1e-9, bias="zero")
 

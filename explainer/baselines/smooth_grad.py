@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from explainer.baselines.channels import ChannelBaseline
-from explainer.baselines.features import input_gradient
-from explainer.baselines.maps import Reduction
+from explainer.baselines.kernels.channels import ChannelBaseline
+from explainer.baselines.kernels.features import input_gradient
+from explainer.baselines.kernels.maps import Reduction
 from explainer.errors import ConfigError, ShapeError
 
 Statistic = Literal["smoothgrad", "smoothgrad_sq", "vargrad"]
@@ -31,7 +31,7 @@ class SmoothGrad(ChannelBaseline):
         noise: given standard normal noise instead of drawn: ``[samples,C,H,W]`` for all images, or ``[B*samples,C,H,W]`` with the
             rows of image b at ``b*samples..(b+1)*samples-1`` (captum's order).
         batch_size: copies per forward pass.
-        reduction, smooth: see :class:`~explainer.baselines.channels.ChannelBaseline`.
+        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
     """
 
     name = "smooth_grad"

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from explainer.attribution import check_class_index, check_images
-from explainer.baselines.base import Baseline
-from explainer.baselines.hooks import find_layer, untouched
-from explainer.baselines.srd_graph import Graph, record
-from explainer.baselines.srd_sweep import Start, initial_relevance, mean_class_map, mu_sums, sweep
+from explainer.baselines.kernels.base import Baseline
+from explainer.baselines.kernels.hooks import find_layer, untouched
+from explainer.baselines.kernels.srd_graph import Graph, record
+from explainer.baselines.kernels.srd_sweep import Start, initial_relevance, mean_class_map, mu_sums, sweep
 from explainer.errors import ConfigError
 
 

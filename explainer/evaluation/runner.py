@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 import explainer
+from explainer.attribution.map_cache import MapCache, MapType, cache_key, fetch_pairs, key_text
 from explainer.errors import ConfigError, ExplainerError
 from explainer.evaluation.gallery import FOLDER, Gallery, short_hash, spread
-from explainer.evaluation.map_cache import MapCache, MapType, cache_key, fetch_pairs, key_text
 from explainer.evaluation.progress import Progress
 from explainer.evaluation.protocol import Protocol
 from explainer.evaluation.results import Row, RowStore, Unit

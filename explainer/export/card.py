@@ -110,10 +110,10 @@ def _use(files: Sequence[str]) -> list[str]:
     for name in files:
         outputs = "masks, merged, probabilities, areas" if name.startswith("fused") else "masks, areas"
         if name.endswith(".onnx"):
-            lines += ["from explainer.export.predictor import Predictor   # no torch",
+            lines += ["from explainer.inference.predictor import Predictor   # no torch",
                       f'result = Predictor("{name}")("photo.jpg")   # {outputs}', ""]  # fmt: skip
         elif name.endswith(".pt2"):
-            lines += ["from explainer.export.runtime import open_model   # checks that the file is data alone",
+            lines += ["from explainer.inference.runtime import open_model   # checks that the file is data alone",
                       f'result = open_model("{name}").run(images)   # numpy [B,3,H,W] float32; in torch alone, for files you trust:',
                       f'outputs = torch.export.load("{name}").module(check_guards=False)(images)', ""]  # fmt: skip
         elif name.endswith(".xml"):

@@ -8,7 +8,7 @@ import torch
 
 import explainer
 from explainer.export.base import DESCRIPTION, ExportOptions, fingerprint
-from explainer.export.classifier import described
+from explainer.inference.classifier import described
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 

@@ -12,10 +12,10 @@ from explainer import plugins
 from explainer.errors import ConfigError, ExplainerError, ExportError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions
 from explainer.export.card import add_report, write_card
-from explainer.export.classifier import require_same_classifier
 from explainer.export.describe import describe
 from explainer.export.fused import FusedExplainer
 from explainer.export.parity import DriftReport, measure
+from explainer.inference.classifier import require_same_classifier
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 

@@ -17,8 +17,8 @@ import torch
 from explainer.errors import ExportError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
 from explainer.export.edge_layers import edge_layers
-from explainer.export.predictor import Predictor
 from explainer.export.torch_export import trace
+from explainer.inference.predictor import Predictor
 
 OPSET = 20
 INPUT = "image"

@@ -15,7 +15,7 @@ from explainer.errors import CheckpointError, ExportError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
 from explainer.export.edge_layers import edge_layers
 from explainer.export.onnx import convert
-from explainer.export.predictor import check_description
+from explainer.inference.predictor import check_description
 
 _LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
 

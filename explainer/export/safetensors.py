@@ -15,7 +15,7 @@ from explainer.errors import CheckpointError, ConfigError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, named
 from explainer.export.card import write_card
 from explainer.export.describe import describe
-from explainer.export.loading import CONFIG, WEIGHTS, load
+from explainer.inference.loading import CONFIG, WEIGHTS, load
 from explainer.models.area_conditioned import AreaConditioned
 from explainer.models.explainer import Explainer
 

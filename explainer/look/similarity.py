@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explainer.attribution import check_images
-from explainer.baselines.hooks import capture, default_layer, find_layer, out_of_place, untouched
+from explainer.baselines.kernels.hooks import capture, default_layer, find_layer, out_of_place, untouched
 from explainer.errors import ConfigError
 from explainer.export.exporting import DEFAULT_SIDE
-from explainer.export.pictures import Picture, find_pictures, load_picture
+from explainer.inference.pictures import Picture, find_pictures, load_picture
 from explainer.report.page import page
 
 _BATCH = 8  # images per forward pass

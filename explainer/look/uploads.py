@@ -21,10 +21,10 @@ from explainer import baselines
 from explainer.data.decoding import image_size
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 from explainer.export.base import Array, Runtime
-from explainer.export.explaining import choose, network_size, safe_name, scores_of, upsample
-from explainer.export.pictures import Picture, load_picture
-from explainer.export.refinement import quality, refine
 from explainer.fills import judging_fill
+from explainer.inference.explaining import choose, network_size, safe_name, scores_of, upsample
+from explainer.inference.pictures import Picture, load_picture
+from explainer.inference.refinement import quality, refine
 
 OWN, REFINED, ALL = "explainer", "refined", "all"
 _LABELS = {OWN: "Explainer", REFINED: "Refined mask", "grad_cam": "Grad-CAM", "srd": "SRD", "rise": "RISE"}
@@ -79,7 +79,7 @@ class Uploads:
     """The pictures of one running page. Not thread-safe: the server calls it from one thread.
 
     Args:
-        runtime: of :func:`explainer.export.runtime.open_model`.
+        runtime: of :func:`explainer.inference.runtime.open_model`.
         explanandum: the classifier; gives probabilities and what other methods need.
         compare: names of per-image methods, and ``refined``; None: those the classifier allows.
         side: at which the network runs, for models that take any size.

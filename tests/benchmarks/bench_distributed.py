@@ -29,7 +29,7 @@ def worker(options: argparse.Namespace) -> None:
     import torch
 
     from explainer.cli import parse_run
-    from explainer.tasks.run import build_task, build_trainer, data_module, quiet_lightning
+    from explainer.commands.fit import build_task, build_trainer, data_module, quiet_lightning
 
     torch.set_num_threads(1)
     quiet_lightning()

@@ -20,7 +20,7 @@ import torchvision.models as tvm
 import yaml
 
 from explainer.export.base import ExportModel
-from explainer.export.bench import BenchReport, Contestant, bench, onnx_contestant
+from explainer.inference.bench import BenchReport, Contestant, bench, onnx_contestant
 from explainer.models.explainer import Explainer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "explainer" / "compact"

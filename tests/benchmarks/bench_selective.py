@@ -24,8 +24,8 @@ from torchvision.transforms.v2 import functional as F
 
 import explainer
 from explainer.data.base import DataModule
-from explainer.export.refinement import quality, starting_masks
-from explainer.export.selection import calibrate, truth_loss
+from explainer.inference.refinement import quality, starting_masks
+from explainer.inference.selection import calibrate, truth_loss
 from explainer.models.checkpoints import load_explanandum
 
 Pair = tuple[Tensor, Tensor]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from explainer import Explanandum
 from explainer.baselines import build
-from explainer.baselines.maps import resize_map
+from explainer.baselines.kernels.maps import resize_map
 from tests.golden.cases import load
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])

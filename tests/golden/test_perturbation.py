@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from explainer.baselines.perturbation import Perturbation, imsmooth, pyramid
-from explainer.baselines.smooth_mask import SmoothMask
+from explainer.baselines.kernels.perturbation import Perturbation, imsmooth, pyramid
+from explainer.baselines.kernels.smooth_mask import SmoothMask
 from tests.golden.cases import load
 
 MASKS = ["maskgen_0", "maskgen_1", "maskgen_2", "maskgen_3"]

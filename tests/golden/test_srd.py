@@ -8,8 +8,8 @@ import torch
 
 from explainer import Explanandum
 from explainer.baselines import build
-from explainer.baselines.srd_graph import record
-from explainer.baselines.srd_sweep import class_maps
+from explainer.baselines.kernels.srd_graph import record
+from explainer.baselines.kernels.srd_sweep import class_maps
 from tests.golden.cases import load_srd
 
 CASES = [

@@ -16,7 +16,7 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["explainer.tasks.run", "explainer.evaluation.assembly", "explainer.cli", "segmentation_models_pytorch", "tests.integration.launch"]
+    ["explainer.commands.fit", "explainer.commands.evaluate", "explainer.cli", "segmentation_models_pytorch", "tests.integration.launch"]
 )
 # The smallest classifier and Explainer on 24 images of 32 px, 6 steps an epoch, everything random switched on.
 DATA = ["--data.options", "{size: 32, length: 24}", "--data.eval_batch_size", "12", "--data.batch_size", "4"]

@@ -73,7 +73,7 @@ def mutated_tree(tree: dict[str, Any], random: np.random.Generator) -> dict[str,
 
 def assemble(config: Any) -> None:
     """All of a run but the training."""
-    from explainer.tasks.run import build_task, build_trainer, data_module, quiet_lightning
+    from explainer.commands.fit import build_task, build_trainer, data_module, quiet_lightning
 
     quiet_lightning()
     data = data_module(config)

@@ -31,7 +31,7 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(tmp_path):
     uninterrupted = [*common, "--run_dir", f"{tmp_path}/whole", "--trainer.extra", "{limit_val_batches: 1.0}"]
     import pytorch_lightning as pl
 
-    from explainer.tasks import run as runner
+    from explainer.commands import fit as runner
 
     class SaveInTheMiddle(pl.Callback):
         def on_train_batch_end(self, trainer, *args):
@@ -100,7 +100,7 @@ def test_a_replaced_run_is_gone_before_the_first_step(argv, tmp_path, monkeypatc
 def test_going_back_to_best_sets_the_later_weights_aside(argv, tmp_path, monkeypatch):
     import pytorch_lightning as pl
 
-    from explainer.tasks import run as runner
+    from explainer.commands import fit as runner
 
     folder, seen = tmp_path / "r/checkpoints", []
 

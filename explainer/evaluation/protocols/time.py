@@ -7,8 +7,8 @@ import time
 import torch
 from torch import Tensor
 
+from explainer.attribution.map_cache import compute_pairs
 from explainer.errors import ConfigError
-from explainer.evaluation.map_cache import compute_pairs
 from explainer.evaluation.protocol import Column, Mode, Protocol, Score, none_wanted, scores
 from explainer.evaluation.scene import Maps, Scene
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from explainer.baselines import build
 from explainer.baselines.agf import AGF, to_map
-from explainer.baselines.agf_rules import Options, class_distribution, factorize, normalize_max, sdiv, shift
 from explainer.baselines.agf_self_supervised import explain_self_supervised
-from explainer.baselines.graph import Graph
+from explainer.baselines.kernels.agf_rules import Options, class_distribution, factorize, normalize_max, sdiv, shift
+from explainer.baselines.kernels.graph import Graph
 from explainer.errors import ConfigError, ShapeError, UnsupportedLayerError
 from explainer.models.explanandum import Explanandum
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import explainer.baselines as baselines
-from explainer.baselines.extremal_channels import channel_masks
-from explainer.baselines.extremal_game import class_reward, game_reward, make_schedule
 from explainer.baselines.extremal_perturbation import ExtremalMasks, ExtremalPerturbation
-from explainer.baselines.mask_search import History
+from explainer.baselines.kernels.extremal_channels import channel_masks
+from explainer.baselines.kernels.extremal_game import class_reward, game_reward, make_schedule
+from explainer.baselines.kernels.mask_search import History
 from explainer.errors import ConfigError, ShapeError
 from explainer.models.explanandum import Explanandum
 from tests.unit.baselines.test_smooth_mask import looped_mask

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from explainer.attribution.map_cache import method_key, shares_work
 from explainer.baselines import build
-from explainer.baselines.maps import guided_filter, smooth_map
+from explainer.baselines.kernels.maps import guided_filter, smooth_map
 from explainer.errors import ConfigError, UnknownNameError
-from explainer.evaluation.map_cache import method_key, shares_work
 from tests.contracts.networks import tiny
 
 

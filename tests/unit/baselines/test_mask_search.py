@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from explainer.baselines.mask_search import Ascent, Limits, maximise
+from explainer.baselines.kernels.mask_search import Ascent, Limits, maximise
 from explainer.errors import ConfigError, NumericalError
 
 PEAK = torch.tensor([0.2, 0.5, 0.4, 0.5], dtype=torch.float64)

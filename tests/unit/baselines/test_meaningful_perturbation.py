@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import explainer.baselines as baselines
+from explainer.baselines.kernels.perturbation import imsmooth
 from explainer.baselines.meaningful_perturbation import MeaningfulPerturbation, centred_discs, variation
-from explainer.baselines.perturbation import imsmooth
 from explainer.errors import ConfigError, ShapeError
 from explainer.models.explanandum import Explanandum
 from tests.unit.baselines.test_extremal_perturbation import convolutional, pictures

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from explainer.baselines.perturbation import Perturbation, gaussian_kernel, imsmooth, pyramid, shift, upsampling_matrix
+from explainer.baselines.kernels.perturbation import Perturbation, gaussian_kernel, imsmooth, pyramid, shift, upsampling_matrix
 from explainer.errors import ConfigError, ShapeError
 
 

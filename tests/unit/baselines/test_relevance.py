@@ -14,9 +14,9 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from explainer import Explanandum
 from explainer.baselines import build
-from explainer.baselines.hooks import untouched
-from explainer.baselines.relevance import trace
-from explainer.baselines.relevance_rules import Rules, epsilon_rule
+from explainer.baselines.kernels.hooks import untouched
+from explainer.baselines.kernels.relevance import trace
+from explainer.baselines.kernels.relevance_rules import Rules, epsilon_rule
 from explainer.errors import ConfigError, UnsupportedLayerError
 from tests.golden.cases import ResNetLike
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from explainer.baselines.smooth_mask import SmoothMask, area_penalty, excluded, kernel_profile, parameters_of_area
+from explainer.baselines.kernels.smooth_mask import SmoothMask, area_penalty, excluded, kernel_profile, parameters_of_area
 from explainer.errors import ConfigError, ShapeError
 
 
@@ -52,7 +52,7 @@ def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     parameters = torch.rand(3, *family.grid, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     once = family(parameters)
     (grad,) = torch.autograd.grad(once.square().sum(), parameters)
-    monkeypatch.setattr("explainer.baselines.smooth_mask._CPU_BLOCK", 1)
+    monkeypatch.setattr("explainer.baselines.kernels.smooth_mask._CPU_BLOCK", 1)
     blocks = family(parameters)
     torch.testing.assert_close(blocks, once)
     torch.testing.assert_close(torch.autograd.grad(blocks.square().sum(), parameters)[0], grad)

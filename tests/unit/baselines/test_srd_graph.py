@@ -13,7 +13,7 @@ from torch import nn
 
 from explainer import Explanandum
 from explainer.baselines import build
-from explainer.baselines.srd_graph import record
+from explainer.baselines.kernels.srd_graph import record
 from explainer.errors import ConfigError, UnsupportedLayerError
 
 

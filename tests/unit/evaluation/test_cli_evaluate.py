@@ -15,11 +15,11 @@ import torch
 import yaml
 
 from explainer.cli import COMMANDS, evaluate, evaluate_main, main, parse_evaluate
+from explainer.commands.evaluate import build_runner, run
 from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError
-from explainer.evaluation.assembly import build_runner, run
 from explainer.evaluation.config import EvaluateConfig, MethodConfig
 from explainer.evaluation.results import read_rows
-from explainer.export.loading import CONFIG, WEIGHTS
+from explainer.inference.loading import CONFIG, WEIGHTS
 from explainer.models.explainer import Explainer
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 
+from explainer.attribution.map_cache import MapCache, cached_maps, compute_pairs, dequantise, method_key, quantise
+from explainer.commands.maps import wanted_classes
 from explainer.errors import ConfigError, FingerprintMismatchError, ShapeError
-from explainer.evaluation.make_maps import wanted_classes
-from explainer.evaluation.map_cache import MapCache, cached_maps, compute_pairs, dequantise, method_key, quantise
 from explainer.evaluation.scene import Scene
 from explainer.tensors import Batch
 from tests.unit.evaluation.factories import Brightness, Dense, explanandum

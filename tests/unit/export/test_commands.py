@@ -16,11 +16,11 @@ from PIL import Image
 import explainer
 from explainer.cli import main
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
-from explainer.export import explaining, pictures
-from explainer.export.bench import Contestant, bench, contestants, onnx_contestant, table
-from explainer.export.explaining import ExplainOptions, explain, safe_name, upsample
-from explainer.export.pictures import batches, find_pictures, read_calibration
-from explainer.export.runtime import open_model
+from explainer.inference import explaining, pictures
+from explainer.inference.bench import Contestant, bench, contestants, onnx_contestant, table
+from explainer.inference.explaining import ExplainOptions, explain, safe_name, upsample
+from explainer.inference.pictures import batches, find_pictures, read_calibration
+from explainer.inference.runtime import open_model
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from tests.unit.export.conftest import coloured
@@ -272,7 +272,7 @@ def explainer_classifier(path: Path) -> Explanandum:
 
 
 def test_masks_are_refined_with_the_fill_of_the_training(classifier: Explanandum) -> None:
-    from explainer.export.commands import _treatment, explain_parser
+    from explainer.commands.exporting import _treatment, explain_parser
 
     args = explain_parser().parse_args(["m", "i", "--out", "o", "--refine", "igos_pp", "--refine-iterations", "3"])
     made = _treatment(args, classifier, {"fill": "white"}, 0.5)

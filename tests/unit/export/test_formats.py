@@ -21,8 +21,8 @@ from explainer.export.formats import format_names
 from explainer.export.fused import FusedExplainer
 from explainer.export.onnx import half_weights, quantize
 from explainer.export.parity import probe
-from explainer.export.runtime import open_model
 from explainer.export.safetensors import from_pretrained, push_to_hub, save_pretrained
+from explainer.inference.runtime import open_model
 from explainer.models.classifiers import SmallVGG
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum

@@ -11,7 +11,7 @@ import pytest
 
 from explainer import cli
 from explainer.errors import ConfigError
-from explainer.export.outputs import writable_file, writable_folder
+from explainer.inference.outputs import writable_file, writable_folder
 
 
 @pytest.fixture

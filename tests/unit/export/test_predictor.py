@@ -12,8 +12,8 @@ from PIL import Image
 
 from explainer.data import decoding
 from explainer.errors import CheckpointError, CorruptSampleError, ShapeError
-from explainer.export import predictor as predictor_module
-from explainer.export.predictor import Predictor
+from explainer.inference import predictor as predictor_module
+from explainer.inference.predictor import Predictor
 from explainer.models.explainer import Explainer
 from tests.unit.export.alone import alone
 from tests.unit.export.conftest import NAMES, coloured
@@ -23,7 +23,7 @@ def test_it_needs_only_what_it_says(onnx_any: tuple[Path, Any], tmp_path: Path) 
     """In a process in which nothing else can be imported: numpy, Pillow, onnxruntime (with what that needs) and this package's own file."""
     Image.new("RGB", (50, 40), (200, 30, 30)).save(tmp_path / "a.png")
     code = (
-        "from explainer.export.predictor import Predictor\n"
+        "from explainer.inference.predictor import Predictor\n"
         "p = Predictor(sys.argv[1], threads=1); r = p(sys.argv[2])\n"
         "print(r['masks'].shape, p.classes[0])"
     )

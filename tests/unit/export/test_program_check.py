@@ -18,7 +18,7 @@ import torch
 from explainer.errors import CheckpointError
 from explainer.export.exporting import export
 from explainer.export.program_check import _EXPRESSION
-from explainer.export.runtime import open_model
+from explainer.inference.runtime import open_model
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 

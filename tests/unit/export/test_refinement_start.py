@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from explainer import baselines
-from explainer.baselines.smooth_mask import area_penalty, excluded
-from explainer.export.refinement import extremal_start
+from explainer.baselines.kernels.smooth_mask import area_penalty, excluded
+from explainer.inference.refinement import extremal_start
 from explainer.models.explanandum import Explanandum
 
 

@@ -11,8 +11,9 @@ from torch import nn
 
 import explainer
 from explainer.errors import CheckpointError, ConfigError, ShapeError
-from explainer.export.refinement import _groups, quality, refine
-from explainer.export.selection import (
+from explainer.fills import judging_fill
+from explainer.inference.refinement import _groups, quality, refine
+from explainer.inference.selection import (
     Selector,
     accepted_loss,
     binomial_tail,
@@ -22,7 +23,6 @@ from explainer.export.selection import (
     predicted_classes,
     truth_loss,
 )  # fmt: skip
-from explainer.fills import judging_fill
 from explainer.tensors import Batch
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from explainer.look.commands import make_server, serve_parser
+from explainer.commands.look import make_server, serve_parser
 from explainer.look.server import Server
 from tests.browser import Page, browser
 from tests.unit.export.conftest import checkpoint, classifier, classifier_checkpoint, coloured, net, onnx_fused

@@ -24,15 +24,15 @@ from PIL import Image
 
 from explainer import baselines
 from explainer.cli import main
+from explainer.commands.look import make_server, serve_parser
 from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError
-from explainer.export.classifier import open_classifier
-from explainer.export.explaining import upsample
-from explainer.export.pictures import load_picture
-from explainer.export.refinement import quality, refine
 from explainer.export.safetensors import save_pretrained
+from explainer.inference.classifier import open_classifier
+from explainer.inference.explaining import upsample
+from explainer.inference.pictures import load_picture
+from explainer.inference.refinement import quality, refine
 from explainer.look import server as server_module
 from explainer.look import uploads as uploads_module
-from explainer.look.commands import make_server, serve_parser
 from explainer.look.server import HEADER, Server
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum

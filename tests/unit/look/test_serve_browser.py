@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from explainer.look.commands import make_server, serve_parser
+from explainer.commands.look import make_server, serve_parser
 from explainer.look.server import Server
 from tests.browser import Page, screenshots
 from tests.unit.look.conftest import encoded, photograph

@@ -142,7 +142,7 @@ def test_quadrants_are_as_similar_as_their_colours() -> None:
 
 def test_page_without_pictures_of_other_kinds(tmp_path: Path) -> None:
     """A large photograph is embedded small."""
-    from explainer.export.pictures import load_picture
+    from explainer.inference.pictures import load_picture
 
     Image.fromarray(np.zeros((600, 900, 3), np.uint8)).save(tmp_path / "big.png")
     picture = load_picture("big.png", tmp_path / "big.png", (8, 8))

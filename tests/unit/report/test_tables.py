@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from explainer import plugins
+from explainer.commands.report import main, parse
 from explainer.errors import ConfigError
 from explainer.evaluation.results import Row
 from explainer.report import tables
-from explainer.report.commands import main, parse
 from explainer.report.tables import Cell, Results, Table
 from explainer.report.write import render, write
 from tests.unit.report.results_folder import EVIL, make_results

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import explainer
+from explainer.attribution.map_cache import MapCache
 from explainer.config import TeacherConfig
 from explainer.data.base import DataModule, collate
 from explainer.errors import ConfigError
-from explainer.evaluation.map_cache import MapCache
 from explainer.models.black_box import BlackBox
 from explainer.tasks.teachers import (
     CachedTeacher,
@@ -191,7 +191,7 @@ def test_maps_beyond_the_memory_are_read_from_the_files(tmp_path):
 
 
 def test_the_runner_and_the_teacher_agree_on_the_cache(tmp_path):
-    from explainer.evaluation.assembly import build_method
+    from explainer.commands.evaluate import build_method
     from explainer.evaluation.config import EvaluateConfig, MethodConfig
     from explainer.evaluation.runner import Runner, Settings
 

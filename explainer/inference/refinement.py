@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from explainer import baselines
 from explainer.attribution import check_class_index, check_images
 from explainer.baselines.extremal_perturbation import ExtremalPerturbation
-from explainer.baselines.maps import guided_filter
-from explainer.baselines.smooth_mask import parameters_of_area
+from explainer.baselines.kernels.maps import guided_filter
+from explainer.baselines.kernels.smooth_mask import parameters_of_area
 from explainer.errors import ConfigError, ShapeError
-from explainer.export.refine_method import SEARCHES, RefineMethod
 from explainer.fills import FillKind, blend, make_fill
+from explainer.inference.refine_method import SEARCHES, RefineMethod
 
 _AREAS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.6)
 
@@ -102,7 +102,8 @@ def refine(
 
     ``extremal_perturbation`` searches the mask of (about) the start's own area that keeps the most; images whose areas round to the same
     of 0.025 ... 0.6 are searched together. ``igos_pp`` deletes and inserts. Both need gradients through the classifier. ``guided_filter``
-    searches nothing: the mask, through :func:`~explainer.baselines.maps.guided_filter` with radius 0.125 and eps 1e-4, is cut at one half.
+    searches nothing: the mask, through :func:`~explainer.baselines.kernels.maps.guided_filter` with radius 0.125 and eps
+    1e-4, is cut at one half.
     It needs scores only, and 4 ms a mask at 64 pixels or 0.1 s at 224 on one thread, besides the passes that judge it.
 
     Args:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from explainer.arguments import name_list, number, parser, positive
+from explainer.commands.arguments import name_list, number, parser, positive
 from explainer.errors import ConfigError
-from explainer.export.classifier import add_classifier_options, open_classifier, prediction_threshold, require_same_classifier
-from explainer.export.outputs import writable_file
+from explainer.inference.classifier import add_classifier_options, open_classifier, prediction_threshold, require_same_classifier
+from explainer.inference.outputs import writable_file
 
 
 def serve_parser() -> argparse.ArgumentParser:
@@ -55,7 +55,7 @@ def serve_command(argv: Sequence[str]) -> int:
 def make_server(args: argparse.Namespace) -> Any:
     """The server of parsed arguments, listening but not yet answering."""
     from explainer.data.decoding import MAX_FILE_BYTES, MAX_PIXELS
-    from explainer.export.runtime import open_model
+    from explainer.inference.runtime import open_model
     from explainer.look.server import Server
     from explainer.look.uploads import Uploads
 

@@ -20,7 +20,7 @@ from explainer.errors import ConfigError
 from explainer.export.base import Array, ExportModel, ExportOptions
 from explainer.export.exporting import DEFAULT_SIDE, build_format
 from explainer.export.parity import file_bytes, probe
-from explainer.export.runtime import model_files, open_model
+from explainer.inference.runtime import model_files, open_model
 from explainer.models.black_box import BlackBox
 from explainer.models.explanandum import Explanandum
 

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from explainer.baselines.mask_search import Ascent
+from explainer.baselines.kernels.mask_search import Ascent
 from explainer.errors import ConfigError
 
 Game = Literal["preserve", "delete", "hybrid"]

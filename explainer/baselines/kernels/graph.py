@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from explainer.baselines.hooks import out_of_place
+from explainer.baselines.kernels.hooks import out_of_place
 from explainer.errors import UnsupportedLayerError
 
 _ACTIVATION_MODULES = (

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from explainer.attribution import check_class_index, check_images
-from explainer.baselines.base import Baseline
-from explainer.baselines.hooks import find_layer, untouched
-from explainer.baselines.relevance import Trace, trace
-from explainer.baselines.relevance_rules import FirstLayer, Layer, Rule, Rules, box_rule, square_rule
+from explainer.baselines.kernels.base import Baseline
+from explainer.baselines.kernels.hooks import find_layer, untouched
+from explainer.baselines.kernels.relevance import Trace, trace
+from explainer.baselines.kernels.relevance_rules import FirstLayer, Layer, Rule, Rules, box_rule, square_rule
 from explainer.errors import ConfigError
 
 Start = Literal["logit", "one"]
@@ -45,7 +45,7 @@ class RelevanceBaseline(Baseline):
     Subclasses give the rules (:meth:`_rules`) and the relevance of the logits (:meth:`_start`), or all of :meth:`_relevance`.
 
     Args:
-        explanandum: see :class:`~explainer.baselines.base.Baseline`.
+        explanandum: see :class:`~explainer.baselines.kernels.base.Baseline`.
         layer: module path (relative to the classifier) whose output is read; None reads the classifier's input.
     """
 

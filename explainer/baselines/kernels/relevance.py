@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from explainer.baselines.relevance_rules import Layer, Rules, redistribute, share_sum
+from explainer.baselines.kernels.relevance_rules import Layer, Rules, redistribute, share_sum
 from explainer.errors import ConfigError, UnsupportedLayerError
 
 # Names of torch functions and methods after removing the in-place mark: F.relu_, Tensor.__iadd__ -> relu, add.
@@ -410,7 +410,7 @@ def _watched(
 
 
 def trace(explanandum: Any, images: Tensor, rules: Rules, method: str, watch: dict[str, nn.Module] | None = None) -> Trace:
-    """Run ``explanandum(images)`` once with ``rules`` attached. Call it inside :func:`~explainer.baselines.hooks.untouched`.
+    """Run ``explanandum(images)`` once with ``rules`` attached. Call it inside :func:`~explainer.baselines.kernels.hooks.untouched`.
 
     Args:
         explanandum: the classifier in its wrapper; the rules begin at ``explanandum.classifier``'s input.

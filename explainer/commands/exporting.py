@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from explainer.arguments import name_list, number, parser, positive
+from explainer.commands.arguments import name_list, number, parser, positive
 from explainer.errors import ConfigError
-from explainer.export.classifier import add_classifier_options, open_classifier, prediction_threshold, require_same_classifier
 from explainer.export.formats import format_names
-from explainer.export.outputs import writable_file, writable_folder
-from explainer.export.refine_method import SEARCHES, RefineMethod
+from explainer.inference.classifier import add_classifier_options, open_classifier, prediction_threshold, require_same_classifier
+from explainer.inference.outputs import writable_file, writable_folder
+from explainer.inference.refine_method import SEARCHES, RefineMethod
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -73,7 +73,7 @@ def export_command(argv: Sequence[str]) -> int:
     import explainer
     from explainer.export.describe import describe
     from explainer.export.exporting import DEFAULT_SIDE, export
-    from explainer.export.pictures import read_calibration
+    from explainer.inference.pictures import read_calibration
 
     writable_folder(args.out)
     net = explainer.load(args.model)
@@ -131,9 +131,9 @@ def _treatment(args: argparse.Namespace, explanandum: Any, description: dict[str
         raise ConfigError(f"{name} belongs to --refine; {why}.")
     if args.refine is None and args.selector is None:
         return None
-    from explainer.export.selection import Selector
-    from explainer.export.treatment import Treatment
     from explainer.fills import judging_fill
+    from explainer.inference.selection import Selector
+    from explainer.inference.treatment import Treatment
 
     selector = None if args.selector is None else Selector.load(args.selector)
     fill = judging_fill(description.get("fill"))
@@ -146,8 +146,8 @@ def _treatment(args: argparse.Namespace, explanandum: Any, description: dict[str
 def explain_command(argv: Sequence[str]) -> int:
     """``explainer explain``."""
     args = explain_parser().parse_args(argv)
-    from explainer.export.explaining import ExplainOptions, explain
-    from explainer.export.runtime import open_model
+    from explainer.inference.explaining import ExplainOptions, explain
+    from explainer.inference.runtime import open_model
 
     writable_folder(args.out)
     runtime = open_model(args.model, args.threads)
@@ -196,7 +196,7 @@ def bench_parser() -> argparse.ArgumentParser:
 def bench_command(argv: Sequence[str]) -> int:
     """``explainer bench``."""
     args = bench_parser().parse_args(argv)
-    from explainer.export.bench import bench, contestants, describe_first, table
+    from explainer.inference.bench import bench, contestants, describe_first, table
 
     if args.out:
         writable_file(args.out)

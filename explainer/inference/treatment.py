@@ -10,9 +10,9 @@ import torch
 
 from explainer.errors import ConfigError
 from explainer.export.base import Array
-from explainer.export.refinement import check_method, quality, refine
-from explainer.export.selection import Selector, explain_selectively
 from explainer.fills import FillKind
+from explainer.inference.refinement import check_method, quality, refine
+from explainer.inference.selection import Selector, explain_selectively
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Treatment:
         method: refine every chosen mask with it, or None.
         iterations: of the method.
         budget_s: seconds per image for refinement, or None.
-        selector: of :mod:`explainer.export.selection`, or None. Its own fallback is applied to masks that it does not accept.
+        selector: of :mod:`explainer.inference.selection`, or None. Its own fallback is applied to masks that it does not accept.
         fill: by which quality is judged without a selector (which has its own): the training's.
 
     Raises:

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from explainer.baselines.srd_graph import Graph
-from explainer.baselines.srd_rules import Conv, Norm, channel_dot, combine, inner, inverse_square_norm
+from explainer.baselines.kernels.srd_graph import Graph
+from explainer.baselines.kernels.srd_rules import Conv, Norm, channel_dot, combine, inner, inverse_square_norm
 from explainer.errors import ConfigError, UnsupportedLayerError
 
 Start = Literal["paper", "code", "constant"]

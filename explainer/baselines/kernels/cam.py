@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from explainer.attribution import check_class_index, check_images
-from explainer.baselines.base import LayerBaseline
-from explainer.baselines.features import class_gradients, forward_features
-from explainer.baselines.hooks import find_layer, untouched
-from explainer.baselines.maps import Interpolation, min_max, resize_map
+from explainer.baselines.kernels.base import LayerBaseline
+from explainer.baselines.kernels.features import class_gradients, forward_features
+from explainer.baselines.kernels.hooks import find_layer, untouched
+from explainer.baselines.kernels.maps import Interpolation, min_max, resize_map
 from explainer.errors import ConfigError
 
 Convention = Literal["torchray", "captum", "pytorch_grad_cam"]
@@ -27,7 +27,7 @@ class CamBaseline(LayerBaseline):
     """Base of the CAM family.
 
     Args:
-        explanandum: the classifier, see :class:`~explainer.baselines.base.Baseline`.
+        explanandum: the classifier, see :class:`~explainer.baselines.kernels.base.Baseline`.
         layer: module path relative to the user's classifier, several of them, or None for the last feature map.
         convention: what follows the weighted sum of a layer; None: the method's own (``default_convention``).
 

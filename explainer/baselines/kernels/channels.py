@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from explainer.attribution import check_class_index, check_images
-from explainer.baselines.base import Baseline
-from explainer.baselines.features import class_gradients, forward_features, input_gradient
-from explainer.baselines.hooks import find_layer, untouched
-from explainer.baselines.maps import Reduction, reduce_channels, resize_map, smooth_map
+from explainer.baselines.kernels.base import Baseline
+from explainer.baselines.kernels.features import class_gradients, forward_features, input_gradient
+from explainer.baselines.kernels.hooks import find_layer, untouched
+from explainer.baselines.kernels.maps import Reduction, reduce_channels, resize_map, smooth_map
 
 
 class ChannelBaseline(Baseline):
     """Base of the methods whose result has channels.
 
     Args:
-        explanandum: the classifier, see :class:`~explainer.baselines.base.Baseline`.
-        reduction: channels to map, see :func:`~explainer.baselines.maps.reduce_channels`; None: the method's own
+        explanandum: the classifier, see :class:`~explainer.baselines.kernels.base.Baseline`.
+        reduction: channels to map, see :func:`~explainer.baselines.kernels.maps.reduce_channels`; None: the method's own
             (``default_reduction``). The class attribute ``signed`` describes that default.
         smooth: sigma of a final Gaussian blur, as a fraction of the longer side; 0 switches it off.
     """

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from explainer.errors import ConfigError, CorruptSampleError
 from explainer.export.base import Array, Runtime
 from explainer.export.exporting import DEFAULT_SIDE
-from explainer.export.pictures import OnError, Picture, batches, find_pictures
-from explainer.export.treatment import Treatment
+from explainer.inference.pictures import OnError, Picture, batches, find_pictures
+from explainer.inference.treatment import Treatment
 from explainer.models.explanandum import Explanandum
 
 ROWS = 12  # images per contact sheet

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from explainer.baselines.agf_rules import (
+from explainer.baselines.kernels.agf_rules import (
     Convolution,
     Options,
     class_distribution,
@@ -26,7 +26,7 @@ from explainer.baselines.agf_rules import (
     shift,
     z_bounds,
 )
-from explainer.baselines.graph import Call, Run, unsupported
+from explainer.baselines.kernels.graph import Call, Run, unsupported
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm, elementwise activations, max, average and adaptive pooling, dropout, flatten, addition and concatenation"
@@ -41,7 +41,7 @@ class Sweep:
 
     Args:
         run: the forward pass; it is read, never changed (``run.cache`` keeps what does not depend on the class).
-        options: see :class:`~explainer.baselines.agf_rules.Options`.
+        options: see :class:`~explainer.baselines.kernels.agf_rules.Options`.
         method: name used in messages.
         record: if given, filled with the intermediate quantities of each layer, by place.
         map_shape: ``(C,H,W)`` of a network input that is a flattened map, for the first-linear-layer rule.

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 
 import explainer
+from explainer.commands import evaluate as assembly
+from explainer.commands.calibrate_config import CalibrateConfig
 from explainer.errors import ConfigError
-from explainer.evaluation import assembly
 from explainer.evaluation.config import EvaluateConfig
-from explainer.export.calibration_config import CalibrateConfig
-from explainer.export.classifier import require_same_classifier
 from explainer.export.describe import describe
-from explainer.export.outputs import writable_file
-from explainer.export.refinement import check_method
-from explainer.export.selection import accepted_loss, calibrate, calibration_pairs, truth_loss
 from explainer.fills import FillKind, judging_fill
+from explainer.inference.classifier import require_same_classifier
+from explainer.inference.outputs import writable_file
+from explainer.inference.refinement import check_method
+from explainer.inference.selection import accepted_loss, calibrate, calibration_pairs, truth_loss
 
 
 def run(config: CalibrateConfig) -> int:

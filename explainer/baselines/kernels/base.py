@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from explainer.attribution import Attributor
-from explainer.baselines.hooks import default_layer, find_layer, untouched
+from explainer.baselines.kernels.hooks import default_layer, find_layer, untouched
 
 
 class Baseline(Attributor):
@@ -39,7 +39,7 @@ class Baseline(Attributor):
 
 
 class LayerBaseline(Baseline):
-    """A method that reads one feature map, by default the last one (see :func:`~explainer.baselines.hooks.default_layer`)."""
+    """A method that reads one feature map, by default the last one (see :func:`~explainer.baselines.kernels.hooks.default_layer`)."""
 
     def __init__(self, explanandum: Any, layer: str | None = None) -> None:
         super().__init__(explanandum)

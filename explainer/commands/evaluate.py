@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 import explainer
 from explainer import baselines
+from explainer.attribution.map_cache import method_key
 from explainer.data.base import DataModule, collate
 from explainer.errors import CheckpointError, ConfigError
 from explainer.evaluation import summary
 from explainer.evaluation.config import EvaluateConfig, MethodConfig
 from explainer.evaluation.manipulation import gradient_map
-from explainer.evaluation.map_cache import method_key
 from explainer.evaluation.protocol import parse_protocols
-from explainer.evaluation.provenance import provenance
 from explainer.evaluation.results import Row, write_atomic, write_rows
 from explainer.evaluation.runner import Outcome, Runner, Settings
 from explainer.evaluation.scene import DifferentiableMap, Method, Scale
 from explainer.models.checkpoints import load_explanandum
 from explainer.models.explainer import TrainedExplainer
 from explainer.models.explanandum import Explanandum
+from explainer.provenance import provenance
 from explainer.tensors import state_digest
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def _differentiable(name: str, attributor: Any, explanandum: Explanandum) -> tup
 
 def _self_supervised(explanandum: Explanandum, config: EvaluateConfig, data: DataModule, options: dict[str, Any]) -> Any:
     """The neighbours are the first ``candidates`` images of the val split."""
-    from explainer.baselines.agf_neighbour import AGFNeighbour
+    from explainer.baselines.kernels.agf_neighbour import AGFNeighbour
 
     number = options.pop("candidates", CANDIDATES)
     dataset = data.dataset("val")

@@ -1,4 +1,4 @@
-"""What can refine a mask: the one list for configurations, the command line and :func:`explainer.export.refinement.refine`. No torch."""
+"""What can refine a mask: the one list for configurations, the command line and :func:`explainer.inference.refinement.refine`. No torch."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainer.baselines.extremal_game import Game, Reward, class_reward, game_reward
-from explainer.baselines.hooks import find_layer, out_of_place
-from explainer.baselines.mask_search import Ascent, History, Limits, maximise
-from explainer.baselines.smooth_mask import area_penalty
+from explainer.baselines.kernels.extremal_game import Game, Reward, class_reward, game_reward
+from explainer.baselines.kernels.hooks import find_layer, out_of_place
+from explainer.baselines.kernels.mask_search import Ascent, History, Limits, maximise
+from explainer.baselines.kernels.smooth_mask import area_penalty
 from explainer.errors import ConfigError
 
 _TIE_BREAK = 0.01  # how far below 1 the mask of the least useful channel starts

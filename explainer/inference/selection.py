@@ -1,7 +1,7 @@
 """Selective explanation: an explanation is given where its quality score is above a calibrated threshold, else refined or withheld.
 
-The score (:func:`explainer.export.refinement.quality`) costs one extra classifier pass and knows no ground truth. The threshold comes from
-calibration images with a loss in [0,1] per explanation (:func:`truth_loss`, or any other judgement).
+The score (:func:`explainer.inference.refinement.quality`) costs one extra classifier pass and knows no ground truth.
+The threshold comes from calibration images with a loss in [0,1] per explanation (:func:`truth_loss`, or any other judgement).
 
 What is drawn. One explanation per image, so that the calibration pairs are exchangeable with later ones: that of a class drawn at random
 among the image's *predicted* classes (``classes: predicted``, what ``explainer explain`` explains; the loss is 1 where the image does not
@@ -44,9 +44,9 @@ from torch import Tensor
 
 from explainer.attribution import check_class_index
 from explainer.errors import CheckpointError, ConfigError, ShapeError
-from explainer.export.refine_method import RefineMethod
-from explainer.export.refinement import quality, refine, starting_masks
 from explainer.fills import FillKind
+from explainer.inference.refine_method import RefineMethod
+from explainer.inference.refinement import quality, refine, starting_masks
 from explainer.tensors import Batch
 
 Kind = Literal["marginal", "selective"]
@@ -294,7 +294,7 @@ def explain_selectively(
     """Masks of one class per image, each accepted, refined and then accepted, or withheld.
 
     Args:
-        net, explanandum, images, classes, start: see :func:`explainer.export.refinement.refine`.
+        net, explanandum, images, classes, start: see :func:`explainer.inference.refinement.refine`.
         selector: its ``fallback`` and ``refinement`` say what happens to masks that are not accepted.
     """
     index = check_class_index(classes, images, explanandum.num_classes)

@@ -21,13 +21,13 @@ import explainer
 from explainer.config import DataConfig, RunConfig, TeacherConfig, TrainerConfig
 from explainer.data.base import DataModule
 from explainer.errors import CheckpointError, ConfigError
-
-# What decides numbers is the same list for a training and an evaluation.
-from explainer.evaluation.provenance import hardware, versions
 from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, sub_state
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.networks import init_encoder
+
+# What decides numbers is the same list for a training and an evaluation.
+from explainer.provenance import hardware, versions
 from explainer.tasks.callbacks import FiniteGradients, HealthAlarm, MaskPictures, StepSeed, in_torchrun
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.csv_log import AppendingCSVLogger, KeepEarlierRows
@@ -183,9 +183,9 @@ def _teachers(config: RunConfig, explanandum: Explanandum, data: DataModule, fit
 
 def fill_cache(teacher: TeacherConfig, config: RunConfig) -> None:
     """Compute the maps of the ``teacher.images`` training images that its cache lacks."""
-    from explainer.evaluation import make_maps
+    from explainer.commands import maps as make_maps
+    from explainer.commands.maps_config import MapsConfig
     from explainer.evaluation.config import CacheConfig, MethodConfig
-    from explainer.evaluation.maps_config import MapsConfig
 
     t = config.trainer
     device = f"cuda:{t.devices[0]}" if isinstance(t.devices, list) and torch.cuda.is_available() else "auto"

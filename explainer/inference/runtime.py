@@ -7,12 +7,12 @@ from pathlib import Path
 from explainer import plugins
 from explainer.errors import CheckpointError
 from explainer.export.base import ExportFormat, Runtime
-from explainer.export.loading import WEIGHTS, load
+from explainer.inference.loading import WEIGHTS, load
 
 
 def formats_by_suffix() -> dict[str, ExportFormat]:
     """Formats by the suffix of their files."""
-    return {cls.suffix: cls() for cls in plugins.discover(__package__).values()}  # type: ignore[attr-defined]
+    return {cls.suffix: cls() for cls in plugins.discover("explainer.export").values()}  # type: ignore[attr-defined]
 
 
 def model_files(path: str | Path) -> list[Path]:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import explainer
+from explainer.attribution.map_cache import MapCache, cache_key, cached_maps
+from explainer.commands import evaluate as assembly
+from explainer.commands.maps_config import MapsConfig
 from explainer.data.samplers import spread
 from explainer.errors import ConfigError
-from explainer.evaluation import assembly
 from explainer.evaluation.config import EvaluateConfig
-from explainer.evaluation.map_cache import MapCache, cache_key, cached_maps
-from explainer.evaluation.maps_config import MapsConfig
 from explainer.metrics.classifier import predicted_classes
 from explainer.tensors import Batch
 

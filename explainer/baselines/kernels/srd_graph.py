@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from explainer.baselines.hooks import out_of_place
-from explainer.baselines.srd_rules import Add, AvgPool, Cat, Conv, MaxPool, Norm, Opaque, Pad, Pass, Rule, Source, aten
+from explainer.baselines.kernels.hooks import out_of_place
+from explainer.baselines.kernels.srd_rules import Add, AvgPool, Cat, Conv, MaxPool, Norm, Opaque, Pad, Pass, Rule, Source, aten
 from explainer.errors import ConfigError, UnsupportedLayerError
 
 POINTWISE = (

@@ -1,0 +1,1 @@
+"""One module a command of ``explainer``: its arguments, and the order of its steps."""

@@ -1,0 +1,1 @@
+"""Using what was trained: open a model, explain photographs, refine masks, select which to give."""
