@@ -320,8 +320,7 @@ def shares_work(attributor: Attributor | DenseAttributor) -> bool:
     """Whether the method computes several classes of an image together; of a method around another one, whether that does."""
     while isinstance(attributor, Attributor) and attributor.inner is not None:
         attributor = attributor.inner
-    owner = next(c for c in type(attributor).__mro__ if "all_classes" in vars(c)) if isinstance(attributor, Attributor) else None
-    return owner is not None and owner is not Attributor and not getattr(owner, "__module__", "").endswith("baselines.base")
+    return isinstance(attributor, Attributor) and attributor.classes_share_work
 
 
 def cached_maps(

@@ -49,6 +49,7 @@ class Attributor(abc.ABC):
         signed: maps may be negative (evidence against the class).
         class_specific: maps differ between classes.
         needs_masks: the method reads ground truth (sanity rows only).
+        classes_share_work: :meth:`all_classes` costs less than one call per class.
         passes: cost per image and class in passes through the classifier, in words.
         inner: of a method that changes another one's maps: that one.
         revision: raised whenever the maps change under unchanged options, so that stored maps and rows of the old ones are not reused.
@@ -60,6 +61,7 @@ class Attributor(abc.ABC):
     signed: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True
     needs_masks: ClassVar[bool] = False
+    classes_share_work: ClassVar[bool] = False
     passes: ClassVar[str] = "none"
     revision: ClassVar[int] = 0
     inner: Attributor | None = None
@@ -140,6 +142,7 @@ class FromDense(Attributor):
     """A :class:`DenseAttributor` seen as an :class:`Attributor`: picks each image's class."""
 
     needs_gradients = False
+    classes_share_work = True
 
     def __init__(self, dense: DenseAttributor) -> None:
         self.dense = dense

@@ -70,6 +70,7 @@ class AGF(Baseline):
 
     name: ClassVar[str] = "agf"
     passes = "1 forward + a sweep of about 5 (forward + backward)"
+    classes_share_work = True
     signed: ClassVar[bool] = True
 
     def __init__(

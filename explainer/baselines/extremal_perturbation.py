@@ -104,6 +104,7 @@ class ExtremalPerturbation(Baseline):
 
     name = "extremal_perturbation"
     passes = "iterations x areas x (forward + backward), less for converged masks"
+    classes_share_work = True
     revision = 1  # the schedule `fast` was changed
 
     def __init__(

@@ -33,6 +33,7 @@ class GuidedFilter(Baseline):
 
     name = "guided_filter"
     passes: ClassVar[str] = "those of the method inside (srd)"
+    classes_share_work = True
 
     def __init__(
         self,

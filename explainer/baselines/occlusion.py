@@ -41,6 +41,7 @@ class Occlusion(Baseline):
 
     name = "occlusion"
     passes = "1 forward per patch, all classes together"
+    classes_share_work = True
     needs_gradients = False
     signed = True
 

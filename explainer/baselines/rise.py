@@ -67,6 +67,7 @@ class RISE(Baseline):
 
     name = "rise"
     passes = "n_masks forward, all classes together"
+    classes_share_work = True
     needs_gradients = False
     deterministic = False
 

@@ -58,6 +58,7 @@ class SRD(Baseline):
 
     name = "srd"
     passes = "1 forward + 1 modified backward"
+    classes_share_work = True
     signed = True
 
     def __init__(

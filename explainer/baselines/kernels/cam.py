@@ -42,6 +42,7 @@ class CamBaseline(LayerBaseline):
 
     default_convention: ClassVar[Convention] = "pytorch_grad_cam"
     passes: ClassVar[str] = "1 forward + 1 backward from the layer"
+    classes_share_work = True
 
     def __init__(
         self,

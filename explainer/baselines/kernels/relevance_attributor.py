@@ -50,6 +50,7 @@ class RelevanceBaseline(Baseline):
     """
 
     passes = "1 forward + 1 modified backward"
+    classes_share_work = True
 
     def __init__(self, explanandum: Any, layer: str | None = None) -> None:
         super().__init__(explanandum)
