@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import explainer
 from explainer import baselines
 from explainer.attribution.map_cache import method_key
-from explainer.data.base import DataModule, collate
+from explainer.data.contract import collate
+from explainer.data.datamodule import DataModule
 from explainer.errors import CheckpointError, ConfigError
 from explainer.evaluation import summary
 from explainer.evaluation.config import EvaluateConfig, MethodConfig

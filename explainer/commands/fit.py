@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 
 import explainer
 from explainer.config import DataConfig, RunConfig, TeacherConfig, TrainerConfig
-from explainer.data.base import DataModule
+from explainer.data.datamodule import DataModule
 from explainer.errors import CheckpointError, ConfigError
 from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, sub_state
 from explainer.models.explainer import Explainer

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from explainer.data.base import ExplainerDataset, Sample
+from explainer.data.contract import ExplainerDataset, Sample
 from explainer.data.decoding import image_size, read_image, read_label_map
 from explainer.data.samplers import sample_seed
 from explainer.data.transforms import Augmentation, resize_image, resize_masks

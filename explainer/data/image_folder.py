@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from explainer.data.base import SPLITS
+from explainer.data.contract import SPLITS
 from explainer.data.decoding import IMAGE_SUFFIXES, join_inside, read_label_map, read_lines
 from explainer.data.files import VOID, ImageFileDataset, Record, checked_names, require_directory
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError

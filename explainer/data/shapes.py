@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from explainer.data.base import ExplainerDataset, Sample
+from explainer.data.contract import ExplainerDataset, Sample
 from explainer.errors import ConfigError
 
 Array = NDArray[np.float32]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from explainer.data.base import SPLITS
+from explainer.data.contract import SPLITS
 from explainer.data.decoding import MAX_SIDE, join_inside, read_lines, read_xml
 from explainer.data.files import ImageFileDataset, Record, checked_names, held_out, require_directory
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError

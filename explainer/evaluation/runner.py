@@ -90,7 +90,7 @@ class Runner:
         methods: ready-made, in the order of the tables.
         protocols: by label, in the order of the tables.
         explanandum: the classifier, on the device.
-        data: :class:`explainer.data.base.DataModule`.
+        data: :class:`explainer.data.datamodule.DataModule`.
         settings: how to run.
     """
 

@@ -17,7 +17,7 @@ from explainer.attribution import Attributor
 # The cache is evaluation's; it names no method and no protocol, and evaluation and distillation have to agree on it to the byte.
 from explainer.attribution.map_cache import MapCache, cache_key, method_key, shares_work
 from explainer.config import TeacherConfig
-from explainer.data.base import DataModule
+from explainer.data.datamodule import DataModule
 from explainer.data.samplers import spread
 from explainer.errors import ConfigError
 from explainer.tensors import Batch

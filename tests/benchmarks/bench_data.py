@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from explainer.data.base import DataModule, collate
+from explainer.data.contract import collate
+from explainer.data.datamodule import DataModule
 from explainer.data.decoding import read_image, read_label_map
 from explainer.data.transforms import Augmentation, resize_image, resize_masks
 from explainer.data.voc import Voc

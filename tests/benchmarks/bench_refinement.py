@@ -23,7 +23,8 @@ import explainer
 from explainer import baselines
 from explainer.baselines.kernels.extremal_game import make_schedule
 from explainer.baselines.kernels.smooth_mask import area_penalty, excluded
-from explainer.data.base import DataModule, collate
+from explainer.data.contract import collate
+from explainer.data.datamodule import DataModule
 from explainer.inference.refinement import _AREAS, _groups, extremal_start, quality, starting_masks
 from explainer.metrics.segmentation import soft_iou
 from explainer.models.checkpoints import load_explanandum

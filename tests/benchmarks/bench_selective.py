@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 import explainer
-from explainer.data.base import DataModule
+from explainer.data.datamodule import DataModule
 from explainer.inference.refinement import quality, starting_masks
 from explainer.inference.selection import calibrate, truth_loss
 from explainer.models.checkpoints import load_explanandum

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from explainer import plugins
-from explainer.data.base import SPLITS, ExplainerDataset, collate
+from explainer.data.contract import SPLITS, ExplainerDataset, collate
 from explainer.data.files import ImageFileDataset
 from explainer.errors import ConfigError, DatasetNotFoundError
 from tests.factories import dataset_options

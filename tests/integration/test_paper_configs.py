@@ -14,7 +14,7 @@ import yaml
 
 from explainer.cli import parse_evaluate, parse_run
 from explainer.config import ClassifierConfig
-from explainer.data.base import DataModule
+from explainer.data.datamodule import DataModule
 from explainer.data.samplers import ResumableBatchSampler
 from explainer.losses.base import total_loss
 from explainer.models.checkpoints import load_explanandum

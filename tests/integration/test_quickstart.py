@@ -8,7 +8,7 @@ import torch
 
 import explainer
 from explainer.cli import evaluate, train
-from explainer.data.base import DataModule
+from explainer.data.datamodule import DataModule
 from explainer.fills import blend, make_fill
 from explainer.losses.classification import classification_loss
 from explainer.models.checkpoints import load_explanandum

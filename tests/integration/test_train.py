@@ -14,7 +14,7 @@ import yaml
 
 import explainer
 from explainer.cli import train
-from explainer.data.base import DataModule
+from explainer.data.datamodule import DataModule
 
 ROOT = Path(__file__).parents[2]
 TINY = [

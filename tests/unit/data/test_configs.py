@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from explainer.data.base import DataModule
+from explainer.data.datamodule import DataModule
 from tests.factories import make_coco, make_csv, make_cub, make_image_folder, make_voc
 
 FOLDER = Path(__file__).parents[3] / "configs" / "data"

@@ -13,10 +13,11 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from explainer.data.base import SPLITS, DataModule
+from explainer.data.contract import SPLITS
+from explainer.data.datamodule import DataModule
 from explainer.errors import ConfigError
 from explainer.tensors import Batch
-from tests.unit.data.test_base import Numbers
+from tests.unit.data.numbers import Numbers
 
 
 class Recorder(pl.LightningModule):

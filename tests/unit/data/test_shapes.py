@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from explainer.data.base import collate
+from explainer.data.contract import collate
 from explainer.data.shapes import DEFAULT_CLASSES, TEXTURES, Shapes, _symmetry
 from explainer.errors import ConfigError
 

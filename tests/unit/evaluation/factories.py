@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from explainer.attribution import Attributor, DenseAttributor
-from explainer.data.base import DataModule
+from explainer.data.datamodule import DataModule
 from explainer.evaluation.protocol import Protocol, parse_protocols
 from explainer.evaluation.runner import Runner, Settings
 from explainer.evaluation.scene import Method

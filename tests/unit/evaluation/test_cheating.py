@@ -11,7 +11,7 @@ from torch import nn
 
 from explainer import baselines
 from explainer.attribution import Attributor, DenseAttributor
-from explainer.data.base import collate
+from explainer.data.contract import collate
 from explainer.data.shapes import Shapes
 from explainer.errors import ConfigError
 from explainer.evaluation import cheating

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from explainer import plugins
-from explainer.data.base import collate
+from explainer.data.contract import collate
 from explainer.errors import ConfigError
 from explainer.evaluation.protocol import PACKAGE, build_protocol
 from explainer.evaluation.protocols.pointing_game import class_boxes

@@ -9,7 +9,8 @@ from torch import nn
 import explainer
 from explainer.attribution.map_cache import MapCache
 from explainer.config import TeacherConfig
-from explainer.data.base import DataModule, collate
+from explainer.data.contract import collate
+from explainer.data.datamodule import DataModule
 from explainer.errors import ConfigError
 from explainer.models.black_box import BlackBox
 from explainer.tasks.teachers import (
