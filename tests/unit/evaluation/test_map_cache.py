@@ -125,6 +125,8 @@ def test_dense_methods_and_shared_classes_give_the_same_pairs():
     assert torch.equal(compute_pairs(Dense(), images, wanted), images[:, [0, 2]].flatten(0, 1))
 
     class Shared(Brightness):
+        classes_share_work = True
+
         def all_classes(self, images, classes=None, **kwargs):
             self.asked.append(100 * len(images) + len(classes))
             return torch.stack([images.mean(1) * (k + 1) / 3 for k in classes], 1)
