@@ -1,9 +1,15 @@
 """One thread per test process: tensors are tiny, and two threads on a busy machine wait for each other. Run files in parallel instead."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
+if "EXPLAINER_CACHE" not in os.environ:  # tests neither read nor fill the user's memory of file digests
+    os.environ["EXPLAINER_CACHE"] = tempfile.mkdtemp(prefix="explainer-tests-")
+    atexit.register(shutil.rmtree, os.environ["EXPLAINER_CACHE"], ignore_errors=True)
 
 import torch
 

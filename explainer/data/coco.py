@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from explainer.data.content import content_digests
 from explainer.data.decoding import join_inside, read_json
 from explainer.data.files import VOID, ImageFileDataset, Record, held_out, require_directory
 from explainer.data.run_length import decode_runs, fill_polygon
@@ -32,7 +34,29 @@ class _Index:
 
     categories: tuple[tuple[int, str], ...]
     images: dict[int, tuple[str, int, int]]
-    objects: dict[int, list[tuple[int, bool, Any]]]
+    objects: dict[int, list[_Object]]
+
+
+@dataclass(frozen=True)
+class _Object:
+    """One annotation.
+
+    Attributes:
+        label: category id in the file's index, position of the class in a record.
+        crowd: many objects in one region.
+        segmentation: as in the file; empty or None where only a box was drawn.
+        box: x, y, width, height as in the file, or None.
+    """
+
+    label: int
+    crowd: bool
+    segmentation: Any
+    box: Any
+
+
+def _outlined(record: Record) -> bool:
+    """Whether every class that is present has an outline (or a crowd's region) somewhere: else its pixels are unknown."""
+    return {o.label for o in record.extra if o.segmentation} == set(record.labels)
 
 
 class Coco(ImageFileDataset):
@@ -40,6 +64,7 @@ class Coco(ImageFileDataset):
 
     train and val are 90 % and 10 % of ``train2014``, test is ``val2014``. The choice is a function of the image ids and
     ``split_seed``; :meth:`save_split` writes it down and ``split_file`` reads it back. Crowd regions are void, and count as presence.
+    An object with a box and no outline makes its box void; an image in which a class has boxes only has no masks.
 
     Args:
         root: the folder that holds ``train2014``, ``val2014`` and ``annotations``.
@@ -88,7 +113,7 @@ class Coco(ImageFileDataset):
             r
             for r in records
             if r.problem is not None
-            or ((unannotated == "keep" or r.extra) and not (require_masks and all(crowd for _, crowd, _ in r.extra)))
+            or ((unannotated == "keep" or r.extra) and not (require_masks and (all(o.crowd for o in r.extra) or not _outlined(r))))
         ]
         self._ready(self.source, 'Check the annotation file, or set unannotated: "keep".')
 
@@ -96,15 +121,15 @@ class Coco(ImageFileDataset):
         file_name, _, _ = index.images[image_id]
         path = join_inside(self.folder / part, file_name, self.source)
         objects, problem = [], None
-        for category, crowd, segmentation in index.objects.get(image_id, ()):
-            if category not in contiguous:
+        for found in index.objects.get(image_id, ()):
+            if found.label not in contiguous:
                 problem = CorruptSampleError(
-                    f"{self.source}: image {file_name} has an object of the unknown category id {category}; known ids: "
+                    f"{self.source}: image {file_name} has an object of the unknown category id {found.label}; known ids: "
                     f"{', '.join(map(str, list(contiguous)[:10]))}{', ...' if len(contiguous) > 10 else ''}."
                 )
                 continue
-            objects.append((contiguous[category], crowd, segmentation))
-        labels = tuple(sorted({label for label, _, _ in objects}))
+            objects.append(replace(found, label=contiguous[found.label]))
+        labels = tuple(sorted({o.label for o in objects}))
         return Record(str(image_id), path, labels, problem=problem, extra=objects)
 
     # ------------------------------------------------------------------ the split
@@ -126,7 +151,7 @@ class Coco(ImageFileDataset):
 
     # ------------------------------------------------------------------ masks
     def _has_masks(self, index: int) -> bool:
-        return self.records[index].problem is None
+        return self.records[index].problem is None and _outlined(self.records[index])
 
     def _read_layers(self, index: int, size: tuple[int, int]) -> Tensor:
         """One {0,1} layer per present class, then the void layer: objects of different classes overlap."""
@@ -138,14 +163,14 @@ class Coco(ImageFileDataset):
                 f"{size[0]} x {size[1]}. Both must have the same size."
             )
         layers = np.zeros((len(record.labels) + 1, *size), dtype=bool)
-        for label, crowd, segmentation in record.extra:
+        for item in record.extra:
             try:
-                region = _region(segmentation, *size)
+                region = _region(item.segmentation, *size) if item.segmentation else _box(item.box, *size)
             except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
                 raise CorruptSampleError(
-                    f"{self.source}: the segmentation of a {self.class_names[label]!r} in {record.image.name} is damaged ({error})."
+                    f"{self.source}: the segmentation of a {self.class_names[item.label]!r} in {record.image.name} is damaged ({error})."
                 ) from error
-            layers[-1 if crowd else record.labels.index(label)] |= region
+            layers[-1 if item.crowd or not item.segmentation else record.labels.index(item.label)] |= region
         layers[-1] &= ~layers[:-1].any(0)  # a pixel of an annotated object is defined, whatever crowd surrounds it
         return torch.from_numpy(layers.astype(np.uint8))
 
@@ -155,9 +180,19 @@ class Coco(ImageFileDataset):
         return masks, layers[-1].bool()
 
     def identity(self) -> dict[str, Any]:
-        """Adds the number of objects of each image and the size in bytes of the annotations, where the masks are."""
-        own = {"objects": [len(r.extra) for r in self.records], "annotations": self.source.stat().st_size, "void_value": VOID}
+        """Adds the number of objects of each image and the content of the annotations, where the masks are."""
+        own = {"objects": [len(r.extra) for r in self.records], "annotations": content_digests([self.source]), "void_value": VOID}
         return super().identity() | own
+
+
+def _box(box: Any, height: int, width: int) -> np.ndarray:
+    """The pixels that a box touches; all of them where there is no box either. Which of them are the object is unknown."""
+    region = np.zeros((height, width), dtype=bool)
+    if box is None or not len(box):
+        return ~region
+    x, y, w, h = (float(v) for v in box)
+    region[max(0, math.floor(y)) : max(0, math.ceil(y + h)), max(0, math.floor(x)) : max(0, math.ceil(x + w))] = True
+    return region
 
 
 def _region(segmentation: Any, height: int, width: int) -> np.ndarray:
@@ -185,9 +220,9 @@ def _parse(path: Path, _modified: int) -> _Index:
     try:
         categories = tuple(sorted((int(c["id"]), str(c["name"])) for c in content["categories"]))
         images = {int(i["id"]): (str(i["file_name"]), int(i["height"]), int(i["width"])) for i in content["images"]}
-        objects: dict[int, list[tuple[int, bool, Any]]] = {}
+        objects: dict[int, list[_Object]] = {}
         for a in content["annotations"]:
-            entry = (int(a["category_id"]), bool(a.get("iscrowd", 0)), a.get("segmentation", []))
+            entry = _Object(int(a["category_id"]), bool(a.get("iscrowd", 0)), a.get("segmentation"), a.get("bbox"))
             objects.setdefault(int(a["image_id"]), []).append(entry)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptSampleError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from explainer.data.decoding import join_inside, read_label_map, read_lines
-from explainer.data.files import ImageFileDataset, Record, held_out, require_directory
+from explainer.data.files import ImageFileDataset, Record, checked_names, held_out, require_directory
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 
 __all__ = ["Cub"]
@@ -55,7 +55,8 @@ class Cub(ImageFileDataset):
         base = Path(root).expanduser()
         self.folder = base / "CUB_200_2011"
         require_directory(self.folder, self.name, WHERE)
-        self.class_names = tuple(name.partition(".")[2] or name for name in self._table("classes.txt").values())
+        names = [name.partition(".")[2] or name for name in self._table("classes.txt").values()]
+        self.class_names = checked_names(str(self.folder / "classes.txt"), names, most=None)
         segmentations = next((p for p in (base / "segmentations", self.folder / "segmentations") if p.is_dir()), None)
         if require_masks and segmentations is None:
             raise DatasetNotFoundError(f"data set 'cub': require_masks is on, but {base / 'segmentations'} does not exist. {WHERE}")

@@ -14,13 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from explainer.data.content import content_digests
 from explainer.data.contract import ExplainerDataset, Sample
 from explainer.data.decoding import image_size, read_image, read_label_map
 from explainer.data.samplers import sample_seed
 from explainer.data.transforms import Augmentation, resize_image, resize_masks
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 
-__all__ = ["VOID", "ImageFileDataset", "Record", "checked_names", "held_out", "require_directory"]
+__all__ = ["VOID", "ImageFileDataset", "Record", "checked_names", "held_out", "mask_beside", "require_directory"]
 
 VOID = 255
 
@@ -52,12 +53,28 @@ def require_directory(path: Path, name: str, where: str) -> None:
         raise DatasetNotFoundError(f"data set {name!r}: the folder {path} does not exist. {where}")
 
 
-def checked_names(key: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Class names from a configuration: different strings, few enough for an 8-bit label map."""
-    bad = isinstance(names, str) or not 0 < len(names) < VOID or len(set(names)) != len(names)
-    if bad or not all(isinstance(n, str) for n in names):
-        raise ConfigError(f"{key} must be a list of 1 to {VOID - 1} different names, got {names!r}.")
+def checked_names(key: str, names: Sequence[str], most: int | None = VOID - 1) -> tuple[str, ...]:
+    """Class names from a configuration or a list: different strings.
+
+    Args:
+        key: where they come from, for the message.
+        names: the names. Two that differ in surrounding blanks only are the same.
+        most: how many there may be; the default is what an 8-bit label map can tell apart. None: any number.
+    """
+    bad = isinstance(names, str) or not names or not all(isinstance(n, str) and n.strip() for n in names)
+    if not bad:
+        bad = len({n.strip() for n in names}) != len(names) or (most is not None and len(names) > most)
+    if bad:
+        raise ConfigError(f"{key} must be a list of {f'1 to {most}' if most else 'one or more'} different names, got {str(names)[:500]}.")
     return tuple(names)
+
+
+def mask_beside(base: Path | None, file: Path) -> Path | None:
+    """The PNG that lies below ``base`` where the image lies below its root; None where there is none."""
+    if base is None:
+        return None
+    path = (base / file).with_suffix(".png")
+    return path if path.is_file() else None
 
 
 def held_out(items: Sequence[str], fraction: float, seed: int) -> set[str]:
@@ -239,15 +256,9 @@ class ImageFileDataset(ExplainerDataset):
         return self._expand(index, self._read_layers(index, self.original_size(index)))
 
     def identity(self) -> dict[str, Any]:
-        """Adds the labels, the sizes in bytes of each image and mask file, and whether masks are served."""
-        content = [[list(r.labels), _bytes(r.image), None if r.mask is None else _bytes(r.mask)] for r in self.records]
-        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        """Adds the labels, the content of each image and mask file, and whether masks are served."""
+        images = content_digests([r.image for r in self.records])
+        masks = iter(content_digests([r.mask for r in self.records if r.mask is not None]))
+        rows = [[list(r.labels), image, next(masks) if r.mask is not None else None] for r, image in zip(self.records, images, strict=True)]
+        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
         return super().identity() | {"content": digest, "masks": self.with_masks}
-
-
-def _bytes(path: Path) -> int:
-    """Size of a file; -1 where there is none."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

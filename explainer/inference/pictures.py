@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from explainer.data.decoding import IMAGE_SUFFIXES, read_image
+from explainer.data.listing import image_files, printable, report_links
 from explainer.data.transforms import resize_image
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 from explainer.export.base import Array
@@ -39,7 +40,10 @@ class Picture:
 
 
 def find_pictures(inputs: Sequence[str | Path]) -> dict[str, Path]:
-    """Files by a unique name: images as given, folders searched through, sorted. Hidden files are left out.
+    """Files by a unique name: images as given, folders searched through, sorted.
+
+    Hidden files and what systems leave in folders (``@eaDir``, ``__MACOSX``) are left out. Bytes of names that are not UTF-8 are
+    written as ``\\xNN``, so that results can be saved.
 
     Raises:
         DatasetNotFoundError: a path does not exist, or no image was found.
@@ -50,10 +54,11 @@ def find_pictures(inputs: Sequence[str | Path]) -> dict[str, Path]:
         if not path.exists():
             raise DatasetNotFoundError(f"{path} does not exist. Give images or folders of images.")
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-            pairs = [(p.relative_to(path).as_posix(), p) for p in files]
+            files = image_files(path)
+            report_links(path, files)
+            pairs = [(printable(p.relative_to(path)), p) for p in files]
         else:
-            pairs = [(path.name, path)]
+            pairs = [(printable(path.name), path)]
         for name, file in pairs:
             unique, number = name, 2
             while unique in found and found[unique] != file:

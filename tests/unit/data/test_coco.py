@@ -62,6 +62,32 @@ def test_overlapping_classes_keep_both_masks(tmp_path: Path) -> None:
     assert masks.sum((1, 2)).tolist() == [100, 0, 100]
 
 
+def test_objects_with_boxes_only_are_undefined_pixels_and_not_background(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    square = [0, 0, 10, 0, 10, 10, 0, 10]
+
+    def annotate(*objects: dict[str, object]) -> Coco:
+        edit(tmp_path, lambda c: c.update(annotations=[{"image_id": 900, "iscrowd": 0, **o} for o in objects]))
+        return coco(tmp_path, "test")
+
+    for missing in ({}, {"segmentation": []}, {"segmentation": None}):
+        data = annotate({"category_id": 3, "bbox": [4.5, 2, 3, 5], **missing})
+        assert data[0].target.tolist() == [1, 0, 0] and data[0].masks is None and data.original_masks(0) is None
+        with pytest.raises(DatasetNotFoundError, match="is empty"):
+            coco(tmp_path, "test", require_masks=True)
+    data = annotate({"category_id": 3, "segmentation": [square]}, {"category_id": 3, "bbox": [20.5, 2, 3, 5]}, {"category_id": 17})
+    assert data.original_masks(0) is None, "of dog nothing at all is known"
+    data = annotate({"category_id": 3, "segmentation": [square]}, {"category_id": 3, "bbox": [8.5, 2, 3, 5]})
+    masks, void = data.original_masks(0)
+    expected = torch.zeros(24, 32, dtype=torch.bool)
+    expected[2:7, 10:12] = True  # columns 8 to 11 of the box, without those of the outlined object
+    assert masks.sum((1, 2)).tolist() == [100, 0, 0] and torch.equal(void, expected)
+    for box in ([1, 2], "abcd", [0, 0, float("nan"), 3]):
+        data = annotate({"category_id": 3, "segmentation": [square]}, {"category_id": 3, "bbox": box})
+        with pytest.raises(CorruptSampleError, match="segmentation of a 'cat'"):
+            data[0]
+
+
 def test_the_split_is_fixed_and_can_be_saved(tmp_path: Path) -> None:
     make_coco(tmp_path)
     train, val = (coco(tmp_path, s, unannotated="keep") for s in ("train", "val"))

@@ -69,3 +69,11 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"held-out fraction must lie strictly between 0 and 1"):
         make_cub(tmp_path)
         cub(tmp_path, val_fraction=1)
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    make_cub(tmp_path)
+    path = tmp_path / "CUB_200_2011" / "classes.txt"
+    path.write_text("1 001.Auk\n2 002.Auk\n")
+    with pytest.raises(ConfigError, match=r"classes\.txt must be a list of one or more different names"):
+        cub(tmp_path)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from explainer.data.image_folder import CsvDataset, ImageFolder, divide
+from explainer.data.csv_table import CsvDataset
+from explainer.data.image_folder import ImageFolder, divide
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 from tests.factories import NAMES, make_csv, make_image_folder
 
@@ -71,6 +75,8 @@ def test_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"layout must be auto, splits or flat"):
         folder(tmp_path / "a", layout="deep")
     (tmp_path / "a" / "val" / "bird").mkdir()
+    assert len(folder(tmp_path / "a", "val")) == 8, "an empty folder is no class"
+    shutil.copy(tmp_path / "a" / "val" / "cat" / "0.png", tmp_path / "a" / "val" / "bird")
     with pytest.raises(ConfigError, match=r"unknown class 'bird'"):
         folder(tmp_path / "a", "val")
     for path in (tmp_path / "a" / "test").rglob("*.png"):
@@ -131,3 +137,110 @@ def test_csv_errors(tmp_path: Path) -> None:
         table(tmp_path, class_names=["cat", "dog"], fractions=(1, 0, 0))
     with pytest.raises(CorruptSampleError, match=r"a\.png: the image is missing"):
         table(tmp_path, fractions=(1, 0, 0))[0]
+
+
+def test_what_systems_leave_is_neither_image_nor_class(tmp_path: Path) -> None:
+    root = tmp_path / ".hidden parents do not matter" / "a"
+    make_image_folder(root)
+    expected = {s: [r.id for r in folder(root, s).records] for s in ("train", "val", "test")}
+    picture = (root / "train" / "cat" / "0.png").read_bytes()
+    for junk in (
+        "train/cat/.ipynb_checkpoints/0-checkpoint.png", "train/cat/@eaDir/0.png", "train/cat/._0.png", "train/cat/Thumbs.db",
+        "train/__MACOSX/0.png", "train/@eaDir/x.png", "train/.ipynb_checkpoints/x.png", "__MACOSX/train/cat/0.png", "val/@eaDir/1.png",
+        "train/dog/#recycle/0.png", "train/dog/lost+found/0.png",
+    ):  # fmt: skip
+        (root / junk).parent.mkdir(parents=True, exist_ok=True)
+        (root / junk).write_bytes(picture)
+    for split, ids in expected.items():
+        data = folder(root, split)
+        assert data.class_names == ("cat", "dog") and [r.id for r in data.records] == ids
+
+
+def test_empty_class_folders_are_classes_only_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_image_folder(tmp_path / "a")
+    (tmp_path / "a" / "train" / "bird").mkdir()
+    (tmp_path / "a" / "train" / "bird" / "notes.txt").write_text("none yet")
+    assert folder(tmp_path / "a").class_names == ("cat", "dog") and "folder(s) without images are no classes: bird" in caplog.text
+    assert folder(tmp_path / "a", class_names=["bird", "cat", "dog"]).class_names == ("bird", "cat", "dog")
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_a_root_of_images_and_masks_is_recognised(tmp_path: Path, splits: bool) -> None:
+    make_image_folder(tmp_path / "images", splits=splits, per_class=10)
+    data = folder(tmp_path)
+    assert data.class_names == ("cat", "dog") and all(r.mask is not None for r in data.records)
+    same = folder(tmp_path / "images", mask_root=str(tmp_path / "masks"))
+    assert [(r.id, r.mask) for r in data.records] == [(r.id, r.mask) for r in same.records]
+
+
+def test_a_layout_that_must_not_be_guessed_is_asked_about(tmp_path: Path) -> None:
+    make_image_folder(tmp_path / "a", splits=False)
+    shutil.move(tmp_path / "masks", tmp_path / "a" / "masks")
+    with pytest.raises(ConfigError, match=r"holds the folder 'masks' beside cat, dog. If it holds masks, give mask_root: .*class_names"):
+        folder(tmp_path / "a")
+    assert folder(tmp_path / "a", class_names=["cat", "dog", "masks"]).num_classes == 3
+    (tmp_path / "b" / "JPEGImages").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"holds JPEGImages: that is another layout. Use data.name: voc"):
+        folder(tmp_path / "b")
+
+
+def test_more_classes_than_a_label_map_can_hold(tmp_path: Path) -> None:
+    make_image_folder(tmp_path / "a")
+    names = ["cat", "dog", *(f"c{i}" for i in range(998))]
+    assert folder(tmp_path / "a", class_names=names).num_classes == 1000
+    for bad in (["cat", "dog", "cat"], ["cat", "dog", "dog "], ["cat", ""], []):
+        with pytest.raises(ConfigError, match=r"class_names must be a list of one or more different names"):
+            folder(tmp_path / "a", class_names=bad)
+
+
+def test_names_that_are_not_utf8_and_links_that_leave(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_image_folder(tmp_path / "a", splits=False, per_class=10)
+    odd = os.fsencode(tmp_path / "a" / "cat") + b"/caf\xe9.png"
+    Path(os.fsdecode(odd)).write_bytes((tmp_path / "a" / "cat" / "0.png").read_bytes())
+    Image.new("RGB", (9, 9)).save(tmp_path / "private.png")
+    (tmp_path / "a" / "dog" / "link.png").symlink_to(tmp_path / "private.png")
+    (tmp_path / "a" / "dog" / "inside.png").symlink_to(tmp_path / "a" / "dog" / "0.png")
+    ids = [data.sample_id(i) for s in ("train", "val", "test") for data in [folder(tmp_path / "a", s)] for i in range(len(data))]
+    assert "cat/caf\\xe9.png" in ids and len(ids) == 23
+    assert "1 file(s) in" in caplog.text and "link.png -> " in caplog.text and "inside.png" not in caplog.text
+    assert all(len(folder(tmp_path / "a", s).fingerprint()) == 16 for s in ("train", "val", "test"))
+    for s in ("train", "val", "test"):
+        data = folder(tmp_path / "a", s)
+        assert all(data[i].image.shape == (3, 16, 16) for i in range(len(data)))
+
+
+@pytest.mark.parametrize(
+    "header", ["filename,label", "image,label", "image_id,labels", "path,class", "File_Name,Category", "\ufeffpath,labels", "path,labels"]
+)
+def test_known_headers_are_read(tmp_path: Path, header: str) -> None:
+    make_csv(tmp_path)
+    (tmp_path / "labels.csv").write_text(f"{header}\nphotos/0.png,cat\nphotos/1.png,dog;bird\n", encoding="utf-8")
+    data = table(tmp_path, fractions=(1, 0, 0))
+    assert data.class_names == ("bird", "cat", "dog") and [r.id for r in data.records] == ["photos/0.png", "photos/1.png"]
+    assert [data.target(i).tolist() for i in range(2)] == [[0, 1, 0], [1, 0, 1]]
+
+
+def test_columns_in_another_order(tmp_path: Path) -> None:
+    make_csv(tmp_path)
+    (tmp_path / "labels.csv").write_text("split,label,filename\ntrain,cat,photos/0.png\nval,dog,photos/1.png\n")
+    assert [r.id for r in table(tmp_path).records] == ["photos/0.png"] and table(tmp_path).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("header", ["photo,kind", "filename;label", "id,label,width", "filename,label,fold,x", "label"])
+def test_unknown_headers_are_refused_with_the_names_to_use(tmp_path: Path, header: str) -> None:
+    make_csv(tmp_path)
+    (tmp_path / "labels.csv").write_text(f"{header}\nphotos/0.png,cat\nphotos/1.png,dog\n")
+    with pytest.raises(ConfigError, match=r"is neither an image nor a known header. Call the columns path and labels"):
+        table(tmp_path, fractions=(1, 0, 0))
+
+
+def test_rows_of_one_image_are_merged(tmp_path: Path) -> None:
+    make_csv(tmp_path)
+    rows = ["photos/0.png,cat", "./photos/0.png,dog", "photos//0.png,cat", "photos/1.png,dog"]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
+    data = table(tmp_path, fractions=(1, 0, 0))
+    assert [r.id for r in data.records] == ["photos/0.png", "photos/1.png"]
+    assert [data.target(i).tolist() for i in range(2)] == [[1, 1], [0, 1]]
+    (tmp_path / "labels.csv").write_text("path,label,split\nphotos/0.png,cat,train\n./photos/0.png,dog,val\n")
+    with pytest.raises(ConfigError, match=r"row 3 puts 'photos/0.png' into 'val', an earlier row into 'train'"):
+        table(tmp_path)

@@ -1,0 +1,58 @@
+"""Which files of a folder are images: without what systems and tools leave there, and with names that can be written down."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from explainer.data.decoding import IMAGE_SUFFIXES
+
+__all__ = ["image_files", "printable", "report_links", "subfolders"]
+
+log = logging.getLogger(__name__)
+
+# Thumbnails of network storage, archives packed on a Mac, deleted files. Names with a dot in front (.ipynb_checkpoints, ._photo.jpg,
+# .DS_Store, .Trash-1000) need no list.
+_SYSTEM = frozenset({"@eadir", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information", "lost+found", "thumbs.db"})
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no one's data."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in ``folder`` that are not hidden, sorted."""
+    return sorted(p.name for p in folder.iterdir() if not hidden(p.name) and p.is_dir())
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All images below ``folder``, sorted. Hidden names below it are left out; what lies above it does not matter."""
+    return sorted(_walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):  # does not follow links to folders, so that it ends
+        folders[:] = [name for name in folders if not hidden(name)]
+        for name in files:
+            path = Path(parent, name)
+            if not hidden(name) and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                yield path
+
+
+def printable(path: Path | str) -> str:
+    r"""A path as text that every file can hold: bytes that are not UTF-8 become ``\xNN``. "/" separates its parts."""
+    return os.fsencode(Path(path).as_posix()).decode("utf-8", "backslashreplace")
+
+
+def report_links(root: Path, paths: Iterable[Path]) -> None:
+    """Say how many of the paths are symbolic links whose targets lie outside ``root``: someone else's file may be shown."""
+    base = root.resolve()
+    away = [p for p in paths if p.is_symlink() and not p.resolve().is_relative_to(base)]
+    if away:
+        log.warning(
+            "%d file(s) in %s are symbolic links that leave it, the first %s -> %s. They are read as if they lay there.",
+            len(away), root, printable(away[0]), printable(away[0].resolve()),
+        )  # fmt: skip
