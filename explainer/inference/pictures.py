@@ -40,10 +40,10 @@ class Picture:
 
 
 def find_pictures(inputs: Sequence[str | Path]) -> dict[str, Path]:
-    """Files by a unique name: images as given, folders searched through, sorted.
+    r"""Files by a unique name: images as given, folders searched through, sorted.
 
     Hidden files and what systems leave in folders (``@eaDir``, ``__MACOSX``) are left out. Bytes of names that are not UTF-8 are
-    written as ``\\xNN``, so that results can be saved.
+    written as ``\xNN``, so that results can be saved.
 
     Raises:
         DatasetNotFoundError: a path does not exist, or no image was found.
