@@ -9,13 +9,11 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile
 
 from explainer.commands import randomise as randomise_command
 from explainer.commands import report as report_commands
@@ -23,107 +21,9 @@ from explainer.commands.calibrate_config import CalibrateConfig
 from explainer.commands.exporting import bench_command, explain_command, export_command
 from explainer.commands.look import overlay_command, serve_command
 from explainer.commands.maps_config import MapsConfig
-from explainer.config import RunConfig
+from explainer.commands.parsing import TRAIN_COMMANDS, Parser, check_configs, instantiate, parse_evaluate, parse_run
 from explainer.errors import ConfigError, ExplainerError
-from explainer.evaluation.config import EvaluateConfig
 from explainer.inference.outputs import reason, writable_folder
-
-TRAIN_COMMANDS = {
-    "fit": "train; resume with --ckpt_path last (or auto: if there is one)",
-    "validate": "losses and metrics on the validation split",
-    "test": "losses and metrics on the test split",
-    "predict": "write masks (or logits) of a split as .npz",
-}
-
-
-class Parser(ArgumentParser):
-    """jsonargparse's parser with errors of one paragraph."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong and the nearest known option, without pages of usage."""
-        text = " ".join(str(message).split())
-        found = re.search(r"(?:accept option|key|unrecognized arguments:|option) ['\"]?(?:--)?([\w.]+)", text, re.IGNORECASE)
-        known = [a.dest for a in self._actions if a.dest != "help"]
-        if found:
-            close = difflib.get_close_matches(found.group(1), known, n=1, cutoff=0.75)
-            if close and close[0] != found.group(1):
-                text += f" Did you mean {close[0]}?"
-        raise ConfigError(f"{text}\nSee all options with: {Path(sys.argv[0]).name} {self._command} --help")
-
-    _command = ""
-
-
-def _train_parser(command: str) -> Parser:
-    parser = Parser(prog=f"train.py {command}", description=TRAIN_COMMANDS.get(command, ""), default_env=False)
-    parser._command = command
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
-    parser.add_class_arguments(RunConfig, as_group=False)
-    parser.add_argument(
-        "--ckpt_path",
-        type=str | None,
-        default=None,
-        help="checkpoint: last, best, auto (last if there is one) or a path (fit: resume from it)",
-    )
-    if command == "fit":
-        parser.add_argument("--overwrite", type=bool, default=False, help="replace the run that run_dir holds")
-    return parser
-
-
-def _exists(argv: Sequence[str]) -> None:
-    """A missing configuration file is answered before jsonargparse mistakes its name for YAML."""
-    values = list(argv)
-    for flag, value in zip(values, [*values[1:], ""], strict=True):
-        path = value if flag == "--config" else flag.removeprefix("--config=") if flag.startswith("--config=") else None
-        if path is not None and not Path(path).is_file():
-            folder = Path(path).parent
-            near = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
-            raise ConfigError(
-                f"configuration {path} does not exist." + (f" In {folder}: {', '.join(near)}." if near else " Check the path.")
-            )
-        if path is not None:
-            _readable(Path(path))
-
-
-def _readable(path: Path) -> None:
-    """A file that is no text, or a number too long to read, would end in an error from inside the YAML reader."""
-    try:
-        path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path} cannot be read as text ({error}).") from error
-
-
-def parse_run(argv: Sequence[str]) -> tuple[str, RunConfig, Namespace]:
-    """``[command, options...]`` -> (command, configuration, namespace with ckpt_path, overwrite and the YAML text as ``resolved``)."""
-    if not argv or argv[0] not in TRAIN_COMMANDS:
-        listing = "\n".join(f"  {name:10} {text}" for name, text in TRAIN_COMMANDS.items())
-        if argv and argv[0] in ("-h", "--help"):
-            print(
-                f"usage: train.py COMMAND --config FILE [--option value ...]\n\ncommands:\n{listing}\n\n"
-                "train.py COMMAND --help lists all options."
-            )
-            raise SystemExit(0)
-        got = f"received {argv[0]!r}" if argv else "received none"
-        raise ConfigError(f"the first argument must be one of the commands ({got}):\n{listing}")
-    command, rest = argv[0], list(argv[1:])
-    _exists(rest)
-    parser = _train_parser(command)
-    namespace = parser.parse_args(rest)
-    resolved = parser.dump(namespace)
-    values = _instantiate(parser, namespace)
-    once = ("ckpt_path", "overwrite")  # of this command; a saved configuration that repeats them would resume or replace unasked
-    config = RunConfig(**{k: v for k, v in vars(values).items() if k not in ("config", *once)})
-    resolved = "\n".join(line for line in resolved.splitlines() if not line.startswith(tuple(f"{k}:" for k in once))) + "\n"
-    rest_of = Namespace(ckpt_path=values.ckpt_path, overwrite=getattr(values, "overwrite", False), resolved=resolved)
-    return command, config, rest_of
-
-
-def _instantiate(parser: Parser, namespace: Namespace) -> Any:
-    """The dataclasses; what the parser let through and a dataclass cannot be made of is an error of the configuration too."""
-    try:
-        return parser.instantiate(namespace)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"a section of the configuration has a value of the wrong kind ({error}).") from error
-
 
 _REMEDY = "Check the path, the disk and the permissions of the folder (all of the error: EXPLAINER_DEBUG=1)."
 _REMEDIES = {
@@ -162,27 +62,18 @@ def _guarded(function: Any, argv: Sequence[str]) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     command, config, rest = parse_run(argv)
-    from explainer.commands.fit import run
+    if command == "fit":
+        from explainer.commands.fit import FitRequest, fit
 
-    return run(command, config, rest.ckpt_path, rest.resolved, rest.overwrite)
+        return fit(FitRequest(config, rest.ckpt_path, rest.resolved, rest.overwrite))
+    from explainer.commands.validate import run
+
+    return run(command, config, rest.ckpt_path)
 
 
 def train(argv: Sequence[str] | None = None) -> int:
     """``train.py``: returns the exit code."""
     return _guarded(_train, sys.argv[1:] if argv is None else argv)
-
-
-def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateConfig, str]:
-    """``[options...]`` -> (configuration, the resolved configuration as YAML)."""
-    rest = list(argv)
-    _exists(rest)
-    parser = Parser(prog="evaluate.py", description="Evaluate explainers: methods x images x protocols.", default_env=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
-    parser.add_class_arguments(EvaluateConfig, as_group=False)
-    namespace = parser.parse_args(rest)
-    resolved = parser.dump(namespace)
-    values = _instantiate(parser, namespace)
-    return EvaluateConfig(**{k: v for k, v in vars(values).items() if k != "config"}), resolved
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -202,12 +93,12 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
 def parse_maps(argv: Sequence[str]) -> MapsConfig:
     """``[options...]`` -> the configuration of ``explainer maps``."""
     rest = list(argv)
-    _exists(rest)
+    check_configs(rest)
     parser = Parser(prog="explainer maps", description="Fill a map cache: one method, one split.", default_env=False)
     parser._command = "maps"
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
     parser.add_class_arguments(MapsConfig, as_group=False)
-    values = _instantiate(parser, parser.parse_args(rest))
+    values = instantiate(parser, parser.parse_args(rest))
     return MapsConfig(**{k: v for k, v in vars(values).items() if k != "config"})
 
 
@@ -224,12 +115,12 @@ def maps_command(argv: Sequence[str]) -> int:
 def calibrate_command(argv: Sequence[str]) -> int:
     """Choose the quality score from which explanations are given."""
     rest = list(argv)
-    _exists(rest)
+    check_configs(rest)
     parser = Parser(prog="explainer calibrate", description="Calibrate selective explanation on labelled images.", default_env=False)
     parser._command = "calibrate"
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
     parser.add_class_arguments(CalibrateConfig, as_group=False)
-    values = _instantiate(parser, parser.parse_args(rest))
+    values = instantiate(parser, parser.parse_args(rest))
     config = CalibrateConfig(**{k: v for k, v in vars(values).items() if k != "config"})
     from explainer.commands.calibrate import run
 

@@ -17,9 +17,8 @@ from explainer import plugins
 from explainer.data.contract import SPLITS, ExplainerDataset, Sample, Task, collate
 from explainer.data.samplers import ResumableBatchSampler, UnpaddedSampler
 from explainer.errors import ConfigError, CorruptSampleError
+from explainer.lightning_internals import brings_own_sampler, resume_position
 from explainer.tensors import Batch
-
-__all__ = ["DataModule", "resume_position"]
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +153,6 @@ class DataModule(pl.LightningDataModule):
         self.options = dict(options or {})
         self.train_options, self.eval_options = dict(train_options or {}), dict(eval_options or {})
         self.global_batch, self.pin, self.prefetch_factor = global_batch, pin_memory, prefetch_factor
-        # Which images a training batch is drawn from, by the share of the training that is done; None: from all. The task sets it.
-        self.among: Callable[[float], Sequence[int] | None] | None = None
         self.skipped: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
         self._datasets: dict[str, ExplainerDataset] = {}
 
@@ -168,6 +165,10 @@ class DataModule(pl.LightningDataModule):
             built.augmentation_seed = self.seed
             self._datasets[split] = built
         return self._datasets[split]
+
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each split that was built so far, by name."""
+        return {split: dataset.fingerprint() for split, dataset in self._datasets.items()}
 
     def _any_dataset(self) -> ExplainerDataset:
         return next(iter(self._datasets.values())) if self._datasets else self.dataset(self.predict_split)
@@ -234,22 +235,29 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches, from the batch where the checkpoint being resumed was written."""
         rank, world = self._rank_world
-        if world > 1 and getattr(getattr(self.trainer, "_accelerator_connector", None), "use_distributed_sampler", False):
+        if world > 1 and brings_own_sampler(self.trainer):
             raise ConfigError("this data module brings its own samplers: build the Trainer with use_distributed_sampler=False.")
         sampler = ResumableBatchSampler(len(self.dataset("train")), self._per_device(world), self.seed, rank, world)
         if self.trainer is not None:
             sampler.steps = _limited(len(sampler), self.trainer.limit_train_batches)
             sampler.start_at(*resume_position(self.trainer))
-            sampler.among = None if self.among is None else functools.partial(self._drawn_from, sampler.per_epoch)
+            choose = getattr(self.trainer.lightning_module, "training_images", None)  # a task may learn from a part only
+            sampler.among = None if choose is None else functools.partial(self._drawn_from, choose, sampler.per_epoch)
         return self._loader("train", substitute=True, batch_sampler=sampler)
 
-    def _drawn_from(self, per_epoch: int, epoch: int, batch: int) -> Sequence[int] | None:
-        """The images that a training batch is drawn from."""
-        assert self.trainer is not None and self.among is not None
+    def _drawn_from(self, choose: Callable[[float], Sequence[int] | None], per_epoch: int, epoch: int, batch: int) -> Sequence[int] | None:
+        """The images that a training batch is drawn from; None: all.
+
+        Args:
+            choose: gives them for a share of the training that is done.
+            per_epoch: training batches of an epoch.
+            epoch, batch: the global batch.
+        """
+        assert self.trainer is not None
         total = self.trainer.estimated_stepping_batches  # asked while training runs: before, Lightning would build the loaders for it
         each = self.trainer.accumulate_grad_batches
         step = epoch * math.ceil(per_epoch / each) + batch // each  # the last batch of an epoch makes a step, too
-        return self.among(step / total if 0 < total < float("inf") else 0.0)
+        return choose(step / total if 0 < total < float("inf") else 0.0)
 
     def eval_dataloader(self, split: str) -> DataLoader:
         """Every sample of a split once over all ranks, in order; also without a Trainer."""
@@ -289,18 +297,6 @@ class DataModule(pl.LightningDataModule):
         """Report the skipped samples."""
         if summary := self.skipped_summary():
             log.warning(summary)
-
-
-def resume_position(trainer: Any) -> tuple[int, int]:
-    """``(epoch, batch)`` where training goes on; (epoch, 0) unless a checkpoint from the middle of an epoch was loaded.
-
-    ``processed`` counts the batches whose optimiser step is in the checkpoint, also where it was written inside
-    ``on_train_batch_end`` (one more than ``completed``) or after an exception in the middle of a batch (one less than ``ready``).
-    """
-    epochs = trainer.fit_loop.epoch_progress.current
-    if epochs.ready == epochs.processed:
-        return epochs.processed, 0
-    return epochs.processed, trainer.fit_loop.epoch_loop.batch_progress.current.processed
 
 
 def _limited(length: int, limit: int | float | None) -> int:

@@ -12,6 +12,8 @@ import pytorch_lightning as pl  # noqa: TID251 - one of the three places that ma
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment  # noqa: TID251
 from pytorch_lightning.utilities import rank_zero_only  # noqa: TID251
 
+from explainer.lightning_internals import count_logged_steps_from
+
 
 class AppendingCSVLogger(Logger):
     """Rows by step in ``<folder>/metrics.csv``.
@@ -139,4 +141,4 @@ class KeepEarlierRows(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Lightning counts logged steps apart and guesses after a resume: each would shift the curve by one."""
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        count_logged_steps_from(trainer, trainer.global_step)

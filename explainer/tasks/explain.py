@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -43,6 +43,7 @@ class ExplainTask(pl.LightningModule):
         seed: of everything random in a step, together with the step and the rank.
         provenance: plain values stored in the checkpoint (the classifier's configuration, data, versions).
         teachers: gives target maps for terms that need them, see :class:`explainer.tasks.teachers.Teachers`.
+        taught: positions of the training images for which ``teachers`` has maps; None stands for all.
     """
 
     def __init__(
@@ -55,33 +56,14 @@ class ExplainTask(pl.LightningModule):
         seed: int = 0,
         provenance: dict[str, Any] | None = None,
         teachers: Callable[..., Tensor] | None = None,
+        taught: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if explainer.num_classes != explanandum.num_classes:
-            raise ConfigError(
-                f"the Explainer has {explainer.num_classes} classes, the Explanandum {explanandum.num_classes}; they must agree."
-            )
+        check_options(explainer, explanandum, losses, masking, optimizer, teachers is not None)
         self.explainer, self.explanandum = explainer, explanandum
         self.terms = build_terms(losses)
-        for term in self.terms.values():
-            if isinstance(term, nn.Module):
-                raise ConfigError(f"loss term {type(term).__name__} must not be a module: terms have no parameters.")
-            if term.needs_passes and not explanandum.differentiable:
-                raise ConfigError(
-                    f"losses.{term.name} backpropagates through the classifier, and this classifier gives scores only: use "
-                    "losses.coalition or losses.distillation, with terms that look at masks alone (area_bound, total_variation, "
-                    "non_target_area)."
-                )
-            if term.needs_teacher and teachers is None:
-                raise ConfigError(f"losses.{term.name} needs teachers: add teachers: [{{name: grad_cam}}] to the configuration.")
-        self.teachers = teachers
+        self.teachers, self.taught = teachers, taught
         self.masking = masking or MaskingConfig()
-        if self.masking.subset > 0 and explanandum.task != "multilabel":
-            raise ConfigError("masking.subset needs a multilabel classifier; set it to 0.")
-        if not (len(self.masking.areas) == 2 and 0 < self.masking.areas[0] <= self.masking.areas[1] < 1):
-            raise ConfigError(f"masking.areas must be two shares of the image, 0 < least <= greatest < 1, received {self.masking.areas}.")
-        if not self.masking.area_temperature > 0:
-            raise ConfigError(f"masking.area_temperature must be positive, received {self.masking.area_temperature}.")
         self.optimizer_config = optimizer or OptimizerConfig()
         self.seed = seed
         self.fingerprint = explanandum.fingerprint()
@@ -93,7 +75,6 @@ class ExplainTask(pl.LightningModule):
         self.save_hyperparameters({**saved, **(provenance or {})}, logger=False)
         self.strict_loading = False  # the Explanandum's weights are left out on purpose; on_load_checkpoint checks the rest
         self.means = Means()
-        self.configure_optimizers()  # refuses wrong options now, not after hours of computing maps
 
     # ------------------------------------------------------------------ checkpoints
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -164,6 +145,14 @@ class ExplainTask(pl.LightningModule):
         """
         active = [t for t in self.terms.values() if t.weight_at(progress) != 0]
         return any(t.needs_teacher for t in active) and not any(t.needs_passes or t.needs_classifier for t in active)
+
+    def training_images(self, progress: float) -> Sequence[int] | None:
+        """Positions of the images that a training batch is drawn from; None stands for all.
+
+        Args:
+            progress: share of the training that is done, in [0,1].
+        """
+        return self.taught if self.taught is not None and self.copies_only(progress) else None
 
     def _progress(self) -> float:
         if self._trainer is None:
@@ -258,10 +247,52 @@ class ExplainTask(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Only the Explainer is trained."""
-        inner = encoder_of(self.explainer.network)
-        encoder = () if inner is None else inner.parameters()
-        total = lambda: int(self.trainer.estimated_stepping_batches)  # noqa: E731
-        return configure(self.explainer.parameters(), self.optimizer_config, total, encoder)
+        return _optimizers(self.explainer, self.optimizer_config, lambda: int(self.trainer.estimated_stepping_batches))
+
+
+def _optimizers(explainer: Explainer, config: OptimizerConfig, total_steps: Callable[[], int]) -> dict[str, Any]:
+    inner = encoder_of(explainer.network)
+    return configure(explainer.parameters(), config, total_steps, () if inner is None else inner.parameters())
+
+
+def check_options(
+    explainer: Explainer,
+    explanandum: Explanandum,
+    losses: dict[str, dict[str, Any]],
+    masking: MaskingConfig | None,
+    optimizer: OptimizerConfig | None,
+    taught: bool,
+) -> None:
+    """Refuse what :class:`ExplainTask` cannot train with. Cheap, so that it can be asked before maps are computed.
+
+    Args:
+        explainer, explanandum, losses, masking, optimizer: of :class:`ExplainTask`.
+        taught: whether there are teachers.
+
+    Raises:
+        ConfigError: classes, losses, masking or optimiser do not fit each other or this classifier.
+    """
+    if explainer.num_classes != explanandum.num_classes:
+        raise ConfigError(f"the Explainer has {explainer.num_classes} classes, the Explanandum {explanandum.num_classes}; they must agree.")
+    for term in build_terms(losses).values():
+        if isinstance(term, nn.Module):
+            raise ConfigError(f"loss term {type(term).__name__} must not be a module: terms have no parameters.")
+        if term.needs_passes and not explanandum.differentiable:
+            raise ConfigError(
+                f"losses.{term.name} backpropagates through the classifier, and this classifier gives scores only: use "
+                "losses.coalition or losses.distillation, with terms that look at masks alone (area_bound, total_variation, "
+                "non_target_area)."
+            )
+        if term.needs_teacher and not taught:
+            raise ConfigError(f"losses.{term.name} needs teachers: add teachers: [{{name: grad_cam}}] to the configuration.")
+    masking = masking or MaskingConfig()
+    if masking.subset > 0 and explanandum.task != "multilabel":
+        raise ConfigError("masking.subset needs a multilabel classifier; set it to 0.")
+    if not (len(masking.areas) == 2 and 0 < masking.areas[0] <= masking.areas[1] < 1):
+        raise ConfigError(f"masking.areas must be two shares of the image, 0 < least <= greatest < 1, received {masking.areas}.")
+    if not masking.area_temperature > 0:
+        raise ConfigError(f"masking.area_temperature must be positive, received {masking.area_temperature}.")
+    _optimizers(explainer, optimizer or OptimizerConfig(), lambda: 1)
 
 
 def diagnostics(e: Explanation) -> dict[str, Tensor]:

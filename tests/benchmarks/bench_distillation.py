@@ -35,12 +35,15 @@ import yaml
 
 from explainer import plugins
 from explainer.cli import parse_run
-from explainer.commands.fit import build_task, build_trainer, data_module, fill_cache, quiet_lightning
+from explainer.commands.building import build_task, data_module
+from explainer.commands.fit import fill_cache
 from explainer.config import RunConfig
+from explainer.lightning_internals import quiet_lightning
 from explainer.metrics.segmentation import iou, mean_absolute_error, soft_iou
 from explainer.models.explanandum import Explanandum
 from explainer.models.masking import aggregate
 from explainer.tasks.explain import diagnostics
+from explainer.tasks.trainer import build_trainer
 
 ROOT = Path(__file__).parents[2]
 LIVE = ("grad_cam", "grad_cam_pp", "layer_cam", "x_grad_cam", "hires_cam", "gradient", "input_x_gradient")

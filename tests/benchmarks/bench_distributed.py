@@ -29,7 +29,9 @@ def worker(options: argparse.Namespace) -> None:
     import torch
 
     from explainer.cli import parse_run
-    from explainer.commands.fit import build_task, build_trainer, data_module, quiet_lightning
+    from explainer.commands.building import build_task, data_module
+    from explainer.lightning_internals import quiet_lightning
+    from explainer.tasks.trainer import build_trainer
 
     torch.set_num_threads(1)
     quiet_lightning()

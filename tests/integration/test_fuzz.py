@@ -73,7 +73,9 @@ def mutated_tree(tree: dict[str, Any], random: np.random.Generator) -> dict[str,
 
 def assemble(config: Any) -> None:
     """All of a run but the training."""
-    from explainer.commands.fit import build_task, build_trainer, data_module, quiet_lightning
+    from explainer.commands.building import build_task, data_module
+    from explainer.lightning_internals import quiet_lightning
+    from explainer.tasks.trainer import build_trainer
 
     quiet_lightning()
     data = data_module(config)

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from explainer.errors import CheckpointError, ConfigError
-from explainer.tasks import saving
+from explainer.tasks import run_folder, saving
 from explainer.tasks.csv_log import AppendingCSVLogger, read_rows
-from explainer.tasks.saving import AtomicCheckpointIO, check_run_dir, resolve_checkpoint
+from explainer.tasks.run_folder import check_run_dir, resolve_checkpoint
+from explainer.tasks.saving import AtomicCheckpointIO
 from tests.integration.launch import CLASSIFIER, CONTEXT, EXPLAINER, Job, run, write_without_pause
 
 
@@ -187,15 +188,15 @@ def test_unusable_folders_are_reported_first(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"run_dir .*file is not writable"):
         check_run_dir(tmp_path / "file")
     usage = type("Usage", (), {"free": 3 * 2**20})
-    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ConfigError, match="has 3 MiB free, fewer than the 500"):
         check_run_dir(tmp_path / "new")
 
 
 def test_space_grows_with_the_network():
-    assert saving.bytes_of_checkpoints(torch.nn.Linear(2, 2)) == 500 * 2**20
+    assert run_folder.bytes_of_checkpoints(torch.nn.Linear(2, 2)) == 500 * 2**20
     large = torch.nn.Linear(10_000, 10_000, bias=False, device="meta")
-    assert saving.bytes_of_checkpoints(large) == 4 * 3 * 4 * 10**8 + 50 * 2**20
+    assert run_folder.bytes_of_checkpoints(large) == 4 * 3 * 4 * 10**8 + 50 * 2**20
 
 
 def test_which_checkpoint(tmp_path, monkeypatch):

@@ -45,7 +45,8 @@ class Recorder(pl.LightningModule):
 
 def fit(folder: Path, model: Recorder, ckpt: str | None = None, workers: int = 0, among: Any = None, **options: Any) -> None:
     data = DataModule("voc", batch_size=3, num_workers=workers, seed=7)
-    data.among = among
+    if among is not None:
+        model.training_images = among  # as a task that learns from a part of the images has it
     data._datasets.update({s: Numbers(16, split=s) for s in SPLITS})
     for dataset in data._datasets.values():
         dataset.augmentation_seed = 7

@@ -1,0 +1,155 @@
+"""The parts of a run, each made from its configuration: images, classifier, networks, teachers, task."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl  # noqa: TID251 - for its version
+
+import explainer
+from explainer.config import RunConfig
+from explainer.data.datamodule import DataModule
+from explainer.errors import CheckpointError, ConfigError
+from explainer.losses.base import build_terms
+from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, sub_state
+from explainer.models.explainer import Explainer
+from explainer.models.explanandum import Explanandum
+from explainer.models.networks import init_encoder
+
+# What decides numbers is the same list for a training and an evaluation.
+from explainer.provenance import versions as general_versions
+from explainer.tasks.classify import ClassifyTask
+from explainer.tasks.explain import ExplainTask, check_options
+from explainer.tasks.teachers import build_teachers, check_teachers, open_cache
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides a training's numbers."""
+    return {**general_versions(), "lightning": pl.__version__}
+
+
+def data_module(config: RunConfig) -> DataModule:
+    """The run's images."""
+    d = config.data
+    return DataModule(
+        name=d.name,
+        batch_size=d.batch_size,
+        eval_batch_size=d.eval_batch_size,
+        num_workers=d.num_workers,
+        seed=config.seed,
+        options=d.options,
+        train_options=d.train_options,
+        eval_options=d.eval_options,
+        on_error=d.on_error,
+        global_batch=d.global_batch,
+        pin_memory=d.pin_memory,
+        prefetch_factor=d.prefetch_factor,
+    )
+
+
+@dataclass
+class Networks:
+    """What is known before any map is computed: the classifier and the network that will explain it."""
+
+    explanandum: Explanandum
+    explainer: Explainer
+
+
+def build_networks(config: RunConfig, data: DataModule, fitting: bool = True) -> Networks:
+    """The Explanandum and the Explainer of a run with task explain, checked against everything that will be asked of them.
+
+    Args:
+        config: the run.
+        data: its images.
+        fitting: whether it will train.
+
+    Raises:
+        ConfigError: an option does not fit, see :func:`~explainer.tasks.explain.check_options`, or a teacher does not.
+        CheckpointError: the classifier's file is missing or unusable.
+    """
+    c, e = config.classifier, config.explainer
+    explanandum = load_explanandum(
+        c.checkpoint, c.arch, c.options, data.num_classes, data.task, data.class_names, c.mean, c.std, c.input_size
+    )
+    net = Explainer(e.network, data.num_classes, e.options, data.class_names, c.mean, c.std, data.size, e.downscale, e.stride)
+    if e.init_encoder:
+        if not explanandum.differentiable:
+            raise ConfigError("explainer.init_encoder copies the classifier's weights, which cannot be seen here: set it to false.")
+        init_encoder(net.network, explanandum.classifier)
+    check_options(net, explanandum, config.losses, config.masking, config.optimizer, bool(config.teachers))
+    if config.teachers:
+        _check_teaching(config, explanandum, data, fitting)
+    return Networks(explanandum, net)
+
+
+def _check_teaching(config: RunConfig, explanandum: Explanandum, data: DataModule, fitting: bool) -> None:
+    """The best checkpoint is chosen on the val split, so there must be something to choose it by."""
+    terms = build_terms(config.losses).values()
+    if not any(t.needs_teacher for t in terms):
+        raise ConfigError("teachers are given and no loss asks them: add losses.distillation, or leave teachers out.")
+    check_teachers(config.teachers, explanandum, data)
+    for_val = any(t.cache is None or len(open_cache(t, explanandum, data, "val")) for t in config.teachers)
+    if fitting and not for_val and all(t.needs_teacher or t.weight_at(1.0) == 0 for t in terms):
+        raise ConfigError(
+            "the val split has no target maps, and no other loss has weight at the end of training, so val/loss would "
+            "say nothing: fill the cache with explainer maps --split val, or give another loss some weight."
+        )
+
+
+def build_task(config: RunConfig, data: DataModule, fitting: bool = True, networks: Networks | None = None) -> ClassifyTask | ExplainTask:
+    """The LightningModule of a run, complete.
+
+    Args:
+        config: the run.
+        data: its images.
+        fitting: whether it will train; else the teachers' caches of the training split are left alone.
+        networks: of :func:`build_networks`; built here by default. The teachers' caches must be filled by now.
+    """
+    if config.task == "classify":
+        return _classify_task(config, data)
+    parts = networks or build_networks(config, data, fitting)
+    teachers = build_teachers(config.teachers, parts.explanandum, data, ("train", "val") if fitting else ("val",))
+    taught = None if teachers is None or not fitting else teachers.images("train")
+    if taught is not None and len(taught) == len(data.dataset("train")):
+        taught = None  # all of them: the epoch's own order, as without teachers
+    provenance = {"classifier": asdict(config.classifier), "data": asdict(config.data), "versions": versions()}
+    task: ClassifyTask | ExplainTask = ExplainTask(
+        parts.explainer,
+        parts.explanandum,
+        config.losses,
+        config.masking,
+        config.optimizer,
+        config.seed,
+        provenance,
+        teachers,
+        taught,
+    )
+    _start_weights(task, config.init_from)
+    return task
+
+
+def _classify_task(config: RunConfig, data: DataModule) -> ClassifyTask:
+    c = config.classifier
+    path = c.mask_augmentation.checkpoint
+    masks = None if path is None else explainer.load(path)
+    task = ClassifyTask(c, data.num_classes, data.task, data.class_names, config.optimizer, config.seed, masks)
+    _start_weights(task, config.init_from)
+    return task
+
+
+def _start_weights(task: ClassifyTask | ExplainTask, path: str | Path | None) -> None:
+    """Load the network that is trained from another run's checkpoint (``init_from``); nothing else of it is used."""
+    if path is None:
+        return
+    explains = isinstance(task, ExplainTask)
+    module = task.explainer if isinstance(task, ExplainTask) else task.classifier
+    kind = "explainer" if explains else "classifier"
+    content = read_weights(path)
+    hyper_parameters(content, kind, path)  # type: ignore[arg-type]
+    try:
+        module.load_state_dict(sub_state(content.get("state_dict", {}), f"{kind}."))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"init_from {path} does not fit the configured {kind}: {str(error).splitlines()[-1].strip()[:200]}"
+        ) from error

@@ -1,0 +1,65 @@
+"""``validate``, ``test`` and ``predict``: a trained run's losses, metrics and masks on a split."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+
+from explainer.commands.building import build_task, data_module
+from explainer.commands.tables import show_row
+from explainer.config import RunConfig
+from explainer.data.datamodule import DataModule
+from explainer.lightning_internals import quiet_lightning
+from explainer.tasks.classify import ClassifyTask
+from explainer.tasks.explain import ExplainTask
+from explainer.tasks.predicting import PredictionWriter, file_names
+from explainer.tasks.run_folder import check_run_dir, resolve_checkpoint
+from explainer.tasks.trainer import build_trainer, compile_networks, to_memory_format
+
+log = logging.getLogger(__name__)
+
+
+def run(command: str, config: RunConfig, ckpt_path: str | None = None) -> int:
+    """Run ``validate``, ``test`` or ``predict``; returns the exit code.
+
+    Args:
+        command: which of them.
+        config: the run.
+        ckpt_path: ``last``, ``best`` or a path; default ``best``.
+    """
+    quiet_lightning()
+    folder = Path(config.run_dir)
+    check_run_dir(folder)
+    checkpoint = resolve_checkpoint(ckpt_path or "best", folder)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data = data_module(config)
+    data.setup(command)
+    task = build_task(config, data, fitting=False)
+    trainer = build_trainer(config, fitting=False)
+    to_memory_format(task, config.trainer)
+    compile_networks(task, config.trainer)
+    if command == "predict":
+        return _predict(trainer, task, data, checkpoint, folder)
+    measure = trainer.validate if command == "validate" else trainer.test
+    results = measure(task, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    if trainer.is_global_zero:
+        row: dict[str, Any] = {k: float(v) for k, v in results[0].items()}
+        if isinstance(task, ClassifyTask) and task.per_class:
+            row["ap_per_class"] = dict(zip(task.hparams["class_names"], task.per_class, strict=True))
+        (folder / f"{command}.json").write_text(json.dumps(row, indent=1))
+        show_row(f"{command}: {checkpoint}", row)
+    return 0
+
+
+def _predict(trainer: pl.Trainer, task: ClassifyTask | ExplainTask, data: DataModule, checkpoint: str | None, folder: Path) -> int:
+    dataset = data.dataset(data.predict_split)
+    names = file_names([dataset.sample_id(i) for i in range(len(dataset))])
+    writer = PredictionWriter(folder / "predictions", names)
+    trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+    trainer.predict(task, data, ckpt_path=checkpoint, weights_only=True, return_predictions=False)
+    log.warning("wrote %d files into %s", writer.written, writer.folder)
+    return 0

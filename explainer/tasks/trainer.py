@@ -1,0 +1,152 @@
+"""Lightning's Trainer as this project sets it up."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor  # noqa: TID251
+from pytorch_lightning.plugins.environments import SLURMEnvironment  # noqa: TID251
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # noqa: TID251
+
+from explainer.config import RunConfig, TrainerConfig
+from explainer.errors import ConfigError
+from explainer.tasks.callbacks import FiniteGradients, HealthAlarm, MaskPictures, StepSeed, in_torchrun
+from explainer.tasks.classify import ClassifyTask
+from explainer.tasks.csv_log import KeepEarlierRows
+from explainer.tasks.explain import ExplainTask
+from explainer.tasks.loggers import loggers
+from explainer.tasks.saving import AtomicCheckpointIO, SafeCheckpoint
+from explainer.tasks.stopping import GracefulStop, in_slurm
+
+
+def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
+    """Lightning's Trainer with this project's loggers, callbacks and settings.
+
+    Args:
+        config: the run.
+        fitting: whether it will train; else it only evaluates, without loggers and checkpoints.
+
+    Raises:
+        ConfigError: Lightning refuses the ``trainer`` section.
+    """
+    t = config.trainer
+    devices, nodes, strategy = _devices(t)
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if in_torchrun() is None and in_slurm() and SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # GracefulStop does it, between two steps
+    arguments: dict[str, Any] = {
+        "default_root_dir": config.run_dir,
+        "max_epochs": t.max_epochs,
+        "max_steps": t.max_steps,
+        "max_time": t.max_time,
+        "accelerator": t.accelerator,
+        "devices": devices,
+        "num_nodes": nodes,
+        "strategy": strategy,
+        "precision": native_precision(t.accelerator) if t.precision == "auto" else t.precision,
+        "accumulate_grad_batches": t.accumulate_grad_batches,
+        "gradient_clip_val": t.gradient_clip_val,
+        "check_val_every_n_epoch": t.check_val_every_n_epoch,
+        "log_every_n_steps": t.log_every_n_steps,
+        "enable_progress_bar": t.progress_bar,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "sync_batchnorm": t.sync_batchnorm and t.accelerator != "cpu" and torch.cuda.is_available(),
+        "callbacks": _callbacks(config, fitting),
+        "plugins": plugins,
+        "logger": loggers(config) if fitting else False,
+    }
+    known = inspect.signature(pl.Trainer).parameters
+    for key in t.extra:
+        if key not in known:
+            raise ConfigError(f"trainer.extra.{key} is not an argument of pytorch_lightning.Trainer. Its arguments: {', '.join(known)}.")
+    try:
+        return pl.Trainer(**{**arguments, **t.extra})
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+        raise ConfigError(f"Lightning refuses the trainer section: {' '.join(str(error).split())}") from error
+
+
+def _devices(config: TrainerConfig) -> tuple[Any, int, str]:
+    """Devices, nodes and strategy. Under torchrun they are the launcher's: Lightning's defaults would run N independent
+    trainings in one folder.
+    """
+    launched = in_torchrun()
+    if launched is not None:
+        return *launched, "ddp" if config.strategy == "auto" else config.strategy
+    on_cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
+    return 1 if config.devices == "auto" and on_cpu else config.devices, config.num_nodes, config.strategy
+
+
+def _callbacks(config: RunConfig, fitting: bool) -> list[pl.Callback]:
+    """In the order in which Lightning asks them; it puts checkpoints last by itself."""
+    t, folder = config.trainer, Path(config.run_dir)
+    callbacks: list[pl.Callback] = [StepSeed(config.seed), KeepEarlierRows()]
+    if not fitting:
+        return callbacks
+    monitor, mode, where = "val/loss", "min", folder / "checkpoints"
+    # Two checkpoint callbacks: with one, Lightning 2.6 writes last.ckpt only when the monitored value improved.
+    callbacks += [
+        FiniteGradients(),
+        GracefulStop(),
+        SafeCheckpoint(where, filename="best", monitor=monitor, mode=mode),
+        SafeCheckpoint(where, filename="last", save_on_exception=True, every_steps=t.save_every_n_steps),
+    ]
+    if t.patience is not None:
+        callbacks.append(EarlyStopping(monitor, min_delta=t.min_delta, patience=t.patience, mode=mode))
+    if config.optimizer.schedule != "constant":
+        callbacks.append(LearningRateMonitor("step"))
+    if config.task == "explain":
+        callbacks.append(HealthAlarm())
+        callbacks.append(MaskPictures(folder / "images", config.logging.images, config.logging.images_every_n_epochs))
+    return callbacks
+
+
+def native_precision(accelerator: str) -> str:
+    """``bf16-mixed`` where the hardware computes in bfloat16 (elsewhere it is emulated, and slower than float32), else ``32-true``."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    return "bf16-mixed" if native else "32-true"
+
+
+def to_memory_format(task: ClassifyTask | ExplainTask, config: TrainerConfig) -> None:
+    """Lay the networks out in memory as ``channels_last`` says, in place."""
+    if config.channels_last:
+        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def compile_networks(task: ClassifyTask | ExplainTask, config: TrainerConfig) -> None:
+    """Compile what the configuration says, in place."""
+    network, classifier = (config.compile if own is None else own for own in (config.compile_explainer, config.compile_classifier))
+    if isinstance(task, ClassifyTask):
+        if classifier:
+            task.classifier.compile()
+        return
+    if network:
+        task.explainer.network.compile()
+    if classifier and task.explanandum.differentiable:
+        task.explanandum.classifier.compile()
+
+
+def processes() -> int:
+    """Number of processes of this job, as torchrun, Lightning or srun announce it."""
+    return max(int(os.environ.get("WORLD_SIZE") or 1), int(os.environ.get("SLURM_NTASKS") or 1) if in_slurm() else 1)
+
+
+def larger_batch_message(config: RunConfig, world: int) -> str | None:
+    """What several processes make of ``data.batch_size`` where it is each one's own; None if it is what one process would train with."""
+    if world == 1 or config.data.global_batch:
+        return None
+    each = config.data.batch_size
+    return (
+        f"{world} processes with data.batch_size {each} each train with {world * each} images per step, not the {each} of one process. "
+        f"To train as one does: --data.global_batch true ({each} in all), or --trainer.devices 1."
+    )
