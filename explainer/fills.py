@@ -7,6 +7,7 @@ blending with the classifier's mean colour equals multiplying the normalised ima
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,13 +17,15 @@ from torchvision.transforms.v2 import functional as tvf
 from explainer.errors import ConfigError
 
 FillKind = Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle"]
+#: One CPU generator for a whole batch, or one for each image, so that an image's draws do not depend on its neighbours.
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def make_fill(
     images: Tensor,
     kind: FillKind = "mean",
     mean: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     blur_sigma: float | None = None,
 ) -> Tensor:
     """Replacement colours for every pixel.
@@ -33,7 +36,7 @@ def make_fill(
             ``blur`` (Gaussian of the image), ``noise`` (uniform in [0,1] per pixel and channel), ``shuffle`` (the next image of the
             batch: "another image").
         mean: ``[3]`` or broadcastable mean colour in [0,1]; needed by ``mean`` only.
-        generator: CPU generator for ``noise``.
+        generator: for ``noise``; None: torch's own.
         blur_sigma: pixels; default 9 % of the shorter side.
 
     Returns:
@@ -53,8 +56,15 @@ def make_fill(
         radius = min(int(3 * sigma + 0.5), min(images.shape[-2:]) - 1)
         return tvf.gaussian_blur(images, [2 * radius + 1, 2 * radius + 1], [sigma, sigma])
     if kind == "noise":
-        return torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+        return _drawn(torch.rand, images.shape, generator, images.dtype).to(images.device)
     return images.roll(1, dims=0)
+
+
+def _drawn(draw: Any, shape: Sequence[int], generator: Generators, dtype: torch.dtype) -> Tensor:
+    """``draw`` (``torch.rand`` or ``torch.randn``) of ``shape``, by one generator or by one for each image."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return draw(tuple(shape), generator=generator, dtype=dtype)  # type: ignore[no-any-return]
+    return torch.stack([draw(tuple(shape[1:]), generator=g, dtype=dtype) for g in generator])
 
 
 def judging_fill(trained: Any) -> FillKind:
@@ -72,7 +82,7 @@ def alternative_fill(
     images: Tensor,
     mean: Tensor,
     std: Tensor,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     kind: Literal["blur", "colour", "random"] = "random",
     blur_sigma: float = 10.0,
 ) -> Tensor:
@@ -85,7 +95,7 @@ def alternative_fill(
     Args:
         images: ``[B,3,H,W]`` in [0,1].
         mean, std: of the classifier's normalisation, ``[3]`` or one number.
-        generator: CPU generator; None: torch's own.
+        generator: one for the batch, one for each image (then ``kind`` says which image is made), or None: torch's own.
         kind: which of the two.
         blur_sigma: pixels.
 
@@ -95,13 +105,20 @@ def alternative_fill(
     if kind not in ("blur", "colour", "random"):
         raise ConfigError(f"the alternative image must be blur, colour or random, received {kind!r}.")
     if kind == "random":
-        kind = "blur" if bool(torch.rand((), generator=generator) < 0.5) else "colour"
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ConfigError("one generator for each image cannot choose for the batch: name the kind, blur or colour.")
+        kind = alternative_kind(generator)
     centre, scale = mean.to(images).reshape(1, -1, 1, 1), std.to(images).reshape(1, -1, 1, 1)
     if kind == "blur":
         return zero_padded_blur((images - centre) / scale, blur_sigma) * scale + centre
-    colour = torch.rand((*images.shape[:2], 1, 1), generator=generator, dtype=images.dtype) * 0.66 - 0.33
-    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype) + 0.11
+    colour = _drawn(torch.rand, (*images.shape[:2], 1, 1), generator, images.dtype) * 0.66 - 0.33
+    noise = _drawn(torch.randn, images.shape, generator, images.dtype) + 0.11
     return (colour + noise).to(images) * scale + centre
+
+
+def alternative_kind(generator: torch.Generator | None = None) -> Literal["blur", "colour"]:
+    """Which alternative image a batch gets, each as likely."""
+    return "blur" if bool(torch.rand((), generator=generator) < 0.5) else "colour"
 
 
 def zero_padded_blur(images: Tensor, sigma: float) -> Tensor:

@@ -32,7 +32,7 @@ from explainer.tasks.run_folder import (
     resolve_checkpoint,
 )
 from explainer.tasks.stopping import GracefulStop
-from explainer.tasks.trainer import build_trainer, compile_networks, larger_batch_message, processes, to_memory_format
+from explainer.tasks.trainer import build_trainer, compile_networks, larger_batch_message, processes, to_memory_format, unequal_message
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +162,9 @@ def _ready_trainer(request: FitRequest, task: ClassifyTask | ExplainTask, checkp
     trained = task.explainer if isinstance(task, ExplainTask) else task.classifier
     check_space(request.folder, bytes_of_checkpoints(trained))
     trainer = build_trainer(request.config)
-    message = larger_batch_message(request.config, trainer.world_size)
-    if message is not None and trainer.is_global_zero:
-        log.warning(message)
+    for message in (larger_batch_message(request.config, trainer.world_size), unequal_message(request.config, task, trainer)):
+        if message is not None and trainer.is_global_zero:
+            log.warning(message)
     if request.overwrite or checkpoint is not None:
         trainer.callbacks.append(EarlierRun(request.folder / "checkpoints", checkpoint))  # type: ignore[attr-defined]
     return trainer

@@ -17,8 +17,8 @@ from explainer.errors import ConfigError
 __all__ = ["ResumableBatchSampler", "UnpaddedSampler", "sample_seed", "spread"]
 
 
-def sample_seed(*key: int) -> int:
-    """A 63-bit seed from integers such as (seed, epoch, index). Neighbouring keys give unrelated seeds."""
+def sample_seed(*key: int | str) -> int:
+    """A 63-bit seed from values such as (seed, epoch, index). Neighbouring keys give unrelated seeds."""
     digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

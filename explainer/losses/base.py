@@ -31,7 +31,7 @@ class Explanation:
         shown: ``[B,K]`` the classes whose masks were shown: ``targets``, or a random part of them (``subset`` option).
         task: of the Explanandum.
         explanandum: the frozen classifier, for terms that query it themselves.
-        generator: CPU generator of this step.
+        generators: one CPU generator for each image, so that its draws do not depend on the others of its batch.
         progress: share of the training done, in [0,1].
         ids: of the images.
         teacher: ``[B,K,H,W]`` other methods' maps in [0,1], NaN where there is none; None while no term asks for them.
@@ -47,7 +47,7 @@ class Explanation:
     shown: Tensor
     task: Literal["multilabel", "multiclass"]
     explanandum: Any
-    generator: torch.Generator
+    generators: Sequence[torch.Generator]
     progress: float = 0.0
     ids: tuple[str, ...] = ()
     teacher: Tensor | None = None

@@ -143,7 +143,7 @@ class Coalition(LossTerm):
         image, label = (e.targets > 0.5).nonzero(as_tuple=True)
         if len(image) == 0:
             return e.class_masks.sum() * 0.0
-        drawn = [sample_coalitions(self.coalitions, self.grid**2, e.generator, self.paired) for _ in range(len(e.images))]
+        drawn = [sample_coalitions(self.coalitions, self.grid**2, g, self.paired) for g in e.generators]
         coalitions = torch.stack(drawn).to(e.images)
         scores = self._scores(e, coalitions)  # [B,n+2,K]: the coalitions, no cell, all cells
         empty, full = scores[image, -2, label], scores[image, -1, label]
@@ -158,7 +158,7 @@ class Coalition(LossTerm):
     def _scores(self, e: Explanation, coalitions: Tensor) -> Tensor:
         """``[B,n+2,K]`` scores of the coalitions ``[B,n,G]``, of the fill alone and of the whole image."""
         B, n, _ = coalitions.shape
-        fill = make_fill(e.images, self.fill, mean=e.explanandum.mean, generator=e.generator).expand_as(e.images)
+        fill = make_fill(e.images, self.fill, mean=e.explanandum.mean, generator=e.generators).expand_as(e.images)
         keep = coalitions.view(B * n, 1, self.grid, self.grid)
         size = (e.images.shape[-2], e.images.shape[-1])
         keep = torch.cat([F.interpolate(keep, size, mode="nearest").view(B, n, *size), keep.new_zeros(B, 1, *size)], dim=1)

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only  # noqa: TID251
 
 from explainer.data.samplers import sample_seed
 from explainer.errors import NumericalError
+from explainer.fills import make_fill
 from explainer.models.masking import aggregate
 from explainer.tensors import Batch
 
@@ -72,7 +73,7 @@ class HealthAlarm(pl.Callback):
             return
         image = batch.images[:1].to(pl_module.device)
         with torch.no_grad():
-            nothing = pl_module._fill(image, torch.Generator()).expand_as(image)
+            nothing = make_fill(image, pl_module.masking.fill, mean=pl_module.explanandum.mean).expand_as(image)
             logits = pl_module.explanandum(nothing).float()[0]
         message = empty_image_message(logits, pl_module.explanandum.task, pl_module.explanandum.class_names)
         if message is not None:

@@ -20,12 +20,12 @@ from torchmetrics.classification import (
 )
 
 from explainer.config import ClassifierConfig, MaskAugmentationConfig, OptimizerConfig
-from explainer.data.samplers import sample_seed
 from explainer.errors import ConfigError, NumericalError
 from explainer.fills import blend, make_fill
 from explainer.models.classifiers import build_classifier
 from explainer.models.masking import aggregate
 from explainer.models.occlusion import random_masks
+from explainer.tasks.draws import Draws
 from explainer.tasks.optim import configure
 from explainer.tasks.ranks import mean_over_ranks
 from explainer.tensors import Batch
@@ -96,7 +96,7 @@ class ClassifyTask(pl.LightningModule):
         return self.classifier((images - self.mean) / self.std)
 
     def _shared_step(self, batch: Batch, stage: str) -> Tensor:
-        images, targets = self._occlude(self._mask_evidence(batch), batch.targets) if stage == "fit" else (batch.images, batch.targets)
+        images, targets = self._occlude(self._mask_evidence(batch), batch) if stage == "fit" else (batch.images, batch.targets)
         logits = self(images).float()
         if self.task == "multilabel":
             loss = F.binary_cross_entropy_with_logits(logits, targets)
@@ -112,17 +112,18 @@ class ClassifyTask(pl.LightningModule):
             self.scores[stage].update(logits, labels)  # type: ignore[operator]
         return loss
 
-    def _occlude(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Images with random occlusions, and their targets: those of blank images say nothing."""
+    def _occlude(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The batch's images with random occlusions, and their targets: those of blank images say nothing."""
+        targets = batch.targets
         o = self.config.occlusion
         if o.probability == 0 and o.blank == 0:
             return images, targets
-        generator = torch.Generator().manual_seed(sample_seed(self.seed, self.global_step, self.global_rank))
-        masks = random_masks(len(images), (images.shape[-2], images.shape[-1]), generator, o.kind, o.max_share)
-        masks[torch.rand(len(images), generator=generator) >= o.probability] = 1.0
-        fill = make_fill(images, o.fill, mean=self.mean, generator=generator)
+        draws, size = Draws(self.seed, self.global_step, batch), (images.shape[-2], images.shape[-1])
+        masks = torch.cat([random_masks(1, size, g, o.kind, o.max_share) for g in draws.each])
+        masks[draws.uniform() >= o.probability] = 1.0
+        fill = make_fill(images, o.fill, mean=self.mean, generator=draws.each)
         if o.blank > 0:
-            blank = torch.rand(len(images), generator=generator) < o.blank
+            blank = draws.uniform() < o.blank
             masks[blank] = 0.0
             nothing = 0.0 if self.task == "multilabel" else 1.0 / targets.shape[1]
             targets = torch.where(blank.to(targets.device)[:, None], nothing, targets)
@@ -134,18 +135,18 @@ class ClassifyTask(pl.LightningModule):
         if not self._mask_explainer or self._masked_classes is None or m.probability == 0:
             return batch.images
         images = batch.images
-        generator = torch.Generator().manual_seed(sample_seed(self.seed, self.global_step, self.global_rank, 1))
+        draws = Draws(self.seed, self.global_step, batch, "evidence")
         labels = batch.targets * self._masked_classes.to(batch.targets)
         with torch.no_grad():
             net = self._mask_explainer[0].to(images.device)
             mask = aggregate(net(images).to(images), labels)[0]
-        chosen = torch.rand(len(images), generator=generator) < m.probability
-        remove = torch.rand(len(images), generator=generator) < 0.5
+        chosen = draws.uniform() < m.probability
+        remove = draws.uniform() < 0.5
         if m.mode != "both":
             remove = torch.full_like(remove, m.mode == "remove")
         chosen = chosen.to(images.device) & (labels.sum(dim=1) > 0)
         mask = torch.where(remove.to(images.device)[:, None, None], 1 - mask, mask)
-        shown = blend(images, mask, make_fill(images, m.fill, mean=self.mean, generator=generator))
+        shown = blend(images, mask, make_fill(images, m.fill, mean=self.mean, generator=draws.each))
         return torch.where(chosen[:, None, None, None], shown, images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

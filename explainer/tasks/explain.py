@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from explainer.config import MaskingConfig, OptimizerConfig
-from explainer.data.samplers import sample_seed
 from explainer.errors import ConfigError
-from explainer.fills import alternative_fill, blend, make_fill
+from explainer.fills import alternative_fill, alternative_kind, blend, make_fill
 from explainer.losses.base import Explanation, build_terms, total_loss
 from explainer.metrics.segmentation import soft_iou
 from explainer.models.area_conditioned import area_masks
@@ -22,6 +21,7 @@ from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.masking import aggregate
 from explainer.models.networks import encoder_of
+from explainer.tasks.draws import Draws
 from explainer.tasks.optim import configure
 from explainer.tasks.ranks import Means, mean_over_ranks
 from explainer.tensors import Batch
@@ -40,7 +40,7 @@ class ExplainTask(pl.LightningModule):
         losses: terms by name with weight and options.
         masking: fill, binarisation, subsets.
         optimizer: optimiser and schedule.
-        seed: of everything random in a step, together with the step and the rank.
+        seed: of everything random in a step, together with the step and the images.
         provenance: plain values stored in the checkpoint (the classifier's configuration, data, versions).
         teachers: gives target maps for terms that need them, see :class:`explainer.tasks.teachers.Teachers`.
         taught: positions of the training images for which ``teachers`` has maps; None stands for all.
@@ -104,15 +104,11 @@ class ExplainTask(pl.LightningModule):
         """Images in [0,1] -> class masks ``[B,K,H,W]``."""
         return self.explainer(images)
 
-    def _generator(self, stage: str) -> torch.Generator:
-        step = self.global_step if stage == "train" else -1
-        return torch.Generator().manual_seed(sample_seed(self.seed, step, self.global_rank))
-
     def _explanation(self, batch: Batch, stage: str) -> Explanation:
         images, targets = batch.images, batch.targets
-        generator = self._generator(stage)
+        draws = Draws(self.seed, self.global_step if stage == "train" else -1, batch)
         if stage == "train" and self.masking.area_conditioned > 0:
-            class_masks = self._cut_to_areas(self.explainer.logits(images).float(), targets, generator)
+            class_masks = self._cut_to_areas(self.explainer.logits(images).float(), targets, draws)
         else:
             class_masks = self.explainer(images).float()
         # Validation uses the final weights: under a schedule, the losses of different epochs could not be compared.
@@ -121,22 +117,22 @@ class ExplainTask(pl.LightningModule):
         target_mask, non_target_mask = aggregate(class_masks, targets)
         shown, shown_mask = targets, target_mask
         if stage == "train" and self.masking.subset > 0:
-            shown = self._subset(targets, generator)
+            shown = self._subset(targets, draws)
             shown_mask = aggregate(class_masks, shown)[0]
         if stage == "train" and self.masking.binarize > 0:
-            shown_mask = self._binarize(shown_mask, generator)
+            shown_mask = self._binarize(shown_mask, draws)
         # Evaluation measures what the masks keep and leave even where no term asks, but not where each look is paid for.
         if any(t.needs_passes for t in active) or (stage != "train" and self.explanandum.differentiable):
-            fill = self._fill(images, generator)
+            fill = self._fill(images, draws)
             # Both masked images in one batch: one pass through the classifier instead of two.
             both = torch.cat([blend(images, shown_mask, fill), blend(images, 1 - shown_mask, fill)])
             logits_masked, logits_inverse = self.explanandum(both).float().chunk(2)
         else:
             logits_masked = logits_inverse = targets.new_full(targets.shape, torch.nan)
-        teacher = self._teach(batch, stage, generator) if any(t.needs_teacher for t in active) else None
+        teacher = self._teach(batch, stage, draws.common) if any(t.needs_teacher for t in active) else None
         return Explanation(
             images, targets, class_masks, target_mask, non_target_mask, logits_masked, logits_inverse, shown,
-            self.explanandum.task, self.explanandum, generator, progress, batch.ids, teacher,
+            self.explanandum.task, self.explanandum, draws.each, progress, batch.ids, teacher,
         )  # fmt: skip
 
     def copies_only(self, progress: float) -> bool:
@@ -165,33 +161,34 @@ class ExplainTask(pl.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             return self.teachers(batch, stage, generator)
 
-    def _cut_to_areas(self, logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    def _cut_to_areas(self, logits: Tensor, targets: Tensor, draws: Draws) -> Tensor:
         """Masks ``[B,K,H,W]``; for a share of the images those of the present classes have one random area, all others are plain."""
         least, greatest = (math.log(a) for a in self.masking.areas)
-        area = torch.exp(least + (greatest - least) * torch.rand(len(logits), generator=generator)).to(logits)
-        chosen = (torch.rand(len(logits), generator=generator) < self.masking.area_conditioned).to(logits.device)
+        area = torch.exp(least + (greatest - least) * draws.uniform()).to(logits)
+        chosen = (draws.uniform() < self.masking.area_conditioned).to(logits.device)
         cut = area_masks(logits, area, self.masking.area_temperature)
         return torch.where((chosen[:, None] & (targets > 0.5))[:, :, None, None], cut, logits.sigmoid())
 
-    def _fill(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _fill(self, images: Tensor, draws: Draws) -> Tensor:
         kind = self.masking.fill
         if kind == "alternative":
-            return alternative_fill(images, self.explanandum.mean, self.explanandum.std, generator)
+            which = alternative_kind(draws.common)
+            return alternative_fill(images, self.explanandum.mean, self.explanandum.std, draws.each, which)
         if kind == "random":
-            kind = RANDOM_FILLS[int(torch.randint(len(RANDOM_FILLS), (1,), generator=generator))]  # type: ignore[assignment]
-        return make_fill(images, kind, mean=self.explanandum.mean, generator=generator)  # type: ignore[arg-type]
+            kind = RANDOM_FILLS[int(torch.randint(len(RANDOM_FILLS), (1,), generator=draws.common))]  # type: ignore[assignment]
+        return make_fill(images, kind, mean=self.explanandum.mean, generator=draws.each)  # type: ignore[arg-type]
 
-    def _subset(self, targets: Tensor, generator: torch.Generator) -> Tensor:
+    def _subset(self, targets: Tensor, draws: Draws) -> Tensor:
         """A random part of the labels for a share of the multi-label images (never none of them), all labels for the others."""
-        chosen = (torch.rand(len(targets), 1, generator=generator) < self.masking.subset).to(targets)
-        part = targets * (torch.rand(targets.shape, generator=generator) < 0.5).to(targets)
+        chosen = (draws.uniform(1) < self.masking.subset).to(targets)
+        part = targets * (draws.uniform(targets.shape[1]) < 0.5).to(targets)
         usable = chosen * (part.sum(dim=1, keepdim=True) > 0).to(targets)
         return usable * part + (1 - usable) * targets
 
-    def _binarize(self, mask: Tensor, generator: torch.Generator) -> Tensor:
+    def _binarize(self, mask: Tensor, draws: Draws) -> Tensor:
         """Threshold a share of the masks at random levels; the gradient passes as if they were soft (straight-through)."""
-        level = 0.1 + 0.8 * torch.rand(len(mask), 1, 1, generator=generator)
-        chosen = (torch.rand(len(mask), 1, 1, generator=generator) < self.masking.binarize).to(mask)
+        level = 0.1 + 0.8 * draws.uniform(1, 1)
+        chosen = (draws.uniform(1, 1) < self.masking.binarize).to(mask)
         hard = (mask > level.to(mask)).to(mask)
         return mask + chosen * (hard - mask).detach()
 

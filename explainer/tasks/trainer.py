@@ -141,6 +141,26 @@ def processes() -> int:
     return max(int(os.environ.get("WORLD_SIZE") or 1), int(os.environ.get("SLURM_NTASKS") or 1) if in_slurm() else 1)
 
 
+def unequal_message(config: RunConfig, task: ClassifyTask | ExplainTask, trainer: pl.Trainer) -> str | None:
+    """What makes a training on several processes with ``data.global_batch`` another one than that of one process; None if
+    nothing does.
+    """
+    if trainer.world_size == 1 or not config.data.global_batch:
+        return None
+    trained = task.explainer if isinstance(task, ExplainTask) else task.classifier
+    norms = sum(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in trained.modules())
+    fill = config.masking.fill if config.task == "explain" else config.classifier.occlusion.fill
+    reasons = []
+    if norms and not (config.trainer.sync_batchnorm and trainer.strategy.root_device.type == "cuda"):
+        reasons.append(
+            f"{norms} BatchNorm layers take their statistics from each process's own images (--trainer.sync_batchnorm true "
+            "shares them on GPUs; on the CPU torch cannot)"
+        )
+    if fill in ("shuffle", "random"):
+        reasons.append(f"fill {fill} takes another image from each process's own images")
+    return f"data.global_batch is on, and yet this is not the training of one process: {'; '.join(reasons)}." if reasons else None
+
+
 def larger_batch_message(config: RunConfig, world: int) -> str | None:
     """What several processes make of ``data.batch_size`` where it is each one's own; None if it is what one process would train with."""
     if world == 1 or config.data.global_batch:

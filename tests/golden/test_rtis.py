@@ -28,7 +28,7 @@ def test_objective(name, dtype, tolerance):
     close(total_variation(target, "reflect", power=2), arrays["out/tv"], tolerance)
     close(preserver_loss(through, targets), arrays["out/preserver"], tolerance)
     close(destroyer_loss(inverse, targets, power=1.0), arrays["out/destroyer"], tolerance)
-    e = Explanation(image, targets, masks, target, rest, through, inverse, targets, "multilabel", None, torch.Generator())
+    e = Explanation(image, targets, masks, target, rest, through, inverse, targets, "multilabel", None, [])
     term = RTIS(tv=w["tv"], area=w["area"], preserver=w["preserver"], destroyer=w["destroyer"], power=w["destroyer_power"])
     close(term.value(e), arrays["out/loss"], tolerance)
     close(torch.autograd.grad(term.value(e), logits)[0], arrays["out/grad_segmentations"], tolerance)

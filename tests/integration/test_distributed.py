@@ -67,6 +67,24 @@ def test_two_processes_equal_one(plain, tmp_path):
     assert not [k for k in b if k.startswith("explanandum.")], "the frozen classifier is in no checkpoint"
 
 
+def test_two_processes_draw_the_random_numbers_of_one(classifier, tmp_path):
+    """All that is random in a step, at the rate where rounding does not grow: losses agree to 1e-5."""
+    noisy = ["--masking.binarize", "0.5", "--masking.subset", "0.5", "--masking.area_conditioned", "0.5", "--masking.fill", "noise"]
+    argv = [*EXPLAINER, *PLAIN, *EQUAL, *noisy, "--trainer.max_epochs", "1", "--classifier.checkpoint", classifier]
+    assert run([*argv, "--run_dir", f"{tmp_path}/one"], tmp_path) == 0
+    assert run_group([*argv, "--run_dir", f"{tmp_path}/two"], tmp_path) == [0, 0]
+    assert_same_run(tmp_path / "one", tmp_path / "two", ("train/loss", "train/loss/classification", "val/loss"), 1e-5)
+
+
+def test_batch_norm_in_several_processes_is_said(classifier, tmp_path):
+    """Its statistics are each process's own on the CPU: this is not the training of one process, and nobody should think so."""
+    argv = [*EXPLAINER, *EQUAL, "--trainer.max_epochs", "1", "--classifier.checkpoint", classifier]
+    jobs = group([*argv, "--explainer.options", "{widths: [8, 8], decoder_channels: [8]}", "--run_dir", f"{tmp_path}/two"], tmp_path)
+    assert [job.wait() for job in jobs] == [0, 0]
+    assert "BatchNorm layers take their statistics from each process's own images" in jobs[0].text
+    assert "BatchNorm layers" not in jobs[1].text
+
+
 def test_two_nodes_on_loopback(plain, tmp_path):
     one, argv = plain
     assert run_group([*argv, "--run_dir", f"{tmp_path}/two"], tmp_path, world=2, nodes=2) == [0, 0]

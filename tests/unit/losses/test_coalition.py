@@ -105,7 +105,9 @@ class Corner(nn.Module):
 def scene(masks, targets):
     model = explainer.Explanandum(Corner(), 2, mean=0.0, std=1.0)
     images = torch.ones(len(masks), 3, 8, 8)
-    return explanation(images=images, class_masks=masks, targets=targets, shown=targets, explanandum=model, generator=torch.Generator())
+    return explanation(
+        images=images, class_masks=masks, targets=targets, shown=targets, explanandum=model, generators=[torch.Generator()] * 2
+    )
 
 
 @pytest.mark.parametrize("efficiency", ["share", "additive"])
@@ -116,7 +118,7 @@ def test_scores_alone_lead_a_mask_to_the_evidence(efficiency):
     optimizer = torch.optim.Adam([logits], lr=0.3)
     e = scene(logits.sigmoid(), targets)
     for step in range(60):
-        e.generator.manual_seed(step)
+        e.generators[0].manual_seed(step)
         e.class_masks = logits.sigmoid()
         loss = term.value(e)
         optimizer.zero_grad()

@@ -106,7 +106,7 @@ def explanation(**changes):
         "non_target_mask": masks[:, 1],
         "logits_masked": torch.zeros(2, 3), "logits_inverse": torch.zeros(2, 3), "shown": targets, "task": "multilabel",
         "explanandum": None,
-        "generator": torch.Generator(), "progress": 0.0, "ids": ("first", "second"),
+        "generators": [torch.Generator(), torch.Generator()], "progress": 0.0, "ids": ("first", "second"),
     }  # fmt: skip
     return Explanation(**{**base, **changes})
 

@@ -1,5 +1,6 @@
 """The training step of the Explainer."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from explainer.models.black_box import BlackBox
 from explainer.models.explainer import Explainer
 from explainer.models.networks import encoder_of
 from explainer.tasks.callbacks import FiniteGradients, empty_image_message, health_messages
+from explainer.tasks.draws import Draws
 from explainer.tasks.explain import ExplainTask, diagnostics
 from explainer.tasks.optim import configure, cosine, one_cycle
 from explainer.tensors import Batch
@@ -81,18 +83,18 @@ def test_subset_shows_part_of_the_labels_and_never_none():
     task, batch = make_task(MaskingConfig(subset=1.0)), make_batch()
     seen = set()
     for step in range(40):
-        shown = task._subset(batch.targets, torch.Generator().manual_seed(step))
+        shown = task._subset(batch.targets, Draws(0, step, replace(batch, ids=())))
         assert ((batch.targets - shown) >= 0).all()
         assert torch.equal(shown.sum(dim=1) > 0, batch.targets.sum(dim=1) > 0)
         seen.add(tuple(shown[0].tolist()))
     assert seen == {(1, 1, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0)}
-    assert torch.equal(make_task()._subset(batch.targets, torch.Generator()), batch.targets)
+    assert torch.equal(make_task()._subset(batch.targets, Draws(0, 0, batch)), batch.targets)
 
 
 def test_binarize_is_hard_forward_and_soft_backward():
     task = make_task(MaskingConfig(binarize=1.0))
     mask = torch.rand(4, 6, 6, requires_grad=True)
-    hard = task._binarize(mask, torch.Generator().manual_seed(0))
+    hard = task._binarize(mask, Draws(0, 0, make_batch()))
     assert ((hard - hard.round()).abs() < 1e-6).all() and hard.mean() not in (0.0, 1.0)
     (grad,) = torch.autograd.grad((hard * torch.arange(36.0).view(6, 6)).sum(), mask)
     torch.testing.assert_close(grad, torch.arange(36.0).view(1, 6, 6).expand(4, 6, 6))
