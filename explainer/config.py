@@ -19,7 +19,8 @@ class DataConfig:
         batch_size: training images per device and step.
         eval_batch_size: images per step in validation, test and prediction (default: batch_size).
         num_workers: loader processes; 0 loads in the main process.
-        options: of the data set (root, size, class_names, ...).
+        options: of the data set (root, size, class_names, ...). Those of image files also take geometry (squash, letterbox or crop: how a
+            picture becomes a square) and no_region (names of classes that no pixel belongs to, e.g. [free]).
         train_options: further options for the training split only (augmentation).
         eval_options: further options for the val and test splits only.
         on_error: raise stops at an unreadable sample, skip leaves it out and reports the count.

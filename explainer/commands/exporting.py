@@ -71,7 +71,7 @@ def export_command(argv: Sequence[str]) -> int:
     """``explainer export``."""
     args = export_parser().parse_args(argv)
     import explainer
-    from explainer.export.describe import describe
+    from explainer.export.describe import describe, trained_geometry
     from explainer.export.exporting import DEFAULT_SIDE, export
     from explainer.inference.pictures import read_calibration
 
@@ -81,7 +81,8 @@ def export_command(argv: Sequence[str]) -> int:
     explanandum = open_classifier(args.classifier, args.classifier_options, describe(net))
     calibration = None
     if args.calibration is not None:
-        calibration = read_calibration(args.calibration, args.size or (side, side), args.calibration_images)
+        geometry = trained_geometry(net.metadata)
+        calibration = read_calibration(args.calibration, args.size or (side, side), args.calibration_images, geometry)
     metrics = _metrics(args.metrics, Path(args.model))
     for name in dict.fromkeys(args.format):
         path, report = export(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from explainer.data.decoding import join_inside, read_json
 from explainer.data.files import VOID, ImageFileDataset, Record, held_out, require_directory
 from explainer.data.run_length import decode_runs, fill_polygon
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
+from explainer.geometry import Geometry
 
 __all__ = ["Coco"]
 
@@ -73,7 +74,7 @@ class Coco(ImageFileDataset):
         val_fraction: share of ``train2014`` in the val split.
         split_file: JSON ``{"train": [ids], "val": [ids]}`` that replaces seed and fraction.
         require_masks: drop images whose objects are all crowds, so that every image has object pixels.
-        size, augment, masks, cache: see :class:`ImageFileDataset`; the cache holds images only.
+        size, augment, masks, cache, geometry, no_region: see :class:`ImageFileDataset`; the cache holds images only.
     """
 
     name = "coco"
@@ -93,8 +94,10 @@ class Coco(ImageFileDataset):
         augment: str | Mapping[str, Any] | None = None,
         masks: bool = True,
         cache: Literal["none", "ram"] = "none",
+        geometry: Geometry = "squash",
+        no_region: Sequence[str] = (),
     ) -> None:
-        super().__init__(split, size, augment, masks, cache)
+        super().__init__(split, size, augment, masks, cache, geometry, no_region)
         if unannotated not in ("drop", "keep"):
             raise ConfigError(f'unannotated must be "drop" or "keep", got {unannotated!r}.')
         self.folder = Path(root).expanduser()
@@ -150,8 +153,14 @@ class Coco(ImageFileDataset):
         Path(path).write_text(json.dumps(content), encoding="utf-8")
 
     # ------------------------------------------------------------------ masks
-    def _has_masks(self, index: int) -> bool:
+    def _has_labels(self, index: int) -> bool:
         return self.records[index].problem is None and _outlined(self.records[index])
+
+    def _labels(self, index: int, size: tuple[int, int]) -> Tensor:
+        """Also of an image without any object: one empty layer per present class, and no void."""
+        if self._has_labels(index):
+            return self._read_layers(index, size)
+        return torch.zeros(len(self.records[index].labels) + 1, *size, dtype=torch.uint8)
 
     def _read_layers(self, index: int, size: tuple[int, int]) -> Tensor:
         """One {0,1} layer per present class, then the void layer: objects of different classes overlap."""
@@ -172,12 +181,12 @@ class Coco(ImageFileDataset):
                 ) from error
             layers[-1 if item.crowd or not item.segmentation else record.labels.index(item.label)] |= region
         layers[-1] &= ~layers[:-1].any(0)  # a pixel of an annotated object is defined, whatever crowd surrounds it
-        return torch.from_numpy(layers.astype(np.uint8))
+        return torch.from_numpy(layers.view(np.uint8))
 
     def _expand(self, index: int, layers: Tensor) -> tuple[Tensor, Tensor]:
         masks = torch.zeros(self.num_classes, *layers.shape[-2:], dtype=torch.bool)
-        masks[list(self.records[index].labels)] = layers[:-1].bool()
-        return masks, layers[-1].bool()
+        masks[list(self.records[index].labels)] = layers[:-1] == 1
+        return masks, layers[-1] > 0
 
     def identity(self) -> dict[str, Any]:
         """Adds the number of objects of each image and the content of the annotations, where the masks are."""

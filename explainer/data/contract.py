@@ -100,6 +100,8 @@ class ExplainerDataset(Dataset[Sample], ABC):
         task: "multilabel" (several classes an image) or "multiclass" (exactly one).
         split: "train", "val" or "test".
         size: side of the square images in pixels.
+        geometry: how a picture becomes the square image, see :mod:`explainer.geometry`.
+        no_region: names of the classes that no pixel belongs to ("no defect", "background"): they need no mask of their own.
         epoch, augmentation_seed: with the index, all that random augmentation may depend on.
     """
 
@@ -108,6 +110,8 @@ class ExplainerDataset(Dataset[Sample], ABC):
     task: Task
     split: str
     size: int
+    geometry: str = "squash"
+    no_region: tuple[str, ...] = ()
     epoch: int = 0
     augmentation_seed: int = 0
 

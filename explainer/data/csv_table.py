@@ -15,6 +15,7 @@ from explainer.data.files import ImageFileDataset, Record, checked_names, mask_b
 from explainer.data.image_folder import divide
 from explainer.data.listing import report_links
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
+from explainer.geometry import Geometry
 
 __all__ = ["CsvDataset"]
 
@@ -45,7 +46,7 @@ class CsvDataset(ImageFileDataset):
         mask_folder: folder with ``<path without suffix>.png`` label maps (0 background, i + 1 class i, 255 void), relative to ``root``.
         fractions: shares of train, val and test where the CSV does not say.
         split_seed: of that division.
-        size, augment, masks, cache: see :class:`ImageFileDataset`.
+        size, augment, masks, cache, geometry, no_region: see :class:`ImageFileDataset`.
     """
 
     name = "csv"
@@ -65,8 +66,10 @@ class CsvDataset(ImageFileDataset):
         augment: str | Mapping[str, Any] | None = None,
         masks: bool = True,
         cache: Literal["none", "ram"] = "none",
+        geometry: Geometry = "squash",
+        no_region: Sequence[str] = (),
     ) -> None:
-        super().__init__(split, size, augment, masks, cache)
+        super().__init__(split, size, augment, masks, cache, geometry, no_region)
         self.folder, self.separator = Path(root).expanduser(), separator
         require_directory(self.folder, self.name, "root is the folder that the CSV's paths are relative to.")
         tables = {s: self._read(self.folder / labels.replace("{split}", s)) for s in (SPLITS if "{split}" in labels else ("",))}

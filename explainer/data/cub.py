@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from explainer.data.decoding import join_inside, read_label_map, read_lines
-from explainer.data.files import ImageFileDataset, Record, checked_names, held_out, require_directory
+from explainer.data.files import VOID, ImageFileDataset, Record, checked_names, held_out, require_directory
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
+from explainer.geometry import Geometry
 
 __all__ = ["Cub"]
 
@@ -33,7 +34,7 @@ class Cub(ImageFileDataset):
         val_fraction: share of the training part in the val split.
         split_seed: of that choice.
         require_masks: keep only images with a segmentation.
-        size, augment, masks, cache: see :class:`ImageFileDataset`.
+        size, augment, masks, cache, geometry, no_region: see :class:`ImageFileDataset`.
     """
 
     name = "cub"
@@ -50,8 +51,10 @@ class Cub(ImageFileDataset):
         augment: str | Mapping[str, Any] | None = None,
         masks: bool = True,
         cache: Literal["none", "ram"] = "none",
+        geometry: Geometry = "squash",
+        no_region: Sequence[str] = (),
     ) -> None:
-        super().__init__(split, size, augment, masks, cache)
+        super().__init__(split, size, augment, masks, cache, geometry, no_region)
         base = Path(root).expanduser()
         self.folder = base / "CUB_200_2011"
         require_directory(self.folder, self.name, WHERE)
@@ -100,5 +103,5 @@ class Cub(ImageFileDataset):
 
     def _expand(self, index: int, layers: Tensor) -> tuple[Tensor, Tensor]:
         masks = torch.zeros(self.num_classes, *layers.shape[-2:], dtype=torch.bool)
-        masks[self.records[index].labels[0]] = layers[0].bool()
-        return masks, torch.zeros_like(layers[0], dtype=torch.bool)
+        masks[self.records[index].labels[0]] = layers[0] == 1
+        return masks, layers[0] == VOID

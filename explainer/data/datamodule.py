@@ -189,6 +189,11 @@ class DataModule(pl.LightningDataModule):
         return self._any_dataset().task
 
     @property
+    def no_region(self) -> tuple[str, ...]:
+        """Names of the classes that no pixel belongs to."""
+        return self._any_dataset().no_region
+
+    @property
     def size(self) -> int:
         """Side of the images in pixels."""
         return self._any_dataset().size

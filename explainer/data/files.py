@@ -16,10 +16,11 @@ from torch import Tensor
 
 from explainer.data.content import content_digests
 from explainer.data.contract import ExplainerDataset, Sample
-from explainer.data.decoding import image_size, read_image, read_label_map
+from explainer.data.decoding import image_size, read_label_map, read_scaled
 from explainer.data.samplers import sample_seed
-from explainer.data.transforms import Augmentation, resize_image, resize_masks
+from explainer.data.transforms import Augmentation, place_image, place_masks, to_picture
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
+from explainer.geometry import GEOMETRIES, Geometry, Placement, placement
 
 __all__ = ["VOID", "ImageFileDataset", "Record", "checked_names", "held_out", "mask_beside", "require_directory"]
 
@@ -129,10 +130,13 @@ class ImageFileDataset(ExplainerDataset):
 
     Args:
         split: "train", "val" or "test".
-        size: side of the squashed square images.
+        size: side of the square images.
         augment: None, "light", "standard" or a mapping, see :class:`~explainer.data.transforms.Augmentation`.
         masks: False leaves the ground-truth masks out (training needs none: faster batches).
         cache: "ram" keeps each decoded, resized image after its first use; "none" decodes every time. The samples are the same.
+        geometry: how a picture becomes a square: "squash", "letterbox" (padding is void) or "crop", see :mod:`explainer.geometry`.
+        no_region: classes that no pixel belongs to ("no defect", "background"). An image with such labels only and without a mask file has
+            ground truth all the same: no pixel of it is any class's object.
     """
 
     records: list[Record]
@@ -146,16 +150,24 @@ class ImageFileDataset(ExplainerDataset):
         augment: str | Mapping[str, Any] | None = None,
         masks: bool = True,
         cache: Literal["none", "ram"] = "none",
+        geometry: Geometry = "squash",
+        no_region: Sequence[str] = (),
     ) -> None:
         super().__init__(split, size)
+        if geometry not in GEOMETRIES:
+            raise ConfigError(f"geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}.")
+        if isinstance(no_region, str):
+            raise ConfigError(f"no_region must be a list of class names, got {no_region!r}.")
         if cache not in ("none", "ram"):
             raise ConfigError(f'cache must be "none" or "ram", got {cache!r}.')
         self.augmentation = Augmentation.parse(augment)
-        self.with_masks, self.cache = masks, cache
+        self.with_masks, self.cache, self.geometry, self.no_region = masks, cache, geometry, tuple(no_region)
         self.work = self.augmentation.working_size(size)
 
     def _ready(self, source: Path | str, advice: str = "") -> None:
         """Check that there is something to serve, and set up the cache."""
+        if unknown := [name for name in self.no_region if name not in self.class_names]:
+            raise ConfigError(f"no_region names {unknown[0]!r}, which is not a class. Classes: {', '.join(self.class_names)}.")
         if not self.records:
             raise DatasetNotFoundError(f"the {self.split} split of {source} is empty: no sample is left. {advice}".rstrip())
         self._images = _SharedBytes(len(self), (3, self.work, self.work)) if self.cache == "ram" else None
@@ -199,26 +211,46 @@ class ImageFileDataset(ExplainerDataset):
 
     def _working(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Image and labels at the working size, from the cache where it has them."""
-        image = None if self._images is None else self._images.get(index)
-        layers = None if self._layers is None or not self._has_masks(index) else self._layers.get(index)
         wanted = self.with_masks and self._has_masks(index)
+        image = None if self._images is None else self._images.get(index)
+        layers = None if self._layers is None or not wanted else self._layers.get(index)
+        own: tuple[int, int] | None = None
         if image is None:
-            full = read_image(self.records[index].image)
-            size: tuple[int, int] = (full.shape[1], full.shape[2])
-            image = resize_image(full, self.work)
+            decoded, own = read_scaled(self.records[index].image, 2 * self.work)
+            image = place_image(decoded, self._place(own))
             if self._images is not None:
                 self._images.put(index, image)
-        elif wanted and layers is None:
-            size = image_size(self.records[index].image)
         if wanted and layers is None:
-            layers = resize_masks(self._read_layers(index, size), self.work)
+            own = own or image_size(self.records[index].image)
+            layers = place_masks(self._labels(index, own), self._place(own), VOID)
             if self._layers is not None:
                 self._layers.put(index, layers)
         return image, layers if wanted else None
 
+    def _place(self, own: tuple[int, int]) -> Placement:
+        return placement(self.geometry, own, (self.work, self.work))
+
+    def original_maps(self, index: int, maps: Tensor) -> Tensor:
+        """Maps ``[N,h,w]`` of the unaugmented sample in the picture's own pixels; what was cropped away gets the least value."""
+        place = placement(self.geometry, self.original_size(index), (self.size, self.size))
+        return to_picture(maps, place, float(maps.min()) if maps.numel() else 0.0)
+
     # ------------------------------------------------------------------ ground truth
     def _has_masks(self, index: int) -> bool:
+        return self._has_labels(index) or self._is_empty(index)
+
+    def _has_labels(self, index: int) -> bool:
+        """Whether labels are stored for this image."""
         return self.records[index].mask is not None
+
+    def _is_empty(self, index: int) -> bool:
+        """Whether all its labels are of classes that no pixel belongs to."""
+        labels = self.records[index].labels
+        return bool(labels) and all(self.class_names[k] in self.no_region for k in labels)
+
+    def _labels(self, index: int, size: tuple[int, int]) -> Tensor:
+        """Stored labels, or those of an image without any object; a data set of several layers overrides it."""
+        return self._read_layers(index, size) if self._has_labels(index) else torch.zeros(1, *size, dtype=torch.uint8)
 
     def _read_layers(self, index: int, size: tuple[int, int]) -> Tensor:
         """uint8 ``[N,H,W]`` at the image's own ``size`` (height, width)."""
@@ -241,7 +273,7 @@ class ImageFileDataset(ExplainerDataset):
         return labels[None]
 
     def _expand(self, index: int, layers: Tensor) -> tuple[Tensor, Tensor]:
-        """``[N,H,W]`` labels to bool class masks ``[K,H,W]`` and void ``[H,W]``."""
+        """``[N,H,W]`` labels to bool class masks ``[K,H,W]`` and void ``[H,W]``. :data:`VOID` is padding in every layer."""
         classes = torch.arange(1, self.num_classes + 1, dtype=torch.int16).view(-1, 1, 1)
         return layers.to(torch.int16) == classes, layers[0] == VOID
 
@@ -253,12 +285,13 @@ class ImageFileDataset(ExplainerDataset):
         """Class masks ``[K,H,W]`` and void ``[H,W]``, bool, at the image's own size (pointing game), or None without ground truth."""
         if not self._has_masks(index):
             return None
-        return self._expand(index, self._read_layers(index, self.original_size(index)))
+        return self._expand(index, self._labels(index, self.original_size(index)))
 
     def identity(self) -> dict[str, Any]:
-        """Adds the labels, the content of each image and mask file, and whether masks are served."""
+        """Adds the labels, the content of each image and mask file, whether masks are served, and the geometry."""
         images = content_digests([r.image for r in self.records])
         masks = iter(content_digests([r.mask for r in self.records if r.mask is not None]))
         rows = [[list(r.labels), image, next(masks) if r.mask is not None else None] for r, image in zip(self.records, images, strict=True)]
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-        return super().identity() | {"content": digest, "masks": self.with_masks}
+        shape = {"geometry": self.geometry, "no_region": list(self.no_region)}
+        return super().identity() | {"content": digest, "masks": self.with_masks, **shape}

@@ -15,6 +15,7 @@ from explainer.data.decoding import IMAGE_SUFFIXES, read_label_map
 from explainer.data.files import VOID, ImageFileDataset, Record, checked_names, mask_beside, require_directory
 from explainer.data.listing import image_files, printable, report_links, subfolders
 from explainer.errors import ConfigError, DatasetNotFoundError
+from explainer.geometry import Geometry
 
 __all__ = ["ImageFolder", "divide"]
 
@@ -54,7 +55,7 @@ class ImageFolder(ImageFileDataset):
         split_seed: of that division.
         mask_root: folder with a mask for an image at the same relative path, as PNG; 0 is background.
         mask_void: value of undefined mask pixels, or None; every other value is the object.
-        size, augment, masks, cache: see :class:`ImageFileDataset`.
+        size, augment, masks, cache, geometry, no_region: see :class:`ImageFileDataset`.
     """
 
     name = "image_folder"
@@ -74,8 +75,10 @@ class ImageFolder(ImageFileDataset):
         augment: str | Mapping[str, Any] | None = None,
         masks: bool = True,
         cache: Literal["none", "ram"] = "none",
+        geometry: Geometry = "squash",
+        no_region: Sequence[str] = (),
     ) -> None:
-        super().__init__(split, size, augment, masks, cache)
+        super().__init__(split, size, augment, masks, cache, geometry, no_region)
         if layout not in ("auto", "splits", "flat"):
             raise ConfigError(f"layout must be auto, splits or flat, got {layout!r}.")
         self.folder, self.mask_void = Path(root).expanduser(), mask_void

@@ -20,7 +20,7 @@ def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
         height: of the image.
         width: of the image; parts outside the image are cut off.
     """
-    toggles = np.zeros((height, width + 1), dtype=np.int32)
+    toggles = np.zeros((height, width + 1), dtype=bool)
     x0, y0 = points[:, 0], points[:, 1]
     for xa, ya, xb, yb in zip(x0, y0, np.roll(x0, -1), np.roll(y0, -1), strict=True):
         low, high = min(ya, yb), max(ya, yb)
@@ -30,8 +30,9 @@ def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
             continue
         rows = np.arange(first, last)
         crossing = xa + (rows + 0.5 - ya) * (xb - xa) / (yb - ya)
-        np.add.at(toggles, (rows, np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)), 1)
-    return (np.cumsum(toggles[:, :width], axis=1) % 2).astype(bool)
+        # Every row occurs once an edge, so that no toggle is lost to a repeated index.
+        toggles[rows, np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)] ^= True
+    return np.logical_xor.accumulate(toggles[:, :width], axis=1)
 
 
 def decode_runs(segmentation: dict[str, Any], height: int, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Squash resize and augmentation of an image with its masks, all drawn from one generator.
+"""Geometry and augmentation of an image with its masks; all randomness comes from one generator.
 
 torchvision's v2 kernels do the work (they dispatch on ``tv_tensors``); its random transform classes are not used, because they
 draw from the global generator and a sample must depend on (seed, epoch, index) alone.
@@ -18,8 +18,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from explainer.errors import ConfigError
+from explainer.geometry import PADDING, Placement
 
-__all__ = ["Augmentation", "resize_image", "resize_masks"]
+__all__ = ["Augmentation", "place_image", "place_masks", "resize_image", "resize_masks", "to_picture"]
 
 
 def resize_image(image: Tensor, height: int, width: int | None = None) -> Tensor:
@@ -35,6 +36,61 @@ def resize_masks(masks: Tensor, height: int, width: int | None = None) -> Tensor
     """
     size = [height, width or height]
     return masks if list(masks.shape[-2:]) == size else F.resize_image(masks, size, InterpolationMode.NEAREST_EXACT)
+
+
+def place_image(image: Tensor, place: Placement) -> Tensor:
+    """The network's image ``[3,h,w]`` of a uint8 picture ``[3,H,W]``, which may have been decoded at a smaller size than ``place`` says."""
+    if place.cropped:
+        top, left, height, width = place.source
+        y, x = image.shape[-2] / place.picture[0], image.shape[-1] / place.picture[1]
+        rows = slice(round(top * y), max(round(top * y) + 1, round((top + height) * y)))
+        image = image[:, rows, round(left * x) : max(round(left * x) + 1, round((left + width) * x))]
+    image = resize_image(image, *place.target[2:])
+    if not place.padded:
+        return image
+    top, left, height, width = place.target
+    padded = torch.tensor(PADDING, dtype=image.dtype).view(3, 1, 1).expand(3, *place.size).clone()
+    padded[:, top : top + height, left : left + width] = image
+    return padded
+
+
+def place_masks(masks: Tensor, place: Placement, padding: int) -> Tensor:
+    """The same for ``[N,H,W]`` labels at the picture's own size; ``padding`` is what they hold beside the picture (void)."""
+    if place.cropped:
+        top, left, height, width = place.source
+        masks = masks[:, top : top + height, left : left + width]
+    masks = resize_masks(masks, *place.target[2:])
+    if not place.padded:
+        return masks
+    top, left, height, width = place.target
+    padded = masks.new_full((len(masks), *place.size), padding)
+    padded[:, top : top + height, left : left + width] = masks
+    return padded
+
+
+def to_picture(masks: Tensor, place: Placement, outside: float = 0.0) -> Tensor:
+    """Masks ``[N,h,w]`` of the network's image, of any scale, in the picture's own pixels ``[N,H,W]``: bilinear, float32.
+
+    Args:
+        masks: at the network's size, or at another one of the same frame.
+        place: of the picture.
+        outside: value of the picture's pixels that the network did not see (geometry "crop").
+    """
+    masks = masks.float()
+    if place.padded:
+        y, x = masks.shape[-2] / place.size[0], masks.shape[-1] / place.size[1]
+        top, left, height, width = place.target
+        rows = slice(math.floor(top * y), max(math.floor(top * y) + 1, math.ceil((top + height) * y)))
+        masks = masks[:, rows, math.floor(left * x) : max(math.floor(left * x) + 1, math.ceil((left + width) * x))]
+    top, left, height, width = place.source
+    if len(masks) and tuple(masks.shape[-2:]) != (height, width):
+        masks = torch.nn.functional.interpolate(masks[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+    if not place.cropped:
+        return masks if len(masks) else masks.new_zeros(0, *place.picture)
+    whole = masks.new_full((len(masks), *place.picture), outside)
+    if len(masks):
+        whole[:, top : top + height, left : left + width] = masks
+    return whole
 
 
 @dataclass(frozen=True)
@@ -90,7 +146,7 @@ class Augmentation:
         return cls(**options)
 
     def working_size(self, size: int) -> int:
-        """Side to which an image is squashed before the augmentation: the smallest crop then still has ``size`` pixels a side (at most
+        """Side of the image before the augmentation: the smallest crop then still has ``size`` pixels a side (at most
         twice ``size``).
         """
         return size if self.crop_scale is None else min(2 * size, math.ceil(size / math.sqrt(self.crop_scale[0])))

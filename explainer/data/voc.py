@@ -14,6 +14,7 @@ from explainer.data.contract import SPLITS
 from explainer.data.decoding import MAX_SIDE, join_inside, read_lines, read_xml
 from explainer.data.files import ImageFileDataset, Record, checked_names, held_out, require_directory
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
+from explainer.geometry import Geometry
 
 __all__ = ["VOC_CLASSES", "Box", "Voc"]
 
@@ -53,7 +54,7 @@ class Voc(ImageFileDataset):
         holdout: that share.
         split_seed: of that choice.
         download: fetch and unpack the official archives (2007: 0.9 GB, 2012: 2 GB) through torchvision where they are missing.
-        size, augment, masks, cache: see :class:`ImageFileDataset`.
+        size, augment, masks, cache, geometry, no_region: see :class:`ImageFileDataset`.
     """
 
     name = "voc"
@@ -76,8 +77,10 @@ class Voc(ImageFileDataset):
         augment: str | Mapping[str, Any] | None = None,
         masks: bool = True,
         cache: Literal["none", "ram"] = "none",
+        geometry: Geometry = "squash",
+        no_region: Sequence[str] = (),
     ) -> None:
-        super().__init__(split, size, augment, masks, cache)
+        super().__init__(split, size, augment, masks, cache, geometry, no_region)
         if difficult not in ("include", "exclude"):
             raise ConfigError(f'difficult must be "include" or "exclude", got {difficult!r}.')
         self.palette = VOC_CLASSES if class_names is None else checked_names("class_names", class_names)

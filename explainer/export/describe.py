@@ -8,6 +8,7 @@ import torch
 
 import explainer
 from explainer.export.base import DESCRIPTION, ExportOptions, fingerprint
+from explainer.geometry import GEOMETRIES
 from explainer.inference.classifier import described
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
@@ -31,6 +32,7 @@ def describe(
         "classes": list(net.class_names),
         "size": list(options.size) if options is not None and fixed else None,
         "image_size": net.image_size,
+        "geometry": trained_geometry(net.metadata),
         "precision": options.precision if options is not None else "fp32",
         "outputs": list(outputs),
         "threshold": threshold,
@@ -48,6 +50,20 @@ def describe(
     }
 
 
+def trained_geometry(metadata: dict[str, Any]) -> str:
+    """How the training's data made squares of pictures (:mod:`explainer.geometry`), from what a checkpoint stores; "squash" if unknown."""
+    data = metadata.get("data")
+    if not isinstance(data, dict):
+        return "squash"
+    found = {**_section(data, "options"), **_section(data, "eval_options")}.get("geometry")
+    return found if found in GEOMETRIES else "squash"
+
+
+def _section(data: dict[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, dict) else {}
+
+
 def _data(data: dict[str, Any]) -> dict[str, Any]:
-    options = data.get("options") or {}
+    options = _section(data, "options")
     return {"name": data.get("name"), **{k: v for k, v in options.items() if not isinstance(v, str) or not {"/", "\\"} & set(v)}}

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from explainer.errors import ConfigError, CorruptSampleError
+from explainer.data.transforms import to_picture
+from explainer.errors import ConfigError, CorruptSampleError, NumericalError
 from explainer.export.base import Array, Runtime
 from explainer.export.exporting import DEFAULT_SIDE
 from explainer.inference.pictures import OnError, Picture, batches, find_pictures
@@ -58,8 +59,9 @@ def explain(
     treatment: Treatment | None = None,
 ) -> dict[str, Any]:
     """Explain images and write, below ``out``: ``<image>/mask_<class>.png``, ``<image>/overlay_<class>.png``, ``<image>/overlay.png``
-    (all chosen classes), ``<image>/masks.npz`` (all classes, float16, at the network's size), ``contact_sheet_001.png``, ... and
-    ``results.json``. PNGs have the resolution of the image. Masks of wanted areas lie in ``<image>/area_<share>/`` likewise.
+    (all chosen classes), ``<image>/masks.npz`` (all classes, float16, at the network's size, with the picture's box in it),
+    ``contact_sheet_001.png``, ... and ``results.json``. Masks have the resolution of the image, overlays too up to 16 megapixels. Masks
+    of wanted areas lie in ``<image>/area_<share>/`` likewise.
 
     Args:
         explanandum: gives the scores, and chooses the classes if none are named. A fused model has its own.
@@ -72,6 +74,7 @@ def explain(
         What is in ``results.json``: ``classes``, ``images`` (each with name, size, chosen, areas, peaks, scores) and ``failed``.
 
     Raises:
+        NumericalError: the model or the classifier answers NaN.
         CorruptSampleError: no image could be read, or ``on_error`` is "raise" and one could not.
         ConfigError: a class does not exist, or areas are wanted of a file without logits or with a treatment.
     """
@@ -85,9 +88,10 @@ def explain(
     failed: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
     sheet = _Sheets(out, names)
-    for group in batches(files, size, o.batch_size, o.on_error, failed):
+    geometry = geometry_of(runtime)
+    for group in batches(files, size, o.batch_size, o.on_error, failed, geometry):
         images = np.stack([p.small for p in group])
-        result = runtime.run(images)
+        result = finite(runtime.run(images), runtime)
         cut = {area: runtime.area_masks(images, area) for area in o.areas or ()}
         scores = scores_of(result, images, explanandum)
         for i, picture in enumerate(group):
@@ -103,7 +107,7 @@ def explain(
                 chosen = [k for k in chosen if facts[k]["accepted"] is not False]
             rows.append(_write(picture, masks, row_scores, chosen, names, out))
             for area, of_area in cut.items():
-                _pictures(out / picture.name / f"area_{area:g}", picture.pixels.float() / 255, of_area[i], chosen, names)
+                _pictures(out / picture.name / f"area_{area:g}", picture, of_area[i], chosen, names)
             if treatment is not None:
                 rows[-1]["treatment"] = {names[k]: fact for k, fact in facts.items()}
                 rows[-1]["withheld"] = [names[k] for k in facts if k not in chosen]
@@ -114,7 +118,7 @@ def explain(
     if not rows:
         raise CorruptSampleError(f"none of the {len(files)} files could be read. The first: {next(iter(failed.values()))}")
     precision = runtime.description.get("precision")
-    found = {"classes": names, "network_size": list(size), "precision": precision, "images": rows, "failed": failed}
+    found = {"classes": names, "network_size": list(size), "geometry": geometry, "precision": precision, "images": rows, "failed": failed}
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
@@ -139,6 +143,26 @@ def network_size(runtime: Runtime, side: int | None) -> tuple[int, int]:
     return chosen, chosen
 
 
+def geometry_of(runtime: Runtime) -> str:
+    """How the model's training made squares of pictures; "squash" for models that do not say."""
+    return str(runtime.description.get("geometry") or "squash")
+
+
+def finite(result: dict[str, Array], runtime: Runtime) -> dict[str, Array]:
+    """The outputs of a model.
+
+    Raises:
+        NumericalError: one is NaN or infinite: it would be saved as a black mask.
+    """
+    for name, values in result.items():
+        if not np.isfinite(values).all():
+            raise NumericalError(
+                f"the model's output {name!r} is NaN or infinite: its weights are damaged, or its training diverged. Use another "
+                f"checkpoint of the run, or export again. Model: {runtime.description.get('weights') or 'unknown'}."
+            )
+    return result
+
+
 def scores_of(result: dict[str, Array], images: Array, explanandum: Explanandum | None) -> Array | None:
     """Probabilities ``[B,K]`` from a fused model or from the classifier; None without either."""
     if "probabilities" in result:
@@ -146,7 +170,10 @@ def scores_of(result: dict[str, Array], images: Array, explanandum: Explanandum 
     if explanandum is None:
         return None
     with torch.inference_mode():
-        return explanandum.probabilities(explanandum(torch.from_numpy(images))).numpy()
+        scores = explanandum.probabilities(explanandum(torch.from_numpy(images))).numpy()
+    if not np.isfinite(scores).all():
+        raise NumericalError("the classifier's probabilities are NaN or infinite: its weights are damaged. Give another checkpoint.")
+    return scores
 
 
 def choose(masks: Array, scores: Array | None, explanandum: Explanandum | None, runtime: Runtime, threshold: float) -> list[int]:
@@ -160,32 +187,47 @@ def choose(masks: Array, scores: Array | None, explanandum: Explanandum | None, 
     return [int(k) for k in np.argsort(-areas, kind="stable") if masks[k].max() >= 0.5][:SHOWN]
 
 
-def _pictures(folder: Path, image: Tensor, masks: Array, chosen: Sequence[int], names: Sequence[str]) -> None:
+def _pictures(folder: Path, picture: Picture, masks: Array, chosen: Sequence[int], names: Sequence[str]) -> None:
     """``masks.npz`` of all classes, mask and overlay of each chosen class, and the overlay of all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    box = np.array(picture.place.target)  # of the picture in the masks: top, left, height, width
+    np.savez_compressed(folder / "masks.npz", masks=masks.astype(np.float16), classes=np.array(names), box=box)
+    shown = (int(picture.pixels.shape[1]), int(picture.pixels.shape[2]))
+    merged = torch.zeros(shown)
+    for k in chosen:  # one at a time: a mask may have 64 million pixels
+        mask, name = in_picture(masks[k : k + 1], picture)[0], f"{k:03d}_{safe_name(names[k])}"
+        Image.fromarray((mask * 255).round().to(torch.uint8).numpy()).save(folder / f"mask_{name}.png")
+        seen = mask if tuple(mask.shape) == shown else upsample(mask[None].numpy(), shown)[0]
+        del mask
+        Image.fromarray(overlaid(picture, seen)).save(folder / f"overlay_{name}.png")
+        merged = torch.maximum(merged, seen)
+    Image.fromarray(overlaid(picture, merged)).save(folder / "overlay.png")
+
+
+def overlaid(picture: Picture, mask: Tensor) -> Array:
+    """What a mask ``[H',W']`` keeps of the picture's pixels: ``[H',W',3]`` uint8."""
     from explainer.report.figures import overlay
 
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / "masks.npz", masks=masks.astype(np.float16), classes=np.array(names))
-    large = upsample(masks[list(chosen)], (int(image.shape[1]), int(image.shape[2])))
-    for k, mask in zip(chosen, large, strict=True):
-        name = f"{k:03d}_{safe_name(names[k])}"
-        Image.fromarray((mask * 255).round().to(torch.uint8).numpy()).save(folder / f"mask_{name}.png")
-        Image.fromarray(overlay(image, mask)).save(folder / f"overlay_{name}.png")
-    merged = large.amax(dim=0) if len(large) else image.new_zeros(image.shape[1:])
-    Image.fromarray(overlay(image, merged)).save(folder / "overlay.png")
+    parts = range(0, picture.pixels.shape[1], 512)  # in parts: a picture in float32 is twelve times its pixels
+    return np.concatenate([overlay(picture.pixels[:, r : r + 512].float() / 255, mask[r : r + 512]) for r in parts])
+
+
+def in_picture(masks: Array, picture: Picture) -> Tensor:
+    """``[N,h,w]`` of the network -> ``[N,H,W]`` in the picture's own pixels, in [0,1]; 0 where the network saw nothing."""
+    return to_picture(torch.from_numpy(np.ascontiguousarray(masks)), picture.place).clamp(0, 1)
 
 
 def _write(picture: Picture, masks: Array, scores: Array | None, chosen: Sequence[int], names: Sequence[str], out: Path) -> dict[str, Any]:
     """The files of one image, and its row of ``results.json``."""
-    image = picture.pixels.float() / 255
-    _pictures(out / picture.name, image, masks, chosen, names)
+    _pictures(out / picture.name, picture, masks, chosen, names)
+    seen = masks[:, *picture.inside]
     return {
         "name": picture.name,
-        "height": int(image.shape[1]),
-        "width": int(image.shape[2]),
+        "height": picture.size[0],
+        "width": picture.size[1],
         "chosen": [names[k] for k in chosen],
-        "areas": {n: round(float(m.mean()), 6) for n, m in zip(names, masks, strict=True)},
-        "peaks": {n: round(float(m.max()), 6) for n, m in zip(names, masks, strict=True)},
+        "areas": {n: round(float(m.mean()), 6) for n, m in zip(names, seen, strict=True)},
+        "peaks": {n: round(float(m.max()), 6) for n, m in zip(names, seen, strict=True)},
         "scores": {n: round(float(s), 6) for n, s in zip(names, scores, strict=True)} if scores is not None else None,
     }
 

@@ -12,14 +12,17 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from explainer.data.decoding import IMAGE_SUFFIXES, read_image
+from explainer.data.decoding import IMAGE_SUFFIXES, image_size, read_scaled
 from explainer.data.listing import image_files, printable, report_links
-from explainer.data.transforms import resize_image
+from explainer.data.transforms import place_image
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 from explainer.export.base import Array
+from explainer.geometry import Placement, placement
 
 OnError = Literal["raise", "skip"]
+MOST_PIXELS = 16_000_000  # of a picture in memory; larger ones are reduced, their masks keep the file's size
 _AHEAD = 4  # batches decoded ahead: enough to hide the disk, few enough to stay small
+_BYTES = 256 * 2**20  # of pictures waiting, and of pictures in a batch, whatever their number
 
 
 @dataclass
@@ -29,14 +32,27 @@ class Picture:
     Attributes:
         name: unique among the pictures of a run, a relative path with forward slashes.
         path: the file.
-        pixels: ``[3,H,W]`` uint8, as decoded.
+        pixels: ``[3,H',W']`` uint8, as decoded; at most :data:`MOST_PIXELS` of them.
         small: ``[3,h,w]`` float32 in [0,1], at the network's size.
+        place: where the picture, at the size in its file, lies in ``small``.
     """
 
     name: str
     path: Path
     pixels: Tensor
     small: Array
+    place: Placement
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in the file."""
+        return self.place.picture
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """The rows and columns of the network's image that are not padding."""
+        top, left, height, width = self.place.target
+        return slice(top, top + height), slice(left, left + width)
 
 
 def find_pictures(inputs: Sequence[str | Path]) -> dict[str, Path]:
@@ -70,20 +86,40 @@ def find_pictures(inputs: Sequence[str | Path]) -> dict[str, Path]:
     return found
 
 
-def load_picture(name: str, path: Path, size: tuple[int, int]) -> Picture:
-    """Decode one file and resize it as in training."""
-    pixels = read_image(path)
-    small = resize_image(pixels, *size).numpy().astype(np.float32) / np.float32(255)
-    return Picture(name, path, pixels, small)
+def load_picture(name: str, path: Path, size: tuple[int, int], geometry: str = "squash") -> Picture:
+    """Decode one file and bring it to the network's ``size`` by the geometry of its training."""
+    pixels, own = read_scaled(path, most=MOST_PIXELS)
+    place = placement(geometry, own, size)
+    small = place_image(pixels, place).numpy().astype(np.float32) / np.float32(255)
+    return Picture(name, path, pixels, small, place)
+
+
+def _bytes(path: Path) -> int:
+    """What :func:`load_picture` will keep, from the file's header; 0 for a file that it will refuse."""
+    try:
+        height, width = image_size(path)
+    except CorruptSampleError:
+        return 0
+    return 3 * min(height * width, MOST_PIXELS)
 
 
 def batches(
-    files: dict[str, Path], size: tuple[int, int], batch_size: int, on_error: OnError, failed: dict[str, str]
+    files: dict[str, Path],
+    size: tuple[int, int],
+    batch_size: int,
+    on_error: OnError,
+    failed: dict[str, str],
+    geometry: str = "squash",
 ) -> Iterator[list[Picture]]:
-    """Pictures in order, decoded by a thread while the network works.
+    """Pictures in order, decoded by a thread while the network works; fewer than ``batch_size`` at a time where they are very large.
 
     Args:
+        files: names and paths, see :func:`find_pictures`.
+        size: (height, width) of the network's image.
+        batch_size: pictures per list, at most.
+        on_error: "raise" stops at an unreadable file, "skip" leaves it out.
         failed: receives name -> reason of every file that was skipped.
+        geometry: of :mod:`explainer.geometry`.
 
     Raises:
         CorruptSampleError: the first unreadable file, if ``on_error`` is "raise".
@@ -91,18 +127,25 @@ def batches(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, received {batch_size}.")
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
-        waiting: deque[tuple[str, Future[Picture]]] = deque()
-        rest = iter(files.items())
+        waiting: deque[tuple[str, int, Future[Picture]]] = deque()
+        rest = deque(files.items())
         ready: list[Picture] = []
 
         def fill_queue() -> None:
-            while len(waiting) < _AHEAD * batch_size and (item := next(rest, None)) is not None:
-                waiting.append((item[0], pool.submit(load_picture, *item, size)))
+            held = sum(cost for _, cost, _ in waiting)
+            while rest and len(waiting) < _AHEAD * batch_size:
+                name, path = rest[0]
+                cost = _bytes(path)
+                if waiting and held + cost > _BYTES:
+                    break
+                rest.popleft()
+                held += cost
+                waiting.append((name, cost, pool.submit(load_picture, name, path, size, geometry)))
 
         fill_queue()
         try:
             while waiting:
-                name, future = waiting.popleft()
+                name, _, future = waiting.popleft()
                 try:
                     ready.append(future.result())
                 except CorruptSampleError as error:
@@ -110,18 +153,18 @@ def batches(
                         raise CorruptSampleError(f"{error} To leave out such files: --on-error skip.") from error
                     failed[name] = str(error)
                 fill_queue()
-                if len(ready) == batch_size:
+                if len(ready) == batch_size or sum(p.pixels.numel() for p in ready) > _BYTES:
                     yield ready
                     ready = []
         finally:
-            for _, future in waiting:
+            for _, _, future in waiting:
                 future.cancel()
         if ready:
             yield ready
 
 
-def read_calibration(folder: str | Path, size: tuple[int, int], limit: int = 128) -> Array:
+def read_calibration(folder: str | Path, size: tuple[int, int], limit: int = 128, geometry: str = "squash") -> Array:
     """Up to ``limit`` images of a folder, spread over it evenly, as ``[N,3,H,W]`` float32 in [0,1]."""
     files = list(find_pictures([folder]).items())
     chosen = [files[i * len(files) // min(limit, len(files))] for i in range(min(limit, len(files)))]
-    return np.stack([load_picture(name, path, size).small for name, path in chosen])
+    return np.stack([load_picture(name, path, size, geometry).small for name, path in chosen])

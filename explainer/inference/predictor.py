@@ -1,5 +1,5 @@
 """An exported Explainer in onnxruntime, without torch: this file needs numpy, Pillow and onnxruntime only and may be copied alone
-(with :mod:`explainer.errors`) into a service.
+(with :mod:`explainer.errors` and :mod:`explainer.geometry`) into a service.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from explainer.errors import CheckpointError, ConfigError, CorruptSampleError, ShapeError
+from explainer.errors import CheckpointError, ConfigError, CorruptSampleError, NumericalError, ShapeError
+from explainer.geometry import GEOMETRIES, PADDING, Placement, placement
 
 Array = NDArray[np.float32]
 # The limits and formats of explainer.data.decoding, which needs torch; a test keeps both equal.
@@ -84,6 +85,7 @@ class Predictor:
         Raises:
             CorruptSampleError: not an image, damaged, too large, or of an unknown range.
             ShapeError: an array of another shape or range.
+            NumericalError: the model answers NaN.
         """
         picture = _picture(image)
         if self.size is not None:
@@ -91,15 +93,44 @@ class Predictor:
         else:
             trained = side or self.description.get("image_size")
             height, width = (trained, trained) if trained else (picture.height, picture.width)
-        small = picture.resize((width, height), Image.Resampling.BILINEAR)
-        batch = np.asarray(small, dtype=np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+        place = placement(self.description.get("geometry") or "squash", (picture.height, picture.width), (height, width))
+        batch = np.asarray(_placed(picture, place), dtype=np.float32).transpose(2, 0, 1)[None] / np.float32(255)
         result = {name: value[0] for name, value in self.run(batch).items()}
-        shape = (picture.width, picture.height)
-        result.setdefault("areas", result["masks"].mean(axis=(1, 2)))
-        result["masks"] = np.stack([_resized(mask, shape) for mask in result["masks"]])
+        if not all(np.isfinite(value).all() for value in result.values()):
+            raise NumericalError("the model's answer is NaN or infinite: its weights are damaged. Export again from another checkpoint.")
+        top, left, inner_height, inner_width = place.target
+        seen = result["masks"][:, top : top + inner_height, left : left + inner_width]
+        if place.padded or "areas" not in result:
+            result["areas"] = seen.mean(axis=(1, 2))
+        result["masks"] = np.stack([_in_picture(mask, place) for mask in result["masks"]])
         if "merged" in result:
-            result["merged"] = _resized(result["merged"], shape)
+            result["merged"] = _in_picture(result["merged"], place)
         return result
+
+
+def _placed(picture: Image.Image, place: Placement) -> Image.Image:
+    """The network's image."""
+    top, left, height, width = place.source
+    if place.cropped:
+        picture = picture.crop((left, top, left + width, top + height))
+    picture = picture.resize((place.target[3], place.target[2]), Image.Resampling.BILINEAR)
+    if not place.padded:
+        return picture
+    padded = Image.new("RGB", (place.size[1], place.size[0]), PADDING)
+    padded.paste(picture, (place.target[1], place.target[0]))
+    return padded
+
+
+def _in_picture(mask: Array, place: Placement) -> Array:
+    """A mask of the network's image in the picture's own pixels; 0 where the network saw nothing."""
+    top, left, height, width = place.target
+    mask = _resized(mask[top : top + height, left : left + width], (place.source[3], place.source[2]))
+    if not place.cropped:
+        return mask
+    whole = np.zeros(place.picture, dtype=np.float32)
+    top, left, height, width = place.source
+    whole[top : top + height, left : left + width] = mask
+    return whole
 
 
 def check_description(values: Any, path: Any) -> dict[str, Any]:
@@ -115,10 +146,11 @@ def check_description(values: Any, path: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         values = {}
     classes, outputs, size, trained, threshold = (values.get(key) for key in ("classes", "outputs", "size", "image_size", "threshold"))
+    known = values.get("geometry") in (None, *GEOMETRIES)  # files of older versions do not say
     names = [v for v in (classes, outputs) if isinstance(v, list) and all(isinstance(name, str) for name in v)]
     fits = size is None or (isinstance(size, list) and len(size) == 2 and all(side(v) for v in size))
     share = threshold is None or (isinstance(threshold, int | float) and 0 <= threshold <= 1)
-    if len(names) != 2 or not fits or not (trained is None or side(trained)) or not share:
+    if len(names) != 2 or not fits or not (trained is None or side(trained)) or not share or not known:
         raise CheckpointError(
             f"{path} has no usable description of its classes, outputs and size: it was not written by `explainer export`."
         )

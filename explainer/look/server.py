@@ -299,8 +299,8 @@ def upload_facts(upload: Upload) -> dict[str, Any]:
     """What the page is told about an upload; the masks follow one by one."""
     return {
         "id": upload.key,
-        "height": int(upload.picture.pixels.shape[1]),
-        "width": int(upload.picture.pixels.shape[2]),
+        "height": upload.picture.size[0],
+        "width": upload.picture.size[1],
         "scores": None if upload.scores is None else [round(float(s), 6) for s in upload.scores],
         "areas": [round(float(m.mean()), 6) for m in upload.masks],
         "chosen": upload.chosen,

@@ -22,7 +22,7 @@ from explainer.data.decoding import image_size
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 from explainer.export.base import Array, Runtime
 from explainer.fills import judging_fill
-from explainer.inference.explaining import choose, network_size, safe_name, scores_of, upsample
+from explainer.inference.explaining import choose, finite, geometry_of, in_picture, network_size, overlaid, safe_name, scores_of, upsample
 from explainer.inference.pictures import Picture, load_picture
 from explainer.inference.refinement import quality, refine
 
@@ -156,11 +156,11 @@ class Uploads:
                         f"The picture has {width} x {height} pixels, more than the limit of {self.max_pixels / 1e6:g} million. Resize it "
                         "first, or start with a larger --max-megapixels."
                     )
-                picture = load_picture("upload", path, self.size)
+                picture = load_picture("upload", path, self.size, geometry_of(self.runtime))
             except CorruptSampleError as error:
                 raise CorruptSampleError(str(error).replace(f"{path}: ", "").replace("the image", "The file", 1)) from error
         images = picture.small[None]
-        result = self.runtime.run(images)
+        result = finite(self.runtime.run(images), self.runtime)
         scores = scores_of(result, images, self.explanandum)
         row = None if scores is None else scores[0]
         chosen = choose(result["masks"][0], row, self.explanandum, self.runtime, self.threshold)
@@ -251,13 +251,13 @@ class Uploads:
             kind: ``mask`` (grey) or ``overlay`` (what the mask keeps).
             cut: 0 leaves the mask soft; above, it is 1 where it reaches ``cut`` and 0 elsewhere.
         """
-        from explainer.report.figures import overlay
-
-        pixels = upload.picture.pixels.float() / 255
-        mask = _cut(upsample(found.values[None], (int(pixels.shape[1]), int(pixels.shape[2])))[0], cut)
         if kind not in ("mask", "overlay"):
             raise ConfigError(f"kind must be mask or overlay, received {kind!r}.")
-        array = (mask * 255).round().to(torch.uint8).numpy() if kind == "mask" else overlay(pixels, mask)
+        mask = in_picture(found.values[None], upload.picture)
+        if kind == "overlay":  # very large pictures are kept reduced
+            mask = upsample(mask.numpy(), (int(upload.picture.pixels.shape[1]), int(upload.picture.pixels.shape[2])))
+        mask = _cut(mask[0], cut)
+        array = (mask * 255).round().to(torch.uint8).numpy() if kind == "mask" else overlaid(upload.picture, mask)
         buffer = io.BytesIO()
         Image.fromarray(array).save(buffer, "PNG")
         return buffer.getvalue()

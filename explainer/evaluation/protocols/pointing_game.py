@@ -89,11 +89,17 @@ class PointingGame(Protocol):
         for i, (b, k) in enumerate(zip(rows.tolist(), classes.tolist(), strict=True)):
             read = class_boxes if source == "boxes" else class_mask
             mask, counts = read(scene.dataset, scene.indices[b], k)
-            point = resize(saliency[i : i + 1], (mask.shape[0], mask.shape[1]))
+            point = on_picture(scene.dataset, scene.indices[b], saliency[i : i + 1], (mask.shape[0], mask.shape[1]))
             hit = pointing_game(point, mask[None].to(point), None, tolerance, self._empty())
             hits.append(hit if counts else torch.full_like(hit, torch.nan))
             hard.append(difficult(mask[None], scene.batch.targets[b : b + 1].cpu()))
         return torch.cat(hits), torch.cat(hard)
+
+
+def on_picture(dataset: Any, index: int, maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps ``[N,h,w]`` of the data set's image in the pixels of the picture, which has ``size``."""
+    moved = getattr(dataset, "geometry", "squash") != "squash" and size != (1, 1)
+    return dataset.original_maps(index, maps).to(maps) if moved else resize(maps, size)
 
 
 def class_boxes(dataset: Any, index: int, label: int) -> tuple[Tensor, bool]:

@@ -204,3 +204,41 @@ def test_mutated_images_never_raise_anything_else(tmp_path: Path) -> None:
             assert str(path) in str(error)
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 30, outcomes
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_large_images_are_decoded_at_a_fraction_of_their_size(suffix: str, tmp_path: Path) -> None:
+    rows, columns = np.mgrid[0:400, 0:640]
+    smooth = np.stack([columns * 255 // 640, rows * 255 // 400, (rows + columns) * 255 // 1040], axis=2).astype(np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(smooth).save(path, quality=95)
+    full = decoding.read_image(path).float()
+    assert full.shape == (3, 400, 640)
+    for at_least, most, height in (
+        (400, None, 400),
+        (201, None, 400),
+        (200, None, 200),
+        (99, None, 100),
+        (None, 64_000, 200),
+        (None, 256_000, 400),
+    ):
+        small, own = decoding.read_scaled(path, at_least, most)
+        assert own == (400, 640) and abs(small.shape[1] - height) <= 1 and small.shape[2] == small.shape[1] * 640 // 400
+        expected = torch.nn.functional.interpolate(full[None], size=tuple(small.shape[1:]), mode="area")[0]
+        assert (small.float() - expected).abs().mean() < 1.5 and (small.float() - expected).abs().max() < 12
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(smooth).save(path, quality=95, exif=exif)
+    small, own = decoding.read_scaled(path, 100)
+    assert own == (640, 400) == decoding.image_size(path) and small.shape == (3, 160, 100)
+
+
+def test_sixteen_bits_and_palettes_are_reduced_too(tmp_path: Path) -> None:
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16)[None], (600, 1))
+    Image.fromarray(ramp).save(tmp_path / "grey.png")
+    small, own = decoding.read_scaled(tmp_path / "grey.png", 32)
+    assert own == (600, 64) and small.shape == (3, 300, 32) and (small[0, 0].float() - torch.linspace(2, 253, 32)).abs().max() < 3
+    full = decoding.read_image(tmp_path / "grey.png")
+    assert full[0, 0].tolist() == full[1, 599].tolist() == [(int(v) + 128) // 257 for v in ramp[0]]
+    Image.fromarray((ramp // 257).astype(np.uint8)).convert("P").save(tmp_path / "palette.png")
+    assert decoding.read_scaled(tmp_path / "palette.png", 32)[0].shape == (3, 300, 32)
