@@ -50,6 +50,7 @@ class Attributor(abc.ABC):
         class_specific: maps differ between classes.
         needs_masks: the method reads ground truth (sanity rows only).
         classes_share_work: :meth:`all_classes` costs less than one call per class.
+        needs_attention: the method is for transformers and refuses classifiers without attention.
         passes: cost per image and class in passes through the classifier, in words.
         inner: of a method that changes another one's maps: that one.
         revision: raised whenever the maps change under unchanged options, so that stored maps and rows of the old ones are not reused.
@@ -62,6 +63,7 @@ class Attributor(abc.ABC):
     class_specific: ClassVar[bool] = True
     needs_masks: ClassVar[bool] = False
     classes_share_work: ClassVar[bool] = False
+    needs_attention: ClassVar[bool] = False
     passes: ClassVar[str] = "none"
     revision: ClassVar[int] = 0
     inner: Attributor | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer as TorchvisionVisionTransformer
 
 import explainer
 
@@ -81,6 +83,35 @@ class Gated(TinyVGG):
         self.features.insert(3, Gate(6))
 
 
+class TinyViT(VisionTransformer):
+    """timm's vision transformer: 16 patches, a class token, two blocks with biases."""
+
+    def __init__(self) -> None:
+        super().__init__(img_size=16, patch_size=4, num_classes=CLASSES, embed_dim=12, depth=2, num_heads=2, mlp_ratio=2.0)
+
+
+class TinyTorchvisionViT(TorchvisionVisionTransformer):
+    """The same sizes in torchvision, whose attention is torch's own module."""
+
+    def __init__(self) -> None:
+        super().__init__(image_size=16, patch_size=4, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=24, num_classes=CLASSES)
+
+
+class TokenGate(nn.Module):
+    """Tokens times a function of themselves: no relevance rule covers it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.cos(x)
+
+
+class GatedViT(TinyViT):
+    """TinyViT with a gate behind its first norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[0].norm1 = nn.Sequential(self.blocks[0].norm1, TokenGate())
+
+
 def randomize(network: nn.Module, seed: int) -> nn.Module:
     """Reproducible weights of a usual size, and BatchNorm statistics that are not the identity, without touching the global seed."""
     generator = torch.Generator().manual_seed(seed)
@@ -96,10 +127,21 @@ def randomize(network: nn.Module, seed: int) -> nn.Module:
                     tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
                 for tensor in (module.bias, module.running_mean):
                     tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+            else:
+                for name, tensor in module.named_parameters(recurse=False):
+                    centre = 1.0 if isinstance(module, nn.LayerNorm) and name == "weight" else 0.0
+                    tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3 + centre)
     return network
 
 
-ARCHITECTURES = {"vgg": TinyVGG, "resnet": TinyResNet, "gated": Gated}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "vgg": TinyVGG,
+    "resnet": TinyResNet,
+    "gated": Gated,
+    "vit": TinyViT,
+    "torchvision_vit": TinyTorchvisionViT,
+    "gated_vit": GatedViT,
+}
 
 
 def tiny(architecture: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> explainer.Explanandum:

@@ -49,8 +49,20 @@ NO_RULE_FOR_PRODUCTS = {
     "srd",
 }
 ALL = pytest.mark.parametrize("name", sorted(METHODS))
-SPECIFIC = pytest.mark.parametrize("name", sorted(n for n, c in METHODS.items() if c.class_specific and not c.needs_masks))
-NETWORKS = pytest.mark.parametrize("architecture", ["vgg", "resnet"])
+WITH_ATTENTION = pytest.mark.parametrize("name", sorted(n for n, c in METHODS.items() if c.needs_attention))
+WITHOUT_ATTENTION = pytest.mark.parametrize("name", sorted(n for n, c in METHODS.items() if not c.needs_attention))
+# Methods for attention find planted evidence in a trained transformer: test_transformers.py.
+SPECIFIC = pytest.mark.parametrize(
+    "name", sorted(n for n, c in METHODS.items() if c.class_specific and not c.needs_masks and not c.needs_attention)
+)
+
+
+def homes(name: str) -> tuple[str, str]:
+    """The networks that a method is tried on."""
+    return ("vit", "torchvision_vit") if METHODS[name].needs_attention else ("vgg", "resnet")
+
+
+ON_NETWORKS = pytest.mark.parametrize(("name", "architecture"), [(name, home) for name in sorted(METHODS) for home in homes(name)])
 
 
 @functools.cache
@@ -74,9 +86,9 @@ def explain(attributor: Any, x: Tensor, class_index: Any, **options: Any) -> Ten
 
 
 @functools.cache
-def reference(name: str, architecture: str = "vgg", dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+def reference(name: str, architecture: str | None = None, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
     """Maps of classes 1 and 2 for the two images."""
-    return explain(method(name, tiny(architecture, dtype, seed)), images(dtype), [1, 2])
+    return explain(method(name, tiny(architecture or homes(name)[0], dtype, seed)), images(dtype), [1, 2])
 
 
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
@@ -86,8 +98,7 @@ def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> No
 # ------------------------------------------------------------------------------------------------ results
 
 
-@ALL
-@NETWORKS
+@ON_NETWORKS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_shape_dtype_and_finite(name: str, architecture: str, dtype: torch.dtype) -> None:
     maps = reference(name, architecture, dtype)
@@ -97,8 +108,7 @@ def test_shape_dtype_and_finite(name: str, architecture: str, dtype: torch.dtype
     assert maps.isfinite().all()
 
 
-@ALL
-@NETWORKS
+@ON_NETWORKS
 def test_batch_of_two_equals_two_singles(name: str, architecture: str) -> None:
     together = reference(name, architecture)
     attributor = method(name, tiny(architecture))
@@ -110,7 +120,7 @@ def test_batch_of_two_equals_two_singles(name: str, architecture: str) -> None:
 
 @ALL
 def test_all_classes_equals_one_class_at_a_time(name: str) -> None:
-    attributor = method(name, tiny("vgg"))
+    attributor = method(name, tiny(homes(name)[0]))
     masks = object_masks() if attributor.needs_masks else None
     maps = attributor.all_classes(images(), masks=masks)
     assert maps.shape == (2, CLASSES, 16, 16)
@@ -121,7 +131,7 @@ def test_all_classes_equals_one_class_at_a_time(name: str) -> None:
 
 @ALL
 def test_same_generator_same_map(name: str) -> None:
-    attributor = method(name, tiny("vgg"))
+    attributor = method(name, tiny(homes(name)[0]))
     first, second, other = (explain(attributor, images(), [1, 2], generator=torch.Generator().manual_seed(s)) for s in (5, 5, 6))
     assert torch.equal(first, second)
     torch.rand(3)  # the global generator has no say
@@ -132,7 +142,7 @@ def test_same_generator_same_map(name: str) -> None:
 @ALL
 def test_works_inside_no_grad(name: str) -> None:
     with torch.no_grad():
-        assert_same(explain(method(name, tiny("vgg")), images(), [1, 2]), reference(name))
+        assert_same(explain(method(name, tiny(homes(name)[0])), images(), [1, 2]), reference(name))
 
 
 # ------------------------------------------------------------------------------------------------ facts
@@ -140,7 +150,7 @@ def test_works_inside_no_grad(name: str) -> None:
 
 @ALL
 def test_signed(name: str) -> None:
-    maps = torch.cat([reference(name, architecture, torch.float64, seed) for architecture in ("vgg", "resnet") for seed in range(3)])
+    maps = torch.cat([reference(name, architecture, torch.float64, seed) for architecture in homes(name) for seed in range(3)])
     if METHODS[name].signed:
         assert maps.min() < 0, f"{name} says that its maps are signed, but six networks gave no negative value"
     else:
@@ -149,7 +159,7 @@ def test_signed(name: str) -> None:
 
 @ALL
 def test_class_specific(name: str) -> None:
-    maps = [explain(method(name, tiny("vgg")), images(), k) for k in range(CLASSES)]
+    maps = [explain(method(name, tiny(homes(name)[0])), images(), k) for k in range(CLASSES)]
     same = torch.equal(maps[0], maps[1]) and torch.equal(maps[0], maps[2])
     assert same != METHODS[name].class_specific
 
@@ -159,17 +169,16 @@ class Detached(nn.Module):
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.features = inner.features
-        self.classifier = inner.classifier
+        self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.classifier(torch.flatten(self.features(x), 1))
+            return self.inner(x)
 
 
 @ALL
 def test_needs_gradients(name: str) -> None:
-    classifier = tiny("vgg")
+    classifier = tiny(homes(name)[0])
     classifier.classifier = Detached(classifier.classifier)
     if not METHODS[name].needs_gradients:
         assert_same(explain(method(name, classifier), images(), [1, 2]), reference(name))
@@ -264,12 +273,11 @@ def lived_in(architecture: str) -> explainer.Explanandum:
     original = last.forward
     last.forward = lambda x: original(x)  # type: ignore[method-assign]
     network.register_forward_hook(lambda module, args, output: None)
-    next(m for m in network.modules() if isinstance(m, nn.ReLU)).training = True
+    next(m for m in network.modules() if isinstance(m, (nn.ReLU, nn.GELU))).training = True
     return classifier
 
 
-@ALL
-@NETWORKS
+@ON_NETWORKS
 def test_leaves_the_model_as_it_was(name: str, architecture: str) -> None:
     classifier, x = lived_in(architecture), images().clone().requires_grad_()
     attributor = method(name, classifier)
@@ -309,9 +317,10 @@ class Fuse:
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("error", [BlownError, KeyboardInterrupt])
 def test_leaves_the_model_as_it_was_after_an_exception(name: str, backward: bool, error: type[BaseException]) -> None:
-    classifier, x = lived_in("vgg"), images().clone()
-    network = classifier.classifier
-    fuse = Fuse(network.classifier[3] if backward else network.features[3], backward)
+    home = homes(name)[0]
+    classifier, x = lived_in(home), images().clone()
+    forward_at, backward_at = ("blocks.1", "blocks.1.norm2") if home == "vit" else ("features.3", "classifier.3")
+    fuse = Fuse(classifier.classifier.get_submodule(backward_at if backward else forward_at), backward)
     explain(method(name, classifier), x, [1, 2])
     calls = fuse.calls
     for limit in sorted({1, (calls + 1) // 2, calls}) if calls else ():
@@ -341,16 +350,16 @@ def test_leaves_the_model_as_it_was_after_an_exception(name: str, backward: bool
 )
 def test_wrong_arguments(name: str, arguments: Callable[[Tensor], tuple], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        method(name, tiny("vgg"))(*arguments(images()), masks=object_masks())
+        method(name, tiny(homes(name)[0]))(*arguments(images()), masks=object_masks())
 
 
 @ALL
 def test_unknown_option(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} has no option 'no_such_option'"):
-        build(name, tiny("vgg"), no_such_option=1)
+        build(name, tiny(homes(name)[0]), no_such_option=1)
 
 
-@ALL
+@WITHOUT_ATTENTION
 def test_unsupported_layer_is_named(name: str) -> None:
     """A gate multiplies two activations: a method either handles it, or names the layer, itself and an alternative."""
     attributor = method(name, tiny("gated"))
@@ -365,6 +374,31 @@ def test_unsupported_layer_is_named(name: str) -> None:
     assert any(other in message for other in METHODS if other != name), message
 
 
+@WITH_ATTENTION
+def test_without_attention_is_refused_with_methods_that_work_there(name: str) -> None:
+    with pytest.raises(UnsupportedLayerError, match="attention") as caught:
+        explain(method(name, tiny("vgg")), images(), [1, 2])
+    message = str(caught.value)
+    offered = [other for other in METHODS if f" {other}," in message or f" {other}." in message]
+    assert name in message, message
+    assert "TinyVGG" in message, message
+    assert len(offered) > 2, message
+    for other in offered:
+        explain(method(other, tiny("vgg")), images(), [1, 2])
+
+
+@WITH_ATTENTION
+def test_unsupported_operation_in_a_transformer_is_named(name: str) -> None:
+    """A gate of tokens: read past by the methods that look at attention alone, named by those that need a rule for it."""
+    attributor = method(name, tiny("gated_vit"))
+    if name in {"attention_rollout", "attention_grad_cam", "generic_attention"}:
+        assert explain(attributor, images(), [1, 2]).isfinite().all()
+        return
+    with pytest.raises(UnsupportedLayerError, match=rf"{name}.*'blocks\.0\.norm1\.1' \(TokenGate\)") as caught:
+        explain(attributor, images(), [1, 2])
+    assert any(other in str(caught.value) for other in METHODS if other != name)
+
+
 @ALL
 def test_wrong_layer_is_answered_with_the_list(name: str) -> None:
     try:
@@ -373,14 +407,14 @@ def test_wrong_layer_is_answered_with_the_list(name: str) -> None:
         return  # has no layer option
     options = {k: v for k, v in OPTIONS.get(name, {}).items() if k != "areas"}
     with pytest.raises(ConfigError, match=r"no_such_layer.*features\.3"):
-        explain(build(name, tiny("vgg"), **{**options, "layer": "no_such_layer"}), images(), [1, 2])
+        explain(build(name, tiny(homes(name)[0]), **{**options, "layer": "no_such_layer"}), images(), [1, 2])
 
 
 @pytest.mark.gpu
 @ALL
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_device(name: str, dtype: torch.dtype) -> None:
-    attributor = method(name, tiny("vgg", dtype).cuda())
+    attributor = method(name, tiny(homes(name)[0], dtype).cuda())
     masks = object_masks(dtype).cuda() if attributor.needs_masks else None
     maps = attributor(images(dtype).cuda(), [1, 2], masks=masks)
     assert maps.device.type == "cuda"

@@ -16,6 +16,7 @@ import torchvision.models.resnet as tvr
 from torch import nn
 
 ROOT = Path(os.environ.get("GOLDEN_ROOT", Path(__file__).parent / "data"))
+TRANSFORMERS = Path(os.environ.get("GOLDEN_TRANSFORMERS_ROOT", Path(__file__).parent / "data"))
 
 
 # ----------------------------------------------------------------- networks
@@ -128,6 +129,27 @@ def load(name):
         state = {key[4:]: value for key, value in arrays.items() if key.startswith("net/")}
         net = build_net(m["networks"][entry["network"]], state, getattr(torch, entry.get("dtype", "float64")))
     return entry, arrays, net
+
+
+def load_transformer(name, dtype=torch.float64):
+    """-> (manifest entry, dict of arrays, timm network in eval mode) of a case in manifest_transformers.json."""
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.swin_transformer import SwinTransformer
+    from timm.models.vision_transformer import VisionTransformer
+
+    m = json.loads((TRANSFORMERS / "manifest_transformers.json").read_text())
+    entry = next(case for case in m["cases"] if case["name"] == name)
+    with np.load(TRANSFORMERS / entry["file"]) as z:
+        arrays = {key: z[key] for key in z.files}
+    spec = m["networks"][entry["network"]]
+    classes = {c.__name__: c for c in (VisionTransformer, VisionTransformerDistilled, SwinTransformer)}
+    args = {key: tuple(value) if isinstance(value, list) else value for key, value in spec["args"].items()}
+    net = classes[spec["class"]](**args).to(dtype).eval()
+    state = {key[4:]: torch.as_tensor(value).to(dtype) for key, value in arrays.items() if key.startswith("net/")}
+    missing = net.load_state_dict({k: v if v.ndim else v.long() for k, v in state.items()}, strict=False).missing_keys
+    buffers = {key for key, _ in net.named_buffers()}
+    assert set(missing) <= buffers, missing
+    return entry, arrays, net.requires_grad_(False)
 
 
 def pair(v):

@@ -35,13 +35,13 @@ _CONVOLUTION_ARGS = {
     True: ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
 }
 # One output per input, monotone: relevance passes (Bach et al. 2015). Dropout is off in eval mode.
-_POINTWISE = {
+POINTWISE = {
     "relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "silu", "mish", "gelu", "tanh", "sigmoid", "hardtanh",
     "hardswish", "hardsigmoid", "softplus", "softsign", "logsigmoid", "threshold", "clamp", "clip", "clamp_min", "neg",
     "negative", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"
 }  # fmt: skip
 # Each output is a copy of one input: the true gradient routes relevance.
-_ROUTING = {
+ROUTING = {
     "flatten", "reshape", "view", "view_as", "reshape_as", "permute", "transpose", "swapaxes", "movedim", "contiguous", "clone",
     "to", "type", "type_as", "float", "double", "half", "squeeze", "unsqueeze", "unflatten", "cat", "concat", "concatenate",
     "stack", "split", "chunk", "tensor_split", "unbind", "narrow", "select", "index_select", "getitem", "pad", "roll", "flip",
@@ -179,7 +179,7 @@ class _Recorder(TorchFunctionMode):
             return self._batch_norm(*args, **kwargs)
         if name in _SCALINGS:
             return self._scaling(name, func, args, features)
-        if name in _POINTWISE:
+        if name in POINTWISE:
             return self._pointwise(func, args, kwargs, features)
         if name in _SUMS and kwargs.get("alpha", 1) == 1:
             return self._sum(name, func, args, features)
@@ -189,7 +189,7 @@ class _Recorder(TorchFunctionMode):
             return self._pooling(func, args, kwargs)
         if "max_pool" in name and self.rules.max_pool == "proportional":
             return self._proportional_max_pool(func, args, kwargs)
-        if name in _ROUTING:
+        if name in ROUTING:
             return self._routing(func, args, kwargs, features)
         return NotImplemented
 
