@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from explainer.baselines.kernels.cam import CamBaseline, Convention
 from explainer.baselines.kernels.features import forward_features
+from explainer.baselines.kernels.layouts import Layout
 from explainer.baselines.kernels.maps import Interpolation
 from explainer.errors import ConfigError
 
@@ -18,8 +19,8 @@ class AblationCam(CamBaseline):
     """``sum_c A_c * (s_k - s_k without A_c) / s_k`` (eq. 4), ``s`` the logit: a negative logit flips the map, as in the reference.
 
     A channel is ablated by 0, as in the paper; pytorch-grad-cam puts ``min A - 1e7`` where the layer's output has no zero minimum,
-    which is the same in front of a ReLU. A logit of exactly 0 is not divided by. The ablated scores hold every class, so
-    :meth:`all_classes` costs no more than one class.
+    which is the same in front of a ReLU. Prefix tokens keep what they carry: they have no place in the map. A logit of exactly 0 is
+    not divided by. The ablated scores hold every class, so :meth:`all_classes` costs no more than one class.
 
     Args:
         layer, convention, relu, interpolation: see :class:`~explainer.baselines.kernels.cam.CamBaseline`.
@@ -48,23 +49,23 @@ class AblationCam(CamBaseline):
         """See :meth:`CamBaseline.class_maps`."""
         with torch.no_grad():
             layers = self.layers(images)
-            logits, features = forward_features(self.explanandum, layers, images)
+            logits, features = forward_features(self.explanandum, layers, images, self.known)
             whole = logits[:, None]
             weights = []
             for module, a in zip(layers.values(), features, strict=True):
-                drop = whole - self._ablated(images, module, a.shape[1])
+                drop = whole - self._ablated(images, module, a.layout, a.values.shape[1])
                 weights.append(torch.where(whole == 0, drop, drop / whole))
             rows = torch.arange(len(images), device=images.device)
-            return [[(w[rows, :, k, None, None] * a).sum(1) for w, a in zip(weights, features, strict=True)] for k in classes]
+            return [[(w[rows, :, k, None, None] * a.values).sum(1) for w, a in zip(weights, features, strict=True)] for k in classes]
 
-    def _ablated(self, images: Tensor, module: nn.Module, channels: int) -> Tensor:
-        """Logits without each channel of the module's output, ``[B,C,K]``."""
+    def _ablated(self, images: Tensor, module: nn.Module, layout: Layout, channels: int) -> Tensor:
+        """Logits without each channel of the module's feature map, ``[B,C,K]``."""
         scores = []
         for part in torch.arange(len(images) * channels, device=images.device).split(self.batch_size):
 
             def ablate(_: nn.Module, inputs: object, output: Tensor, part: Tensor = part) -> Tensor:
                 output = output.clone()
-                output[torch.arange(len(part), device=part.device), part % channels] = 0
+                layout.spatial(output)[torch.arange(len(part), device=part.device), part % channels] = 0
                 return output
 
             handle = module.register_forward_hook(ablate)

@@ -63,4 +63,4 @@ class Clrp(RelevanceBaseline):
         return record.pull(_RULE(last, above) - _RULE(last.negated(), above), record.point(at), last.source)
 
     def _map(self, relevance: Tensor, images: Tensor) -> Tensor:
-        return super()._map(relevance.sum(dim=1, keepdim=True).clamp(min=0) if relevance.ndim == 4 else relevance, images)
+        return super()._map(relevance.sum(dim=1, keepdim=True).clamp(min=0), images)

@@ -76,6 +76,4 @@ class ContrastiveExcitationBackprop(ExcitationBackprop):
         return record.pull(difference, record.point(at), place)
 
     def _map(self, relevance: Tensor, images: Tensor) -> Tensor:
-        if relevance.ndim == 4:
-            relevance = relevance.sum(dim=1, keepdim=True).clamp(min=0)
-        return super()._map(relevance, images)
+        return super()._map(relevance.sum(dim=1, keepdim=True).clamp(min=0), images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.features import class_gradients, watch
+from explainer.baselines.kernels.layouts import CHANNELS_FIRST, Layout, decide, record
 from explainer.baselines.kernels.maps import min_max, resize_map
 from explainer.errors import ConfigError, UnsupportedLayerError
 
@@ -17,7 +19,8 @@ from explainer.errors import ConfigError, UnsupportedLayerError
 def implicit_bias(layer: nn.Module) -> Tensor | None:
     """What the layer adds to a linear function of its input, per channel ``[C]``; None where it adds nothing.
 
-    Convolution: its bias. BatchNorm in eval mode: ``beta - mean * gamma / sqrt(var + eps)``.
+    Convolution and linear layer: the bias. BatchNorm in eval mode: ``beta - mean * gamma / sqrt(var + eps)``. LayerNorm: ``beta`` (its
+    rescaling is not linear, and the paper has no term for it).
     """
     if isinstance(layer, nn.BatchNorm2d):
         if layer.running_mean is None or layer.running_var is None:
@@ -26,11 +29,14 @@ def implicit_bias(layer: nn.Module) -> Tensor | None:
             )
         scale = torch.rsqrt(layer.running_var + layer.eps) * (1 if layer.weight is None else layer.weight)
         return (0 if layer.bias is None else layer.bias) - layer.running_mean * scale
-    return layer.bias if isinstance(layer, nn.Conv2d) else None
+    return layer.bias if isinstance(layer, nn.Conv2d | nn.Linear | nn.LayerNorm) else None
 
 
 class FullGrad(Baseline):
     """``psi(x * G_x) + sum over biased layers and channels of psi(b_c * G_c)`` (eq. 5), ``G`` the logit's gradient at each output.
+
+    Convolutions, batch norms, and the linear layers and layer norms of maps that are channels last or tokens count. Biases without a place
+    in the image do not: those of vectors (the head), of prefix tokens and of attention windows.
 
     Completeness (:meth:`terms`): for piecewise-linear networks ``s_k = sum x*G_x + sum b*G`` over *all* biases, the linear layers' too.
 
@@ -56,10 +62,24 @@ class FullGrad(Baseline):
             leaf = images.detach().clone().requires_grad_()
             with watch(list(biases)) as seen:
                 logits = self.explanandum(leaf)
-            outputs = [(b, out) for m, b in biases.items() for out in seen[m]]
-            first, *rest = class_gradients(logits, class_index, [leaf, *(out for _, out in outputs)])
+            places = self._layouts({m: seen[m] for m in biases}, images)
+            outputs = [(biases[m].view(1, -1, 1, 1), layout, out) for m, layout in places.items() for out in seen[m]]
+            first, *rest = class_gradients(logits, class_index, [leaf, *(out for *_, out in outputs)])
         centred = images - self.explanandum.mean.to(images).view(1, -1, 1, 1)
-        return centred * first, [b.view(1, -1, 1, 1) * g for (b, _), g in zip(outputs, rest, strict=True)]
+        return centred * first, [b * layout.spatial(g) for (b, layout, _), g in zip(outputs, rest, strict=True)]
+
+    def _layouts(self, seen: dict[nn.Module, list[Tensor]], images: Tensor) -> dict[nn.Module, Layout]:
+        """The layers whose outputs are maps, and how to read them."""
+        found: dict[nn.Module, Layout] = {m: CHANNELS_FIRST for m in seen if isinstance(m, nn.Conv2d | nn.BatchNorm2d)}
+        if not any(out.ndim > 2 for m, outputs in seen.items() if m not in found for out in outputs):
+            return found
+        recording, _ = record(self.explanandum, images[:1])
+        for call in recording.calls:
+            if call.module in seen and call.module not in found and all(o.shape[1:] == call.shape[1:] for o in seen[call.module]):
+                options = recording.readings(call, self.explanandum.classifier)
+                with contextlib.suppress(UnsupportedLayerError):
+                    found[call.module] = decide(self.explanandum, call.path, call.module, options, call.shape, images, recording)
+        return found
 
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
         at_input, at_biases = self.terms(images, class_index)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from explainer.baselines.kernels.cam import Convention, GradientCamBaseline
-from explainer.baselines.kernels.features import class_gradients, forward_features
+from explainer.baselines.kernels.features import feature_gradients, forward_features
 from explainer.baselines.kernels.maps import Interpolation
 from explainer.errors import ConfigError
 
@@ -124,9 +124,9 @@ class NormGrad(GradientCamBaseline):
             slopes = torch.autograd.grad(loss, list(start.values()), allow_unused=True)
             after = {n: (p if g is None else p - self.meta_rate * g).detach() for (n, p), g in zip(start.items(), slopes, strict=True)}
             moved = _Moved(self.explanandum, after)
-            logits, features = forward_features(moved, layers, image)
-            gradients = class_gradients(logits, class_index, features)
-        return [self.weigh(a.detach(), g) for a, g in zip(features, gradients, strict=True)]
+            logits, features = forward_features(moved, layers, image, self.known)
+            gradients = feature_gradients(logits, class_index, features)
+        return [self.weigh(a.values, g) for a, g in zip(features, gradients, strict=True)]
 
 
 class _Moved:
@@ -134,6 +134,7 @@ class _Moved:
 
     def __init__(self, explanandum: Any, parameters: dict[str, Tensor]) -> None:
         self.explanandum, self.parameters = explanandum, parameters
+        self.classifier, self.input_size = explanandum.classifier, explanandum.input_size
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images -> logits ``[B,K]``."""

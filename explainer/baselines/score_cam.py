@@ -51,7 +51,7 @@ class ScoreCam(CamBaseline):
     def class_maps(self, images: Tensor, classes: Sequence[Tensor]) -> list[list[Tensor]]:
         """See :meth:`CamBaseline.class_maps`."""
         with torch.no_grad():
-            _, features = forward_features(self.explanandum, self.layers(images), images)
+            features = [f.values for f in forward_features(self.explanandum, self.layers(images), images, self.known)[1]]
             weights = [self._scores(images, a).softmax(1) for a in features]
             rows = torch.arange(len(images), device=images.device)
             return [[(w[rows, :, k, None, None] * a).sum(1) for w, a in zip(weights, features, strict=True)] for k in classes]

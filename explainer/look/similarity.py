@@ -23,7 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explainer.attribution import check_images
-from explainer.baselines.kernels.hooks import capture, default_layer, find_layer, out_of_place, untouched
+from explainer.baselines.kernels.hooks import capture, find_layer, out_of_place, untouched
+from explainer.baselines.kernels.layouts import Known, layout_of
+from explainer.baselines.kernels.stages import default_layer
 from explainer.errors import ConfigError
 from explainer.export.exporting import DEFAULT_SIDE
 from explainer.inference.pictures import Picture, find_pictures, load_picture
@@ -66,17 +68,21 @@ def feature_maps(explanandum: Any, images: Tensor, layers: Sequence[str]) -> dic
 
     Raises:
         ConfigError: no such layer, or one whose output is not a feature map.
+        UnsupportedLayerError: rows and columns of its output cannot be told from its channels.
     """
     check_images(images)
     classifier = explanandum.classifier
     modules = {layer: find_layer(classifier, layer.partition("#")[0]) for layer in layers}
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    known: Known = {}
     with untouched(explanandum), torch.no_grad(), out_of_place(classifier):
         for part in images.split(_BATCH):
             with capture(*dict.fromkeys(modules.values())) as seen:
                 explanandum(part)
             for layer, module in modules.items():
-                found[layer].append(_call(layer, seen[module]))
+                output = _call(layer, seen[module])
+                layout = layout_of(explanandum, layer, module, output.shape, images, known)
+                found[layer].append(layout.spatial(output))
     return {layer: torch.cat(parts) for layer, parts in found.items()}
 
 
@@ -87,9 +93,9 @@ def _call(layer: str, outputs: list[Tensor]) -> Tensor:
     if not outputs:
         raise ConfigError(f"layer {layer!r} is not used when the classifier is called. Name another with --layers.")
     output = outputs[int(number) if number else -1]
-    if not isinstance(output, Tensor) or output.ndim != 4:
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ConfigError(f"layer {layer!r} gives {shape}, expected a feature map [B,C,h,w]. Name a convolutional layer with --layers.")
+        raise ConfigError(f"layer {layer!r} gives {shape}, expected a feature map [B,C,h,w] or tokens. Name another with --layers.")
     return output
 
 
@@ -167,7 +173,7 @@ def write_overlay(inputs: Sequence[str | Path], explanandum: Any, out: str | Pat
     count = min(o.limit, len(files))
     pictures = [load_picture(*files[i * len(files) // count], (side, side)) for i in range(count)]
     images = torch.from_numpy(np.stack([p.small for p in pictures])).to(explanandum.mean)
-    layers = list(dict.fromkeys(o.layers)) if o.layers else [default_layer(explanandum, explanandum.classifier, images)]
+    layers = list(dict.fromkeys(o.layers)) if o.layers else [default_layer(explanandum, images)]
     features = feature_maps(explanandum, images, layers)
     vectors = {name: patch_vectors(values, o.grid) for name, values in features.items()}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from explainer.attribution import Attributor
-from explainer.baselines.kernels.hooks import default_layer, find_layer, untouched
+from explainer.baselines.kernels.hooks import find_layer, untouched
+from explainer.baselines.kernels.layouts import Known
+from explainer.baselines.kernels.stages import default_layer
 
 
 class Baseline(Attributor):
@@ -22,6 +24,7 @@ class Baseline(Attributor):
     def __init__(self, explanandum: Any) -> None:
         self.explanandum = explanandum
         self.num_classes: int = explanandum.num_classes
+        self.known: Known = {}  # layouts of the layers that were read
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """See :meth:`Attributor.__call__`; modes, hooks, gradients and RNG state are restored on the way out."""
@@ -39,7 +42,9 @@ class Baseline(Attributor):
 
 
 class LayerBaseline(Baseline):
-    """A method that reads one feature map, by default the last one (see :func:`~explainer.baselines.kernels.hooks.default_layer`)."""
+    """A method that reads one feature map, by default that of the last spatial stage
+    (:func:`~explainer.baselines.kernels.stages.default_layer`). Channels-last maps and tokens are read as ``[B,C,h,w]``, too.
+    """
 
     def __init__(self, explanandum: Any, layer: str | None = None) -> None:
         super().__init__(explanandum)
@@ -50,5 +55,5 @@ class LayerBaseline(Baseline):
     def target_layer(self, images: Tensor) -> torch.nn.Module:
         """The module whose output is read; found on the first call and remembered."""
         if self.layer is None:
-            self.layer = default_layer(self.explanandum, self.explanandum.classifier, images)
+            self.layer = default_layer(self.explanandum, images)
         return find_layer(self.explanandum.classifier, self.layer)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from explainer.attribution import check_class_index, check_images
 from explainer.baselines.kernels.base import LayerBaseline
-from explainer.baselines.kernels.features import class_gradients, forward_features
+from explainer.baselines.kernels.features import feature_gradients, forward_features
 from explainer.baselines.kernels.hooks import find_layer, untouched
 from explainer.baselines.kernels.maps import Interpolation, min_max, resize_map
 from explainer.errors import ConfigError
@@ -28,7 +28,8 @@ class CamBaseline(LayerBaseline):
 
     Args:
         explanandum: the classifier, see :class:`~explainer.baselines.kernels.base.Baseline`.
-        layer: module path relative to the user's classifier, several of them, or None for the last feature map.
+        layer: module path relative to the user's classifier, several of them, or None for the last spatial stage
+            (:func:`~explainer.baselines.kernels.stages.default_layer`).
         convention: what follows the weighted sum of a layer; None: the method's own (``default_convention``).
 
             - ``torchray``: relu, bilinear resize (pixel centres), mean over layers. Not rescaled.
@@ -123,9 +124,9 @@ class GradientCamBaseline(CamBaseline):
     def class_maps(self, images: Tensor, classes: Sequence[Tensor]) -> list[list[Tensor]]:
         """See :meth:`CamBaseline.class_maps`; one backward pass from the layer per entry."""
         with torch.enable_grad():
-            logits, features = forward_features(self.explanandum, self.layers(images), images)
+            logits, features = forward_features(self.explanandum, self.layers(images), images, self.known)
             result = []
             for n, index in enumerate(classes):
-                gradients = class_gradients(logits, index, features, retain_graph=n + 1 < len(classes))
-                result.append([self.weigh(a.detach(), g) for a, g in zip(features, gradients, strict=True)])
+                gradients = feature_gradients(logits, index, features, retain_graph=n + 1 < len(classes))
+                result.append([self.weigh(a.values, g) for a, g in zip(features, gradients, strict=True)])
         return result

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from explainer.attribution import check_class_index, check_images
 from explainer.baselines.kernels.base import Baseline
-from explainer.baselines.kernels.features import class_gradients, forward_features, input_gradient
+from explainer.baselines.kernels.features import feature_gradients, forward_features, input_gradient
 from explainer.baselines.kernels.hooks import find_layer, untouched
 from explainer.baselines.kernels.maps import Reduction, reduce_channels, resize_map, smooth_map
 
@@ -70,5 +70,5 @@ class GradientBaseline(ChannelBaseline):
             return images, input_gradient(self.explanandum, images, class_index)
         with torch.enable_grad():
             module = find_layer(self.explanandum.classifier, self.layer)
-            logits, features = forward_features(self.explanandum, {self.layer: module}, images)
-            return features[0], class_gradients(logits, class_index, features)[0]
+            logits, features = forward_features(self.explanandum, {self.layer: module}, images, self.known)
+            return features[0].values, feature_gradients(logits, class_index, features)[0]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from explainer.baselines.kernels.extremal_game import Game, Reward, class_reward, game_reward
 from explainer.baselines.kernels.hooks import find_layer, out_of_place
+from explainer.baselines.kernels.layouts import layout_of
 from explainer.baselines.kernels.mask_search import Ascent, History, Limits, maximise
 from explainer.baselines.kernels.smooth_mask import area_penalty
 from explainer.errors import ConfigError
@@ -47,20 +48,20 @@ class ChannelMasks:
 
 
 @contextlib.contextmanager
-def _masked_output(module: nn.Module, path: str, mask: Tensor) -> Iterator[list[Tensor]]:
-    """Multiply the module's output ``[n,C,...]`` by ``mask`` ``[n,C]``; yields the list of outputs seen, before masking."""
+def _masked_output(module: nn.Module, path: str, mask: Tensor, channels: int = 1) -> Iterator[list[Tensor]]:
+    """Multiply the module's output, axis ``channels``, by ``mask`` ``[n,C]``; yields the list of outputs seen, before masking."""
     seen: list[Tensor] = []
 
     def hook(_: nn.Module, __: Any, output: Any) -> Tensor:
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ConfigError(f"layer {path!r} returns {got}; expected a feature map [B,C,H,W]: name another layer.")
+        if not isinstance(output, Tensor):
+            raise ConfigError(f"layer {path!r} returns {type(output).__name__}; expected a feature map [B,C,H,W]: name another layer.")
         if seen:
             raise ConfigError(
                 f"layer {path!r} runs more than once in a forward pass: name a layer that runs once, e.g. the block around it."
             )
         seen.append(output)
-        return output * mask[:, :, None, None] if mask.numel() else output
+        shape = [-1 if axis == channels else 1 for axis in range(1, output.ndim)]
+        return output * mask.view(len(mask), *shape) if mask.numel() else output
 
     handle = module.register_forward_hook(hook)
     try:
@@ -86,7 +87,8 @@ def channel_masks(
     weight grows from 0 to 1500 over the first half of the iterations (the first 150 of 300).
 
     Args:
-        layer: module path relative to the user's classifier; it must return ``[B,C,h,w]`` once per forward pass.
+        layer: module path relative to the user's classifier; it must return a feature map (of any layout) once per forward pass. A channel
+            is masked everywhere, prefix tokens included.
         images: ``[B,3,H,W]``.
         class_index: ``[B]``.
         areas: fractions of the channels in (0,1), or numbers of channels >= 1.
@@ -99,7 +101,8 @@ def channel_masks(
         original = class_reward(explanandum(images), class_index, reward)
     if not seen:
         raise ConfigError(f"layer {layer!r} does not run in the classifier's forward pass: name one that does.")
-    activation = seen[0].detach().clone()
+    layout = layout_of(explanandum, layer, module, seen[0].shape, images)
+    activation = layout.spatial(seen[0].detach().clone())
     channels = activation.shape[1]
     kept = tuple(int(a) if a >= 1 else max(1, round(a * channels)) for a in areas)
     if max(kept) > channels:
@@ -111,7 +114,7 @@ def channel_masks(
     half = max(1, iterations // 2)
 
     def classify(mask: Tensor, rows: Tensor) -> Tensor:
-        with _masked_output(module, layer, mask):
+        with _masked_output(module, layer, mask, layout.channels):
             return explanandum(images[row_image[rows]])
 
     def objective(mask: Tensor, rows: Tensor, t: int) -> tuple[Tensor, dict[str, Tensor]]:

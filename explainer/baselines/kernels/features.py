@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from explainer.baselines.kernels.layouts import Known, Layout, layout_of
 from explainer.errors import ConfigError, UnsupportedLayerError
 
 
@@ -54,20 +56,54 @@ def input_gradient(explanandum: Any, images: Tensor, class_index: Tensor) -> Ten
         return class_gradients(explanandum(leaf), class_index, [leaf])[0]
 
 
-def one_feature_map(seen: Sequence[Tensor], path: str) -> Tensor:
-    """The only output of a watched layer, ``[B,C,h,w]``; a layer without, or with several, is refused by name."""
+@dataclass(frozen=True)
+class FeatureMap:
+    """What one layer returned in a forward pass.
+
+    Attributes:
+        output: as it is, attached to the graph.
+        layout: how it is read.
+    """
+
+    output: Tensor
+    layout: Layout
+
+    @property
+    def values(self) -> Tensor:
+        """``[B,C,h,w]``, without prefix tokens, detached."""
+        return self.layout.spatial(self.output.detach())
+
+
+def single_output(seen: Sequence[Tensor], path: str) -> Tensor:
+    """The only output of a watched layer; a layer without, or with several, is refused by name."""
     if len(seen) != 1:
         state = "is never called" if not seen else f"is called {len(seen)} times"
         raise UnsupportedLayerError(f"layer {path!r} {state} in one forward pass, so its feature map is not defined: name another layer.")
-    if seen[0].ndim != 4:
-        raise UnsupportedLayerError(
-            f"layer {path!r} returns {tuple(seen[0].shape)}, expected a feature map (B,C,h,w): name a convolutional layer."
-        )
     return seen[0]
 
 
-def forward_features(explanandum: Any, layers: dict[str, nn.Module], images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """One forward pass -> logits ``[B,K]`` and the named layers' feature maps ``[B,C,h,w]``, both attached to the graph."""
+def forward_features(
+    explanandum: Any, layers: dict[str, nn.Module], images: Tensor, known: Known | None = None
+) -> tuple[Tensor, list[FeatureMap]]:
+    """One forward pass -> logits ``[B,K]`` and the named layers' feature maps of any layout, both attached to the graph.
+
+    Args:
+        explanandum: the classifier.
+        layers: modules by path.
+        images: ``[B,C,H,W]``.
+        known: layouts that earlier calls have found out, see :func:`~explainer.baselines.kernels.layouts.layout_of`.
+
+    Raises:
+        UnsupportedLayerError: a layer is not called exactly once, or returns no feature map
+            (:func:`~explainer.baselines.kernels.layouts.layout_of`).
+    """
     with watch(list(layers.values())) as seen:
         logits = explanandum(images)
-    return logits, [one_feature_map(seen[module], path) for path, module in layers.items()]
+    outputs = {path: single_output(seen[module], path) for path, module in layers.items()}
+    return logits, [FeatureMap(out, layout_of(explanandum, path, layers[path], out.shape, images, known)) for path, out in outputs.items()]
+
+
+def feature_gradients(logits: Tensor, class_index: Tensor, features: Sequence[FeatureMap], retain_graph: bool = False) -> list[Tensor]:
+    """:func:`class_gradients` at feature maps, ``[B,C,h,w]`` each."""
+    gradients = class_gradients(logits, class_index, [f.output for f in features], retain_graph)
+    return [f.layout.spatial(g) for f, g in zip(features, gradients, strict=True)]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from explainer.errors import ConfigError
 
 _HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Tanh, nn.ReLU6, nn.Hardswish, nn.Conv2d, nn.BatchNorm2d)
 
 
 @contextlib.contextmanager
@@ -91,34 +90,3 @@ def find_layer(classifier: nn.Module, path: str) -> nn.Module:
     except AttributeError:
         known = ", ".join(layer_paths(classifier))
         raise ConfigError(f"layer {path!r} is not a module of {type(classifier).__name__}. Its modules: {known}.") from None
-
-
-def default_layer(model: nn.Module, classifier: nn.Module, images: Tensor) -> str:
-    """Path of the last feature map: the last activation (or convolution or norm) with a spatial output, named by the outermost
-    module that returns the same tensor: ``layer4`` for torchvision's ResNets, ``features.29`` for VGG-16.
-
-    Args:
-        model: what is called with ``images`` (the Explanandum).
-        classifier: the module inside it that paths refer to.
-        images: ``[B,C,H,W]``; one image is enough.
-    """
-    outputs: list[tuple[str, nn.Module, Tensor]] = []
-    handles = []
-    for path, module in classifier.named_modules():
-        if path:
-            handles.append(module.register_forward_hook(lambda m, _, out, path=path: outputs.append((path, m, out))))
-    try:
-        with torch.no_grad(), out_of_place(classifier):
-            model(images[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    spatial = [(p, m, o) for p, m, o in outputs if isinstance(o, Tensor) and o.ndim == 4 and min(o.shape[-2:]) > 1]
-    leaves = [o for _, m, o in spatial if isinstance(m, _ACTIVATIONS)]
-    if not leaves:
-        raise ConfigError(
-            f"no feature map with more than 1x1 pixels was found in {type(classifier).__name__}: name one with layer=. "
-            f"Its modules: {', '.join(layer_paths(classifier))}."
-        )
-    same = [p for p, _, o in spatial if o is leaves[-1]]
-    return min(same, key=lambda p: p.count("."))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from explainer.attribution import check_class_index, check_images
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.hooks import find_layer, untouched
+from explainer.baselines.kernels.layouts import layout_of
 from explainer.baselines.kernels.relevance import Trace, trace
 from explainer.baselines.kernels.relevance_rules import FirstLayer, Layer, Rule, Rules, box_rule, square_rule
 from explainer.errors import ConfigError
@@ -86,12 +87,14 @@ class RelevanceBaseline(Baseline):
         with untouched(self.explanandum), differentiable():
             record = self._trace(images, at)
             indices = [check_class_index(k, images, self.num_classes) for k in chosen]
-            return torch.stack([self._map(self._relevance(record, i, at), images) for i in indices], dim=1).detach()
+            signals = [self._spatial(self._relevance(record, i, at), images) for i in indices]
+            return torch.stack([self._map(s, images) for s in signals], dim=1).detach()
 
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
         at = self.layer or "input"
         with differentiable():
-            return self._map(self._relevance(self._trace(images, at), class_index.clone(), at), images)
+            signal = self._relevance(self._trace(images, at), class_index.clone(), at)
+            return self._map(self._spatial(signal, images), images)
 
     def _trace(self, images: Tensor, at: str) -> Trace:
         return trace(self.explanandum, images.detach(), self._rules(images), self.name, self._watch(at))
@@ -110,13 +113,15 @@ class RelevanceBaseline(Baseline):
     def _relevance(self, record: Trace, class_index: Tensor, at: str) -> Tensor:
         return record.pull(self._start(record.logits.detach(), class_index), record.point(at))
 
+    def _spatial(self, relevance: Tensor, images: Tensor) -> Tensor:
+        """Relevance of the input or of ``layer`` as ``[B,C,h,w]``."""
+        if self.layer is None:
+            return relevance
+        module = find_layer(self.explanandum.classifier, self.layer)
+        return layout_of(self.explanandum, self.layer, module, relevance.shape, images, self.known).spatial(relevance)
+
     def _map(self, relevance: Tensor, images: Tensor) -> Tensor:
-        """Channel sum, bilinear to the images' size where it differs: ``[B,H,W]``."""
-        if relevance.ndim != 4:
-            raise ConfigError(
-                f"layer {self.layer!r} has output shape {tuple(relevance.shape)}; a map needs a feature map [B,C,h,w]. "
-                "Name a convolutional layer, or call relevance(images, class_index, at=...) for the raw relevance."
-            )
+        """Channel sum of ``[B,C,h,w]``, bilinear to the images' size where it differs: ``[B,H,W]``."""
         total = relevance.sum(dim=1, keepdim=True)
         if total.shape[-2:] != images.shape[-2:]:
             total = nn.functional.interpolate(total, images.shape[-2:], mode="bilinear", align_corners=False)

@@ -284,7 +284,7 @@ def test_layers_that_cannot_be_read_are_named() -> None:
     images = random_images()
     with pytest.raises(UnsupportedLayerError, match="'relu' is called 2 times"):
         build("grad_cam", model, layer="relu")(images, 0)
-    with pytest.raises(UnsupportedLayerError, match=r"'fc' returns \(2, 2\)"):
+    with pytest.raises(UnsupportedLayerError, match=r"'fc' returns \(2, 2\), which is no feature map"):
         build("layer_cam", model, layer="fc")(images, 0)
     with pytest.raises(ConfigError, match="Its modules: conv, bn, relu, fc"):
         build("grad_cam", model, layer="layer4")

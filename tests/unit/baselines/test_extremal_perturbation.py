@@ -15,7 +15,7 @@ from explainer.baselines.extremal_perturbation import ExtremalMasks, ExtremalPer
 from explainer.baselines.kernels.extremal_channels import channel_masks
 from explainer.baselines.kernels.extremal_game import class_reward, game_reward, make_schedule
 from explainer.baselines.kernels.mask_search import History
-from explainer.errors import ConfigError, ShapeError
+from explainer.errors import ConfigError, ShapeError, UnsupportedLayerError
 from explainer.models.explanandum import Explanandum
 from tests.unit.baselines.test_smooth_mask import looped_mask
 
@@ -321,7 +321,7 @@ def test_channel_attribution_finds_the_channel() -> None:
 def test_channel_attribution_refuses_unsuitable_layers() -> None:
     explanandum = convolutional()
     images, index = pictures(1, 8), torch.tensor([0])
-    with pytest.raises(ConfigError, match=r"feature map"):
+    with pytest.raises(UnsupportedLayerError, match=r"feature map"):
         channel_masks(explanandum, "6", images, index, [0.5], iterations=2)
     with pytest.raises(ConfigError, match="has 8"):
         channel_masks(explanandum, "2", images, index, [9], iterations=2)

@@ -9,7 +9,7 @@ from torch import nn
 from explainer import Explanandum
 from explainer.baselines import build
 from explainer.baselines.rap import shift_uniformly
-from explainer.errors import ConfigError
+from explainer.errors import ConfigError, UnsupportedLayerError
 
 
 def wrap(net, classes, **options):
@@ -290,7 +290,7 @@ def test_wrong_options_are_named(two_layers, method, options, words):
 def test_a_map_needs_a_feature_map(two_layers):
     explanandum, image = two_layers
     attributor = build("excitation_backprop", explanandum, layer="1")
-    with pytest.raises(ConfigError, match="feature map"):
+    with pytest.raises(UnsupportedLayerError, match="feature map"):
         attributor(image, 0)
     torch.testing.assert_close(attributor.relevance(image, 0), torch.tensor([[1.0, 0.0]], dtype=torch.float64))
 

@@ -113,7 +113,7 @@ def test_images_are_spread_and_the_layer_is_found(photos: Path, tmp_path: Path) 
     text = write_overlay([photos], explanandum(input_size=8), tmp_path / "o.html", Options(limit=2)).read_text()
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
     assert [i["name"] for i in data["images"]] == ["0.png", "2.png"]
-    assert [layer["name"] for layer in data["layers"]] == ["act"], "the last activation"
+    assert [layer["name"] for layer in data["layers"]] == ["features"], "the last that is called once and that all evidence passes through"
 
 
 def test_the_command(photos: Path, classifier_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
