@@ -15,6 +15,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile
 
+from explainer.commands import concepts as concepts_command
 from explainer.commands import randomise as randomise_command
 from explainer.commands import report as report_commands
 from explainer.commands.calibrate_config import CalibrateConfig
@@ -146,6 +147,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "calibrate": ("quality score from which explanations are given, with a guarantee", calibrate_command),
     "maps": ("maps of one method over a split, kept for evaluation and distillation", maps_command),
     "randomise": (randomise_command.SUMMARY, randomise_command.main),
+    "concepts": (concepts_command.SUMMARY, concepts_command.main),
     "methods": ("all per-image methods with what each needs and costs", _methods),
     "explain": ("class masks, overlays and numbers for images and folders", explain_command),
     "export": ("safetensors, ONNX, torch.export or OpenVINO, checked against the network", export_command),

@@ -1,0 +1,69 @@
+"""``explainer concepts`` from the command line to the page."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from explainer.cli import main
+
+ARGUMENTS = [
+    "concepts", "fit", "--data.name", "shapes", "--data.options", "{length: 40, size: 32}", "--classifier.options", "{widths: [8, 8, 8]}",
+    "--layers", "[features.5, features.12]", "--mask_side", "16", "--pictures", "2", "--bootstrap", "50", "--tau", "0.05",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("concepts") / "found"
+    assert main([*ARGUMENTS, "--out", str(out), "--concepts", "[stripes, dots, rings]", "--queries", "[stripes + dots]"]) == 0
+    return out
+
+
+def test_the_folder_holds_weights_numbers_and_pictures(folder):
+    summary = json.loads((folder / "concepts.json").read_text())
+    assert [c["name"] for c in summary["concepts"]] == ["stripes", "dots", "rings"] and list(summary["layers"]) == [
+        "features.5",
+        "features.12",
+    ]
+    vectors = load_file(str(folder / "weights.safetensors"))
+    for layer, found in summary["layers"].items():
+        assert tuple(vectors[f"segmentation/{layer}/weights"].shape) == (3, 8) == tuple(vectors[f"classification/{layer}/weights"].shape)
+        for c, row in found["segmentation"]["rows"].items():
+            value, low, high = row["combination"]
+            assert low <= value <= high and row["difference"][0] == pytest.approx(value - row["single"][0])
+            assert row["top"][0][1] == pytest.approx(float(vectors[f"segmentation/{layer}/weights"][int(c)][row["top"][0][0]]))
+            assert set(row["curve"]) == {"1", "2", "4", "8"} and row["curve"]["8"] == pytest.approx(value)
+            assert len(row["images"]["combination"]) == summary["concepts"][int(c)]["masks_val"]
+        assert sum(n for _, n in found["segmentation"]["sharing"]["bins"]) == 8
+        for kinds in summary["pictures"][layer].values():
+            assert all((folder / e["file"]).is_file() for kind in kinds.values() for e in kind)
+    names = summary["spaces"]["names"]
+    assert names[-1] == "labels together" and all(row[i] == 0 for i, row in enumerate(summary["spaces"]["distances"]))
+    assert set(summary["spaces"]["halves"]) == set(names[:-1])
+
+
+def test_the_page_needs_no_network_and_shows_every_number(folder, capsys):
+    assert main(["concepts", "report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    assert "http" not in page.replace("http-equiv", "") and page.count("data:image/jpeg") == 2 * 3 * 3 * 2
+    summary = json.loads((folder / "concepts.json").read_text())
+    for layer in summary["layers"].values():
+        for row in layer["segmentation"]["rows"].values():
+            assert f"{row['combination'][0]:.3f}" in page
+    assert main(["concepts", "report", str(folder), "--out", str(folder / "tables.md")]) == 0
+    assert "| stripes |" in (folder / "tables.md").read_text()
+
+
+def test_refusals_name_the_remedy(tmp_path, capsys):
+    def refused(*arguments):
+        assert main(list(arguments)) == 2
+        return capsys.readouterr().err
+
+    assert "layers is empty" in refused("concepts", "fit")
+    assert "explainer concepts fit or explainer concepts report" in refused("concepts", "fitt")
+    assert "holds no concepts.json" in refused("concepts", "report", str(tmp_path))
+    assert "'strips', which the data does not have" in refused(*ARGUMENTS, "--concepts", "[strips]")
+    assert "filters must not be chosen where they are scored" in refused(*ARGUMENTS, "--val_split", "train")
+    assert "'features.99' is not a module" in refused(*ARGUMENTS[:-8], "--layers", "[features.99]")
