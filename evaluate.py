@@ -2,7 +2,7 @@
 
 import sys
 
-from explainer.cli import evaluate_main
+from explainer.cli import main
 
 if __name__ == "__main__":
-    sys.exit(evaluate_main())
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

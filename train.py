@@ -2,7 +2,8 @@
 
 import sys
 
-from explainer.cli import train
+from explainer.cli import main
+from explainer.commands.train import COMMANDS
 
 if __name__ == "__main__":
-    sys.exit(train())
+    sys.exit(main(commands=COMMANDS, prog="train.py"))

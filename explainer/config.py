@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from explainer.vocabulary import FillKind
+
 
 @dataclass
 class DataConfig:
@@ -58,7 +60,7 @@ class OcclusionConfig:
     probability: float = 0.0
     kind: Literal["blobs", "cutout", "hide_and_seek"] = "blobs"
     max_share: float = 0.7
-    fill: Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle"] = "mean"
+    fill: FillKind = "mean"
     blank: float = 0.0
 
 
@@ -79,7 +81,7 @@ class MaskAugmentationConfig:
     probability: float = 0.5
     mode: Literal["keep", "remove", "both"] = "both"
     classes: list[str] | None = None
-    fill: Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle"] = "mean"
+    fill: FillKind = "mean"
 
 
 @dataclass
@@ -150,7 +152,7 @@ class MaskingConfig:
         area_temperature: softness of the cut, in mask logits.
     """
 
-    fill: Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle", "random", "alternative"] = "mean"
+    fill: Literal[FillKind, "random", "alternative"] = "mean"
     binarize: float = 0.0
     subset: float = 0.0
     area_conditioned: float = 0.0

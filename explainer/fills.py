@@ -15,8 +15,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from explainer.errors import ConfigError
+from explainer.vocabulary import FillKind as FillKind  # re-exported: the functions below take it
 
-FillKind = Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle"]
 #: One CPU generator for a whole batch, or one for each image, so that an image's draws do not depend on its neighbours.
 Generators = torch.Generator | Sequence[torch.Generator] | None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 
+import yaml
+
 from explainer import plugins
 
 _COLUMNS = ("method", "gradients", "layer option", "cost in passes", "class-specific", "signed", "random")
@@ -37,3 +39,23 @@ def markdown() -> str:
     """The overview as a Markdown table."""
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in overview()])
+
+
+def options_as_yaml(name: str) -> str:
+    """A method's entry for ``methods:`` of an evaluation (or ``teachers:`` of a training), with the defaults of its options.
+
+    Args:
+        name: of the method.
+
+    Returns:
+        YAML. Options whose default is decided by the method (None) are listed in a comment.
+    """
+    cls = plugins.find("explainer.baselines", name)
+    defaults = {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.default is not inspect.Parameter.empty}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items() if value is not None}
+    unset = [key for key, value in defaults.items() if value is None]
+    summary = (inspect.getdoc(inspect.getmodule(cls)) or "").strip().splitlines()[0]
+    lines = [f"# {summary}", f"# Cost per image: {cls.passes}"]  # type: ignore[attr-defined]
+    if unset:
+        lines.append(f"# Unset here, decided by the method: {', '.join(unset)}")
+    return "\n".join(lines) + "\n" + yaml.safe_dump({"name": name, "options": plain}, sort_keys=False, default_flow_style=None).strip()

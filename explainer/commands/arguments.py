@@ -1,50 +1,57 @@
-"""What command lines share: a parser whose errors are one paragraph, and numbers with bounds. Imports nothing heavy."""
+"""Kinds of values and groups of options that several commands share. Imports nothing heavy.
+
+The kinds accept their own results too: the parser checks defaults and values from files by the same functions.
+"""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
-from typing import NoReturn
 
-from explainer.errors import ConfigError
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one paragraph."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and the nearest option."""
-        flags = [s for action in self._actions for s in action.option_strings]
-        wrong = next((word for word in message.split() if word.startswith("--")), "")
-        close = difflib.get_close_matches(wrong, flags, n=1) if "unrecognized" in message else []
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"{message}.{hint}\nSee all options with: {self.prog} --help")
+from explainer.commands.parsing import Parser
 
 
-def parser(name: str, description: str) -> Parser:
-    """The parser of ``explainer NAME``."""
-    return Parser(prog=f"explainer {name}", description=description, allow_abbrev=False)
-
-
-def positive(text: str) -> int:
+def positive(value: str | int) -> int:
     """A whole number of at least 1."""
+    text = str(value)
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, received {text!r}")
     return int(text)
 
 
-def number(text: str) -> float:
+def number(value: str | float) -> float:
     """A finite number of at least 0."""
     try:
-        value = float(text)
+        result = float(value)
     except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, received {text!r}")
-    return value
+        result = math.nan
+    if not 0 <= result < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, received {str(value)!r}")
+    return result
 
 
-def name_list(text: str) -> list[str]:
+def name_list(value: str | list[str]) -> list[str]:
     """Names separated by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def add_model(parser: Parser) -> None:
+    """Declare the trained Explainer, in any of its forms."""
+    parser.add_argument("model", help="a .ckpt of train.py, an export folder, or an exported file (.onnx, .pt2, .xml, .safetensors)")
+
+
+def add_classifier_options(parser: Parser, use: str, required: bool = False) -> None:
+    """Declare ``--classifier`` and ``--classifier_options``.
+
+    Args:
+        parser: of the command.
+        use: completes the help text "file of the classifier: ...".
+        required: whether the command needs a classifier.
+    """
+    parser.add_argument("--classifier", required=required, help=f"checkpoint, state_dict or .onnx file of the classifier: {use}")
+    parser.add_argument(
+        "--classifier_options",
+        help="what the classifier's file does not say, as YAML with the keys of `classifier:` in a configuration, task and class_names: "
+        "'{arch: timm:resnet50}' for a state_dict, '{task: multiclass, options: {scores: probability}}' for ONNX; default: what the "
+        "model knows about it",
+    )

@@ -1,62 +1,24 @@
-"""``explainer calibrate``: a selector from labelled images."""
+"""``explainer calibrate``: quality score from which explanations are given, with a guarantee."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from jsonargparse import Namespace
 
-import torch
-
-import explainer
-from explainer.commands import evaluate as assembly
 from explainer.commands.calibrate_config import CalibrateConfig
-from explainer.errors import ConfigError
-from explainer.evaluation.config import EvaluateConfig
-from explainer.export.describe import describe
-from explainer.fills import FillKind, judging_fill
-from explainer.inference.classifier import require_same_classifier
-from explainer.inference.outputs import writable_file
-from explainer.inference.refinement import check_method
-from explainer.inference.selection import accepted_loss, calibrate, calibration_pairs, truth_loss
+from explainer.commands.parsing import Command, Parser, add_config_options, to_config
 
 
-def run(config: CalibrateConfig) -> int:
-    """Calibrate, write the selector, print what it accepts on the calibration images."""
-    if not config.model:
-        raise ConfigError("model is missing: name the trained Explainer with --model runs/<run>/checkpoints/best.ckpt.")
-    writable_file(config.out)
-    setting = EvaluateConfig(
-        data=config.data, split=config.split, classifier=config.classifier, seed=config.seed, batch_size=config.batch_size
-    )
-    data = assembly.data_module(setting)
-    explanandum = assembly.classifier(setting, data)
-    if config.fallback == "refine":
-        check_method(config.method, explanandum)
-    net = explainer.load(config.model)
-    description = describe(net)
-    if notice := require_same_classifier(explanandum, description, config.model):
-        print(notice, file=sys.stderr)
-    fill: FillKind = config.fill or judging_fill(net.metadata.get("fill"))
-    number = len(data.dataset(config.split)) if config.limit is None else min(config.limit, len(data.dataset(config.split)))
-    parts = [range(i, min(i + config.batch_size, number)) for i in range(0, number, config.batch_size)]
-    refinement = {"method": config.method, "iterations": config.iterations} if config.fallback == "refine" else None
-    scores, losses = calibration_pairs(
-        net, explanandum, data.batches(config.split, parts), lambda m, t: truth_loss(m, t, config.least_iou), config.fallback, fill,
-        refinement, torch.Generator().manual_seed(config.seed), config.classes, config.predicted_from,
-    )  # fmt: skip
-    selector = calibrate(
-        scores, losses, config.alpha, config.kind, config.delta, fallback=config.fallback, fill=fill, refinement=refinement,
-        classes=config.classes, predicted_from=config.predicted_from, explainer=description["weights"],
-        classifier=explanandum.fingerprint(),
-    )  # fmt: skip
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    selector.save(config.out)
-    loss, accepted = accepted_loss(scores, losses, selector.threshold)
-    share = float(accepted.float().mean())
-    bad = float(loss.sum() / accepted.sum()) if share else 0.0
-    print(
-        f"{config.out}: threshold {selector.threshold:.4f} from {selector.images} of {number} images (one of their "
-        f"{'predicted classes' if config.classes == 'predicted' else 'labels'} each); {share:.1%} accepted, mean loss {bad:.3f} among "
-        f"them, {float(losses[:, 0].mean()):.3f} among all"
-    )
-    return 0
+def add_options(parser: Parser) -> None:
+    """Declare the options."""
+    add_config_options(parser, CalibrateConfig)
+
+
+def run(parser: Parser, namespace: Namespace) -> int:
+    """Run the command; returns the exit code."""
+    config = to_config(parser, namespace, CalibrateConfig)
+    from explainer.commands import calibration
+
+    return calibration.run(config)
+
+
+COMMAND = Command("quality score from which explanations are given, with a guarantee", add_options, run)

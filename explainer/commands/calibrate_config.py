@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from explainer.config import ClassifierConfig, DataConfig
-from explainer.inference.refine_method import RefineMethod
+from explainer.vocabulary import RefineMethod
 
 
 @dataclass

@@ -1,37 +1,28 @@
-"""``explainer concepts fit|report``: parsing only; nothing heavy is imported before the arguments are known to be good."""
+"""``explainer concepts fit | report``: which filters encode which concepts (Net2Vec)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import Namespace
 
-from explainer.commands import arguments
 from explainer.commands.concepts_config import ConceptsConfig
+from explainer.commands.parsing import Command, Group, Parser, add_config_options, command_parser, to_config, with_underscores
 from explainer.errors import ConfigError
 
-SUMMARY = "which filters encode which concepts, and how (Net2Vec): fit probes, report them"
+
+def _add_fit_options(parser: Parser) -> None:
+    add_config_options(parser, ConceptsConfig)
 
 
-class _Parser(ArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """One paragraph instead of pages of usage."""
-        raise ConfigError(f"{' '.join(str(message).split())}\nSee all options with: explainer concepts fit --help")
-
-
-def parse_fit(argv: Sequence[str]) -> ConceptsConfig:
-    """Options of ``explainer concepts fit``.
+def to_concepts(parser: Parser, namespace: Namespace) -> ConceptsConfig:
+    """The configuration from parsed options.
 
     Raises:
-        ConfigError: an unknown option, a value of the wrong kind, no layer, or a number out of range.
+        ConfigError: no layer, no task, or a number out of range.
     """
-    parser = _Parser(prog="explainer concepts fit", description=SUMMARY, default_env=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
-    parser.add_class_arguments(ConceptsConfig, as_group=False)
-    values = parser.instantiate(parser.parse_args(list(argv)))
-    config = ConceptsConfig(**{k: v for k, v in vars(values).items() if k != "config"})
+    config = to_config(parser, namespace, ConceptsConfig)
     if not config.layers:
         raise ConfigError("layers is empty: name the modules to probe, e.g. --layers '[features.29]'.")
     if not config.tasks:
@@ -44,36 +35,39 @@ def parse_fit(argv: Sequence[str]) -> ConceptsConfig:
     return config
 
 
-def _report(argv: Sequence[str]) -> int:
-    parser = arguments.parser("concepts report", "The page of a folder that explainer concepts fit has written.")
-    parser.add_argument("folder", metavar="RESULTS", help="folder of explainer concepts fit")
-    parser.add_argument("--out", help="file ending in .html or .md (default: RESULTS/report.html)")
+def parse_fit(argv: Sequence[str]) -> ConceptsConfig:
+    """Options of ``explainer concepts fit`` from Python."""
+    parser = command_parser(GROUP.commands["fit"], "explainer concepts fit")
+    return to_concepts(parser, parser.parse_args(with_underscores(parser, argv)))
+
+
+def _fit(parser: Parser, namespace: Namespace) -> int:
+    config = to_concepts(parser, namespace)
+    from explainer.commands.concepts_run import run
+
+    return run(config)
+
+
+def _add_report_options(parser: Parser) -> None:
+    parser.add_argument("folder", help="folder of explainer concepts fit")
+    parser.add_argument("--out", help="file ending in .html or .md; default: report.html in the folder")
     parser.add_argument("--title", default="Concepts and filters", help="of the page")
-    given = parser.parse_args(list(argv))
-    out = Path(given.out) if given.out else Path(given.folder) / "report.html"
+
+
+def _report(_parser: Parser, options: Namespace) -> int:
+    out = Path(options.out) if options.out else Path(options.folder) / "report.html"
     if out.suffix not in (".html", ".md"):
         raise ConfigError(f"--out must end in .html or .md, received {str(out)!r}.")
     from explainer.report.concepts import write
 
-    print(write(Path(given.folder), out, given.title))
+    print(write(Path(options.folder), out, options.title))
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
-    """Fit or report; returns the exit code."""
-    if argv and argv[0] in ("-h", "--help"):
-        print(
-            f"usage: explainer concepts fit --config FILE [--option value ...]\n       explainer concepts report RESULTS\n\n{SUMMARY}\n\n"
-            "explainer concepts fit --help lists all options."
-        )
-        return 0
-    if not argv or argv[0] not in ("fit", "report"):
-        raise ConfigError(
-            f"say what to do: explainer concepts fit or explainer concepts report, received {' '.join(argv[:1]) or 'nothing'}."
-        )
-    if argv[0] == "report":
-        return _report(argv[1:])
-    config = parse_fit(argv[1:])
-    from explainer.commands.concepts_run import run
-
-    return run(config)
+GROUP = Group(
+    "which filters encode which concepts, and how (Net2Vec)",
+    {
+        "fit": Command("fit probes to filters, and store what they say", _add_fit_options, _fit),
+        "report": Command("the page of a folder that concepts fit has written", _add_report_options, _report),
+    },
+)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from explainer.commands import evaluate as assembly
+from explainer.commands import assembly
 from explainer.commands.concepts_config import ConceptsConfig
 from explainer.commands.concepts_layer import Probed, probe_classification, probe_segmentation
 from explainer.commands.concepts_pictures import write_pictures

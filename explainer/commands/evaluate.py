@@ -1,260 +1,40 @@
-"""From an :class:`~explainer.evaluation.config.EvaluateConfig` to a finished results folder: the one place where methods are built."""
+"""``explainer evaluate``: methods x images x protocols -> tables with intervals."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import logging
-import os
-import time
-from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from jsonargparse import Namespace
 
-import explainer
-from explainer import baselines
-from explainer.attribution.map_cache import method_key
-from explainer.data.contract import collate
-from explainer.data.datamodule import DataModule
-from explainer.errors import CheckpointError, ConfigError
-from explainer.evaluation import summary
-from explainer.evaluation.config import EvaluateConfig, MethodConfig
-from explainer.evaluation.manipulation import gradient_map
-from explainer.evaluation.protocol import parse_protocols
-from explainer.evaluation.results import Row, write_atomic, write_rows
-from explainer.evaluation.runner import Outcome, Runner, Settings
-from explainer.evaluation.scene import DifferentiableMap, Method, Scale
-from explainer.models.checkpoints import load_explanandum
-from explainer.models.explainer import TrainedExplainer
-from explainer.models.explanandum import Explanandum
-from explainer.provenance import provenance
-from explainer.tensors import state_digest
-
-log = logging.getLogger(__name__)
-N = TypeVar("N", bound=nn.Module)
-EXPLAINER, SELF_SUPERVISED = "explainer", "agf_self_supervised"
-#: Images among which agf_self_supervised looks for the nearest neighbour.
-CANDIDATES = 64
-_SCALES: dict[str, tuple[Scale, ...]] = {"raw": ("raw",), "minmax": ("minmax",), "both": ("raw", "minmax")}
+from explainer.commands.parsing import Command, Parser, add_config_options, parse_evaluate, to_config
+from explainer.evaluation.config import EvaluateConfig
+from explainer.inference.outputs import writable_folder
 
 
-def data_module(config: EvaluateConfig) -> DataModule:
-    """The images."""
-    d = config.data
-    return DataModule(
-        d.name, max(d.batch_size, 2), d.eval_batch_size, d.num_workers, config.seed, d.options, d.train_options, d.eval_options, d.on_error,
-        prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory,
-    )  # fmt: skip
+def add_options(parser: Parser) -> None:
+    """Declare the options."""
+    add_config_options(parser, EvaluateConfig)
 
 
-def classifier(config: EvaluateConfig, data: DataModule) -> Explanandum:
-    """The Explanandum; missing data and a missing checkpoint are answered with where they come from, the data first."""
-    c = config.classifier
-    data.dataset(config.split)
-    if c.checkpoint is not None and not Path(c.checkpoint).is_file():
-        how = (
-            f"python train.py fit --config {c.train_with}"
-            if c.train_with
-            else "python train.py fit --config configs/classifier/*.yaml; see the head of the configuration"
-        )
-        raise CheckpointError(f"classifier {c.checkpoint} does not exist. Train it ({how}), or give another with --classifier.checkpoint.")
-    net = load_explanandum(c.checkpoint, c.arch, c.options, data.num_classes, data.task, data.class_names, c.mean, c.std, c.input_size)
-    return _faster(net)
+def run(parser: Parser, namespace: Namespace) -> int:
+    """Evaluate; returns the exit code."""
+    return _run(to_config(parser, namespace, EvaluateConfig), parser.dump(namespace))
 
 
-def _faster(net: N) -> N:
-    """channels_last: the same numbers up to rounding, 1.4 times as fast in float32 on a CPU (VGG-style, 64 px)."""
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def build_method(
-    label: str, method: MethodConfig, config: EvaluateConfig, explanandum: Explanandum, data: DataModule, option: str | None = None
-) -> Method:
-    """One entry of ``methods``.
-
-    Args:
-        label: of the method in the tables.
-        method: its entry.
-        config: the evaluation.
-        explanandum: the classifier.
-        data: the images.
-        option: the entry's place in the configuration, for messages; default ``methods.<label>``.
+def evaluate(argv: Sequence[str]) -> int:
+    """Evaluate from Python, with the arguments that stand behind ``explainer evaluate``; returns the exit code.
 
     Raises:
-        CheckpointError, FingerprintMismatchError: of a trained Explainer.
-        UnknownNameError, ConfigError: of a baseline's name or options.
+        ExplainerError: what the command line would print.
     """
-    name, option = method.name or label, option or f"methods.{label}"
-    scales = _SCALES[method.rescale or config.rescale]
-    size = method.batch_size or config.batch_size
-    if name == EXPLAINER:
-        return _trained(label, method, explanandum, scales, size, option)
-    if method.checkpoint is not None:
-        raise ConfigError(f"{option}: only a trained Explainer has a checkpoint; write name: {EXPLAINER}, or leave it out.")
-    try:
-        if name == SELF_SUPERVISED:
-            attributor: Any = _self_supervised(explanandum, config, data, dict(method.options))
-        else:
-            attributor = baselines.build(name, explanandum, **method.options)
-    except ConfigError as error:
-        raise type(error)(f"{option}: {error}") from error
-    given = {"candidates": CANDIDATES, **method.options} if name == SELF_SUPERVISED else method.options
-    fingerprint = method_key(name, type(attributor), given)
-    attack, smooth = _differentiable(name, attributor, explanandum)
-    return Method(label, attributor, fingerprint, scales, size, attack, smooth)
+    return _run(*parse_evaluate(argv))
 
 
-def _trained(label: str, method: MethodConfig, explanandum: Explanandum, scales: tuple[Scale, ...], size: int, option: str) -> Method:
-    if method.checkpoint is None:
-        raise ConfigError(f"{option}: name the trained Explainer with --{option}.checkpoint runs/<run>/checkpoints/best.ckpt.")
-    if method.options:
-        raise ConfigError(f"{option}: a trained Explainer has no options, received {method.options}.")
-    if not Path(method.checkpoint).exists():
-        how = (
-            f"python train.py fit --config {method.train_with}"
-            if method.train_with
-            else "python train.py fit --config configs/explainer/*.yaml"
-        )
-        raise CheckpointError(
-            f"{option}: checkpoint {method.checkpoint} does not exist. Train it ({how}), or give another with --{option}.checkpoint."
-        )
-    net = _faster(explainer.load(method.checkpoint).to(explanandum.mean.device))
-    if net.num_classes != explanandum.num_classes or tuple(net.class_names) != tuple(explanandum.class_names):
-        raise ConfigError(
-            f"{option}: {method.checkpoint} explains the classes {', '.join(net.class_names)}, "
-            f"the classifier has {', '.join(explanandum.class_names)}."
-        )
-    trained_for = net.metadata.get("fingerprint")
-    if trained_for is not None and not method.allow_mismatch:
-        explanandum.require_fingerprint(trained_for, f"{option}: {method.checkpoint}")
-    fingerprint = {"name": EXPLAINER, "config": net.config, "weights": state_digest(net.state_dict())}
+def _run(config: EvaluateConfig, resolved: str) -> int:
+    writable_folder(config.out)
+    from explainer.commands import evaluation
 
-    def attack(images: Tensor, class_index: Tensor) -> Tensor:
-        return net(images)[torch.arange(len(images), device=images.device), class_index]
-
-    return Method(label, TrainedExplainer(net), fingerprint, scales, size, attack)
+    return evaluation.run(config, resolved)
 
 
-def _differentiable(name: str, attributor: Any, explanandum: Explanandum) -> tuple[DifferentiableMap | None, bool]:
-    """``(map with a graph to the images, needs the softplus surrogate)``."""
-    own = getattr(attributor, "differentiable_map", None)
-    if own is not None:
-        return own, False
-    if name in ("gradient", "input_x_gradient", "integrated_gradients"):
-        return gradient_map(explanandum, name), True  # type: ignore[arg-type]
-    return None, False
-
-
-def _self_supervised(explanandum: Explanandum, config: EvaluateConfig, data: DataModule, options: dict[str, Any]) -> Any:
-    """The neighbours are the first ``candidates`` images of the val split."""
-    from explainer.baselines.kernels.agf_neighbour import AGFNeighbour
-
-    number = options.pop("candidates", CANDIDATES)
-    dataset = data.dataset("val")
-    images = collate([dataset[i] for i in range(min(number, len(dataset)))]).images
-    return AGFNeighbour(explanandum, images.to(explanandum.mean.device), **options)
-
-
-def device_of(name: str) -> str:
-    """``auto`` is this process's GPU where there is one, else the CPU."""
-    if name != "auto":
-        return name
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-
-
-@contextlib.contextmanager
-def process_group() -> Iterator[tuple[int, int]]:
-    """``(rank, number of processes)``; under torchrun the processes can wait for each other."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield 0, 1
-        return
-    ours = not torch.distributed.is_initialized()
-    if ours:
-        # Processes wait at the end only, as long as the slowest takes.
-        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
-    try:
-        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
-    finally:
-        if ours:
-            torch.distributed.destroy_process_group()
-
-
-def build_runner(config: EvaluateConfig, rank: int = 0, world: int = 1) -> Runner:
-    """Everything but the run itself: protocols, data, classifier and methods are checked, in this order."""
-    protocols = parse_protocols(config.protocols, config.mode)
-    if not config.methods and any(p.uses_maps for p in protocols.values()):
-        raise ConfigError("methods is empty: name at least one, e.g. methods: {grad_cam: {}}.")
-    device = device_of(config.device)
-    data = data_module(config)
-    explanandum = classifier(config, data).to(device)
-    methods = [build_method(label, m, config, explanandum, data) for label, m in config.methods.items()]
-    cache = config.cache
-    settings = Settings(
-        Path(config.out), config.split, config.limit, config.classes, config.seed, config.batch_size, device,
-        None if cache.folder is None else Path(cache.folder), cache.dtype, config.time_budget, config.progress, config.gallery, rank, world,
-    )  # fmt: skip
-    return Runner(methods, protocols, explanandum, data, settings)
-
-
-def run(config: EvaluateConfig, resolved: str | None = None) -> int:
-    """Evaluate, write the results folder, print the tables.
-
-    Args:
-        config: the evaluation.
-        resolved: the configuration as YAML, saved beside the results.
-
-    Returns:
-        Exit code: 0; 1 if a method failed, a protocol had to be left out, or the time budget cut the run short.
-    """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    start = time.monotonic()
-    with process_group() as (rank, world):
-        runner = build_runner(config, rank, world)
-        if rank == 0 and resolved is not None:
-            write_atomic(Path(config.out) / "config.yaml", resolved)
-        try:
-            outcome = runner.run()
-        except KeyboardInterrupt:
-            if rank == 0:
-                finish(runner, config, runner.outcome, world, start)
-                log.warning("stopped; what is finished is in %s. Run the same command again to go on.", config.out)
-            raise
-        outcomes: list[Any] = [outcome]
-        if world > 1:
-            outcomes = [None] * world
-            torch.distributed.all_gather_object(outcomes, outcome)
-        if rank != 0:
-            return int(any(o.failures or o.refused for o in outcomes))
-        for other in outcomes:
-            outcome.failures.update(other.failures)
-            outcome.refused.update(other.refused)
-            outcome.notices += [n for n in other.notices if n not in outcome.notices]
-        content = finish(runner, config, outcome, world, start)
-        summary.show(content)
-        print(f"{config.out}: {summary.TABLE}, {summary.SUMMARY}, {summary.CSV}, results.jsonl")
-        if data_note := runner.data.skipped_summary():
-            log.warning(data_note)
-        for name, message in outcome.failures.items():
-            log.error("%s was left out: %s", name, message)
-        for (name, label), message in outcome.refused.items():
-            log.error("%s: protocol %s was left out: %s", name, label, message)
-        return int(not outcome.complete or bool(outcome.refused))
-
-
-def finish(runner: Runner, config: EvaluateConfig, outcome: Outcome, world: int, start: float) -> dict[str, Any]:
-    """Write the results folder from the store; returns the content of ``summary.json``."""
-    units, complete = runner.collect(outcome.refused)
-    outcome.complete = complete
-    rows = [row for part in units.values() for row in sorted((r for unit in part for r in unit.rows), key=Row.order)]
-    write_rows(config.out, rows)
-    fingerprints = {**runner.fingerprints, "methods": {m.label: m.fingerprint for m in runner.methods}}
-    record = provenance(asdict(config), fingerprints, runner.settings.device, world, time.monotonic() - start)
-    content = summary.build(runner, rows, outcome, record, config.bootstrap, config.confidence)
-    summary.write(Path(config.out), content)
-    return content
+COMMAND = Command("methods x images x protocols -> tables with intervals", add_options, run)

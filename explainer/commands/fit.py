@@ -11,10 +11,10 @@ from typing import Any
 import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
 import torch
 
-from explainer.commands import evaluate
+from explainer.commands import evaluation
 from explainer.commands.building import build_networks, build_task, data_module, versions
 from explainer.commands.parsing import parse_evaluate, parse_run
-from explainer.commands.tables import show_row
+from explainer.commands.terminal import show_row
 from explainer.config import DataConfig, RunConfig, TeacherConfig
 from explainer.data.datamodule import DataModule
 from explainer.errors import ConfigError
@@ -136,7 +136,7 @@ def _fill_caches(config: RunConfig) -> None:
 
 def fill_cache(teacher: TeacherConfig, config: RunConfig) -> None:
     """Compute the maps of the ``teacher.images`` training images that its cache lacks."""
-    from explainer.commands import maps as make_maps
+    from explainer.commands import filling
     from explainer.commands.maps_config import MapsConfig
     from explainer.evaluation.config import CacheConfig, MethodConfig
 
@@ -154,7 +154,7 @@ def fill_cache(teacher: TeacherConfig, config: RunConfig) -> None:
         device="cpu" if t.accelerator == "cpu" else device,
         batch_size=config.data.eval_batch_size or config.data.batch_size,
     )
-    make_maps.run(wanted)
+    filling.run(wanted)
 
 
 def _ready_trainer(request: FitRequest, task: ClassifyTask | ExplainTask, checkpoint: str | None) -> pl.Trainer:
@@ -205,7 +205,7 @@ def _finish(request: FitRequest, task: ClassifyTask | ExplainTask, trainer: pl.T
         _summarize(request.folder, task, trainer)
     code = 0
     if request.config.evaluate_with is not None:
-        code = evaluate.run(*parse_evaluate(evaluation_arguments(request.config)))  # on every process: they share the images
+        code = evaluation.run(*parse_evaluate(evaluation_arguments(request.config)))  # on every process: they share the images
     if trainer.is_global_zero:
         pictures = sorted((request.folder / "images").glob("*.png"))
         shown = f", contact sheet {pictures[-1]}" if pictures else ""

@@ -1,82 +1,27 @@
-"""``explainer maps``: fill a map cache that evaluation and distillation read."""
+"""``explainer maps``: maps of one method over a split, kept for evaluation and distillation."""
 
 from __future__ import annotations
 
-import logging
-import time
-from dataclasses import replace
-from typing import Any
+from jsonargparse import Namespace
 
-import torch
-from torch import Tensor
-
-import explainer
-from explainer.attribution.map_cache import MapCache, cache_key, cached_maps
-from explainer.commands import evaluate as assembly
 from explainer.commands.maps_config import MapsConfig
-from explainer.data.samplers import spread
-from explainer.errors import ConfigError
-from explainer.evaluation.config import EvaluateConfig
-from explainer.metrics.classifier import predicted_classes
-from explainer.tensors import Batch
-
-log = logging.getLogger(__name__)
+from explainer.commands.parsing import Command, Parser, add_config_options, to_config
+from explainer.inference.outputs import writable_folder
 
 
-def wanted_classes(batch: Batch, explanandum: Any, classes: str) -> Tensor:
-    """The (image, class) pairs to explain, bool ``[B,K]``: ``labels``, ``predicted`` (see
-    :func:`~explainer.metrics.classifier.predicted_classes`) or ``all``.
-    """
-    if classes == "labels":
-        return batch.targets > 0.5
-    if classes == "all":
-        return torch.ones_like(batch.targets, dtype=torch.bool)
-    with torch.no_grad():
-        logits = explanandum(batch.images)
-    return predicted_classes(logits, explanandum.task)
+def add_options(parser: Parser) -> None:
+    """Declare the options."""
+    add_config_options(parser, MapsConfig)
 
 
-def run(config: MapsConfig) -> int:
-    """Compute what is missing; returns the exit code (1 if the time budget cut it short)."""
-    if config.method.name is None:
-        raise ConfigError("method.name is missing: say whose maps, e.g. --method.name rise.")
-    if config.cache.folder is None:
-        raise ConfigError("cache.folder is missing: say where the maps go, e.g. --cache.folder runs/maps.")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    plain = replace(config.data, options=_unaugmented(config.data.options), train_options=_unaugmented(config.data.train_options))
-    setting = EvaluateConfig(
-        data=plain, split=config.split, classifier=config.classifier, seed=config.seed, device=config.device, batch_size=config.batch_size
-    )
-    with assembly.process_group() as (rank, world):
-        data = assembly.data_module(setting)
-        device = assembly.device_of(config.device)
-        explanandum = assembly.classifier(setting, data).to(device)
-        method = assembly.build_method(config.method.name, config.method, setting, explanandum, data, "method")
-        dataset = data.dataset(config.split)
-        key = cache_key(
-            explanandum.fingerprint(), dataset.fingerprint(), method.fingerprint, config.split, config.seed, explainer.__version__
-        )
-        cache = MapCache(config.cache.folder, key, config.cache.dtype, rank)
-        number = len(dataset) if config.limit is None else min(config.limit, len(dataset))
-        indices = spread(len(dataset), number, config.seed) if config.spread else list(range(number))
-        parts = [indices[i : i + config.batch_size] for i in range(0, number, config.batch_size)][rank::world]
-        batches = (batch.to(device) for batch in data.batches(config.split, parts))
-        start, done = time.monotonic(), 0
-        maps = cached_maps(
-            cache, method.attributor, batches, lambda b: wanted_classes(b, explanandum, config.classes),
-            lambda: torch.Generator().manual_seed(config.seed), method.batch_size,
-        )  # fmt: skip
-        for batch, _ in maps:
-            done += len(batch)
-            if config.time_budget is not None and time.monotonic() - start > config.time_budget:
-                break
-    complete = done >= sum(len(p) for p in parts) - len(data.skipped[config.split])
-    print(f"{cache.folder}: {len(cache)} maps of {config.method.name}; {done} images in {time.monotonic() - start:.1f} s")
-    if not complete:
-        log.warning("the time budget of %g s is used up: run the same command again to go on", config.time_budget)
-    return int(not complete)
+def run(parser: Parser, namespace: Namespace) -> int:
+    """Run the command; returns the exit code."""
+    config = to_config(parser, namespace, MapsConfig)
+    if config.cache.folder is not None:
+        writable_folder(config.cache.folder, "--cache.folder")
+    from explainer.commands import filling
+
+    return filling.run(config)
 
 
-def _unaugmented(options: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if k != "augment"}
+COMMAND = Command("maps of one method over a split, kept for evaluation and distillation", add_options, run)

@@ -1,13 +1,18 @@
-"""From arguments to configurations. Nothing here imports torch: ``--help`` and a typing error are answered at once."""
+"""From arguments to configurations: one parser with a sub-command for each command. Nothing here imports torch.
+
+Each module of this package that is a command declares a :class:`Command`. :func:`parse` builds the parser of ``explainer``; the options
+of a command are declared only when it is the one that was called, so ``--help`` stays fast.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
@@ -15,112 +20,224 @@ from explainer.config import RunConfig
 from explainer.errors import ConfigError
 from explainer.evaluation.config import EvaluateConfig
 
-TRAIN_COMMANDS = {
-    "fit": "train; resume with --ckpt_path last (or auto: if there is one)",
-    "validate": "losses and metrics on the validation split",
-    "test": "losses and metrics on the test split",
-    "predict": "write masks (or logits) of a split as .npz",
-}
+C = TypeVar("C")
 
 
 class Parser(ArgumentParser):
     """jsonargparse's parser with errors of one paragraph."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong and the nearest known option, without pages of usage."""
+        """Raise :class:`ConfigError` with what is wrong and the nearest known option, without pages of usage."""
         text = " ".join(str(message).split())
-        found = re.search(r"(?:accept option|key|unrecognized arguments:|option) ['\"]?(?:--)?([\w.]+)", text, re.IGNORECASE)
-        known = [a.dest for a in self._actions if a.dest != "help"]
-        if found:
-            close = difflib.get_close_matches(found.group(1), known, n=1, cutoff=0.75)
-            if close and close[0] != found.group(1):
-                text += f" Did you mean {close[0]}?"
-        raise ConfigError(f"{text}\nSee all options with: {Path(sys.argv[0]).name} {self._command} --help")
+        pattern = r"(?:accept option|key|unrecognized arguments:|option) ['\"]?(?:--)?([\w.-]+)"
+        if found := re.search(pattern, text, re.IGNORECASE):
+            wrong = found.group(1).replace("-", "_")
+            known = [a.dest for a in self._actions if a.dest != "help"]
+            close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.75)
+            if close and close[0] != wrong:
+                text += f" Did you mean --{close[0]}?"
+        program = self.prog.replace(" [options]", "")
+        raise ConfigError(f"{text}\nSee all options with: {program} --help")
 
-    _command = ""
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command of ``explainer``.
+
+    Attributes:
+        summary: one line for the list of commands; it also heads the command's own ``--help``.
+        add_options: declares the command's options on a parser.
+        run: does the work. It receives the command's parser and its parsed options and returns the exit code.
+    """
+
+    summary: str
+    add_options: Callable[[Parser], None]
+    run: Callable[[Parser, Namespace], int]
 
 
-def train_parser(command: str) -> Parser:
-    """The options of ``fit``, ``validate``, ``test`` or ``predict``."""
-    parser = Parser(prog=f"train.py {command}", description=TRAIN_COMMANDS.get(command, ""), default_env=False)
-    parser._command = command
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
-    parser.add_class_arguments(RunConfig, as_group=False)
-    parser.add_argument(
-        "--ckpt_path",
-        type=str | None,
-        default=None,
-        help="checkpoint: last, best, auto (last if there is one) or a path (fit: resume from it)",
-    )
-    if command == "fit":
-        parser.add_argument("--overwrite", type=bool, default=False, help="replace the run that run_dir holds")
+@dataclass(frozen=True)
+class Group:
+    """A name that several commands share, as in ``explainer concepts fit``.
+
+    Attributes:
+        summary: one line for the list of commands.
+        commands: the commands behind the shared name.
+    """
+
+    summary: str
+    commands: Mapping[str, Command | Group]
+
+
+def command_parser(command: Command, prog: str) -> Parser:
+    """The parser of one command with all its options.
+
+    Args:
+        command: the command.
+        prog: what the user typed before the options, for example ``explainer fit``.
+    """
+    parser = Parser(prog=prog, description=f"{command.summary[:1].upper()}{command.summary[1:]}.", default_env=False)
+    command.add_options(parser)
     return parser
 
 
+def parse(commands: Mapping[str, Command | Group], argv: Sequence[str], prog: str = "explainer") -> tuple[Command, Parser, Namespace]:
+    """Find the command and parse its options.
+
+    Args:
+        commands: all commands by name.
+        argv: what stands behind the program's name.
+        prog: the program's name.
+
+    Returns:
+        The command, its parser, and its options.
+
+    Raises:
+        ConfigError: no such command or option, or a value of the wrong kind.
+    """
+    from explainer import __version__
+
+    called = next((word for word in argv if not word.startswith("-")), None)
+    if called not in commands and not {"-h", "--help", "--version"} & set(argv):
+        listing = "\n".join(f"  {name:10} {c.summary}" for name, c in commands.items())
+        close = difflib.get_close_matches(called, commands, n=1) if called else []
+        hint = f" Did you mean {close[0]}?" if close else ""
+        got = f"received {called!r}" if called else "received none"
+        raise ConfigError(f"the first argument must be one of the commands ({got}).{hint}\n{listing}")
+    root = Parser(
+        prog=prog,
+        description="Train an Explainer for a classifier, evaluate explanations, export and use them.",
+        version=__version__,
+        default_env=False,
+    )
+    added = root.add_subcommands(dest="command", metavar="COMMAND", title="commands", description="COMMAND --help lists its options.")
+    parsers = {}
+    for name, command in commands.items():
+        parsers[name] = command_parser(command, f"{prog} {name}") if name == called else Parser(prog=f"{prog} {name}", default_env=False)
+        added.add_subcommand(name, parsers[name], help=command.summary)
+    arguments = list(argv)
+    if called in commands:
+        start = arguments.index(called) + 1
+        arguments[start:] = with_underscores(parsers[called], arguments[start:])
+        check_configs(arguments)
+    namespace = root.parse_args(arguments)
+    return commands[namespace.command], parsers[namespace.command], namespace[namespace.command]
+
+
+def with_underscores(parser: Parser, argv: Sequence[str]) -> list[str]:
+    """Replace options spelled with dashes (``--batch-size``), which version 0.1 accepted, by today's spelling; say so on stderr."""
+    known = {flag for action in parser._actions for flag in action.option_strings}
+    changed: dict[str, str] = {}
+    result = []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        today = "--" + flag[2:].replace("-", "_")
+        if flag.startswith("--") and "-" in flag[2:] and flag not in known and today in known:
+            changed[flag] = today
+            word = f"{today}{equals}{value}"
+        result.append(word)
+    if changed:
+        listing = ", ".join(f"{new} (instead of {old})" for old, new in changed.items())
+        print(f"note: options are spelled with underscores: {listing}. Version 0.3 will refuse dashes.", file=sys.stderr)
+    return result
+
+
 def check_configs(argv: Sequence[str]) -> None:
-    """A missing configuration file is answered before jsonargparse mistakes its name for YAML."""
+    """Answer a missing or unreadable configuration file before jsonargparse mistakes its name for YAML.
+
+    Raises:
+        ConfigError: a file behind ``--config`` does not exist or is no text.
+    """
     values = list(argv)
     for flag, value in zip(values, [*values[1:], ""], strict=True):
         path = value if flag == "--config" else flag.removeprefix("--config=") if flag.startswith("--config=") else None
-        if path is not None and not Path(path).is_file():
-            folder = Path(path).parent
-            near = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
-            raise ConfigError(
-                f"configuration {path} does not exist." + (f" In {folder}: {', '.join(near)}." if near else " Check the path.")
-            )
         if path is not None:
-            _readable(Path(path))
+            _check_config(Path(path))
 
 
-def _readable(path: Path) -> None:
-    """A file that is no text, or a number too long to read, would end in an error from inside the YAML reader."""
+def _check_config(path: Path) -> None:
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        remedy = f"In {path.parent}: {', '.join(near)}." if near else "Check the path."
+        raise ConfigError(f"configuration {path} does not exist. {remedy}")
     try:
         path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {path} cannot be read as text ({error}).") from error
 
 
-def parse_run(argv: Sequence[str]) -> tuple[str, RunConfig, Namespace]:
-    """``[command, options...]`` -> (command, configuration, namespace with ckpt_path, overwrite and the YAML text as ``resolved``)."""
-    if not argv or argv[0] not in TRAIN_COMMANDS:
-        listing = "\n".join(f"  {name:10} {text}" for name, text in TRAIN_COMMANDS.items())
-        if argv and argv[0] in ("-h", "--help"):
-            print(
-                f"usage: train.py COMMAND --config FILE [--option value ...]\n\ncommands:\n{listing}\n\n"
-                "train.py COMMAND --help lists all options."
-            )
-            raise SystemExit(0)
-        got = f"received {argv[0]!r}" if argv else "received none"
-        raise ConfigError(f"the first argument must be one of the commands ({got}):\n{listing}")
-    command, rest = argv[0], list(argv[1:])
-    check_configs(rest)
-    parser = train_parser(command)
-    namespace = parser.parse_args(rest)
-    resolved = parser.dump(namespace)
-    values = instantiate(parser, namespace)
-    once = ("ckpt_path", "overwrite")  # of this command; a saved configuration that repeats them would resume or replace unasked
-    config = RunConfig(**{k: v for k, v in vars(values).items() if k not in ("config", *once)})
-    resolved = "\n".join(line for line in resolved.splitlines() if not line.startswith(tuple(f"{k}:" for k in once))) + "\n"
-    rest_of = Namespace(ckpt_path=values.ckpt_path, overwrite=getattr(values, "overwrite", False), resolved=resolved)
-    return command, config, rest_of
+def add_config_options(parser: Parser, config: type) -> None:
+    """Declare ``--config`` and an option for each field of a configuration, nested ones with dots.
+
+    Args:
+        parser: of the command.
+        config: a dataclass; its docstring is the help text.
+    """
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
+    parser.add_class_arguments(config, as_group=False)
 
 
-def instantiate(parser: Parser, namespace: Namespace) -> Any:
-    """The dataclasses; what the parser let through and a dataclass cannot be made of is an error of the configuration too."""
+def to_config(parser: Parser, namespace: Namespace, config: type[C], apart: Sequence[str] = ()) -> C:
+    """The dataclass from parsed options.
+
+    Args:
+        parser: the command's.
+        namespace: its options.
+        config: the dataclass whose fields :func:`add_config_options` declared.
+        apart: options that are not fields of it.
+
+    Raises:
+        ConfigError: the parser let a value through of which a dataclass cannot be made.
+    """
     try:
-        return parser.instantiate(namespace)
+        values = vars(parser.instantiate(namespace))
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"a section of the configuration has a value of the wrong kind ({error}).") from error
+    return config(**{k: v for k, v in values.items() if k not in ("config", *apart)})
+
+
+# Options of this command alone: a saved configuration that repeats them would resume or replace a run unasked.
+_ONCE = ("ckpt_path", "overwrite")
+
+
+def add_run_options(parser: Parser, fit: bool) -> None:
+    """Declare the options of a training run.
+
+    Args:
+        parser: of ``fit``, ``validate``, ``test`` or ``predict``.
+        fit: whether it is ``fit``, which alone can overwrite.
+    """
+    add_config_options(parser, RunConfig)
+    text = "checkpoint: last, best, auto (last if there is one) or a path (fit: resume from it)"
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
+    if fit:
+        parser.add_argument("--overwrite", type=bool, default=False, help="replace the run that run_dir holds")
+
+
+def to_run(parser: Parser, namespace: Namespace) -> tuple[RunConfig, Namespace]:
+    """The configuration of a run, and a namespace of ``ckpt_path``, ``overwrite`` and the configuration as YAML (``resolved``)."""
+    lines = parser.dump(namespace).splitlines()
+    resolved = "\n".join(line for line in lines if not line.startswith(tuple(f"{k}:" for k in _ONCE))) + "\n"
+    overwrite = namespace.get("overwrite", False)
+    return to_config(parser, namespace, RunConfig, _ONCE), Namespace(ckpt_path=namespace.ckpt_path, overwrite=overwrite, resolved=resolved)
+
+
+def parse_run(argv: Sequence[str]) -> tuple[str, RunConfig, Namespace]:
+    """Parse ``[command, options...]`` of a training run from Python.
+
+    Returns:
+        The command, the configuration, and what :func:`to_run` says beside it.
+    """
+    name, rest = argv[0], list(argv[1:])
+    check_configs(rest)
+    parser = Parser(prog=f"explainer {name}", default_env=False)
+    add_run_options(parser, fit=name == "fit")
+    return (name, *to_run(parser, parser.parse_args(rest)))
 
 
 def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateConfig, str]:
-    """``[options...]`` -> (configuration, the resolved configuration as YAML)."""
-    rest = list(argv)
-    check_configs(rest)
-    parser = Parser(prog="evaluate.py", description="Evaluate explainers: methods x images x protocols.", default_env=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
-    parser.add_class_arguments(EvaluateConfig, as_group=False)
-    namespace = parser.parse_args(rest)
-    resolved = parser.dump(namespace)
-    values = instantiate(parser, namespace)
-    return EvaluateConfig(**{k: v for k, v in vars(values).items() if k != "config"}), resolved
+    """Parse ``[options...]`` of an evaluation from Python -> (configuration, the resolved configuration as YAML)."""
+    check_configs(argv)
+    parser = Parser(prog="explainer evaluate", default_env=False)
+    add_config_options(parser, EvaluateConfig)
+    namespace = parser.parse_args(list(argv))
+    return to_config(parser, namespace, EvaluateConfig), parser.dump(namespace)

@@ -1,53 +1,38 @@
-"""``explainer report RESULTS... --out FILE``: parsing only; nothing heavy is imported before the arguments are known to be good."""
+"""``explainer report``: one HTML file about results folders, and their tables in other forms."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from jsonargparse import Namespace
+
+from explainer.commands.parsing import Command, Parser
 from explainer.errors import ConfigError
 
-SUMMARY = "report on results folders: one HTML file, and the tables as Markdown, LaTeX and JSON"
 _SUFFIXES = (".html", ".md", ".tex", ".json")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of pages of usage."""
-        raise ConfigError(f"{message}. See: explainer report --help")
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments of ``explainer report``.
-
-    Raises:
-        ConfigError: no results folder, or an output of another kind.
-    """
-    parser = _Parser(
-        prog="explainer report", description=SUMMARY, epilog="Example: explainer report results/shapes results/street --out report.html"
-    )
-    parser.add_argument("results", nargs="+", metavar="RESULTS", help="results folder of an evaluation")
-    parser.add_argument(
-        "--out", default="report.html", help="file; its ending chooses the form: .html, .md, .tex or .json (default: report.html)"
-    )
+def add_options(parser: Parser) -> None:
+    """Declare the options."""
+    parser.epilog = "Example: explainer report results/shapes results/street --out report.html"
+    parser.add_argument("results", nargs="+", help="results folder of an evaluation")
+    parser.add_argument("--out", default="report.html", help="file; its ending chooses the form: .html, .md, .tex or .json")
     parser.add_argument("--also", nargs="*", default=[], choices=["md", "tex", "json"], help="further forms, written beside the first")
     parser.add_argument("--title", default="Evaluation report", help="of the page")
-    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples behind the intervals of differences (default: 1000)")
-    arguments = parser.parse_args(list(argv))
-    if Path(arguments.out).suffix not in _SUFFIXES:
-        raise ConfigError(f"--out must end in {', '.join(_SUFFIXES)}, received {arguments.out!r}.")
-    if arguments.bootstrap < 0:
-        raise ConfigError(f"--bootstrap must not be negative, received {arguments.bootstrap}.")
-    return arguments
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples behind the intervals of differences")
 
 
-def main(argv: Sequence[str]) -> int:
+def run(_parser: Parser, options: Namespace) -> int:
     """Write the report; returns the exit code."""
-    arguments = parse(argv)
+    if Path(options.out).suffix not in _SUFFIXES:
+        raise ConfigError(f"--out must end in {', '.join(_SUFFIXES)}, received {options.out!r}.")
+    if options.bootstrap < 0:
+        raise ConfigError(f"--bootstrap must not be negative, received {options.bootstrap}.")
     from explainer.report.write import write
 
-    for path in write(arguments.results, Path(arguments.out), arguments.also, arguments.title, arguments.bootstrap):
+    for path in write(options.results, Path(options.out), options.also, options.title, options.bootstrap):
         print(path)
     return 0
+
+
+COMMAND = Command("report on results folders: one HTML file, and the tables as Markdown, LaTeX and JSON", add_options, run)

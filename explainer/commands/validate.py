@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
 
 from explainer.commands.building import build_task, data_module
-from explainer.commands.tables import show_row
+from explainer.commands.terminal import show_row
 from explainer.config import RunConfig
 from explainer.data.datamodule import DataModule
 from explainer.lightning_internals import quiet_lightning

@@ -159,7 +159,7 @@ def check_batch(images: Array, size: tuple[int, int] | None) -> None:
     if size is not None and tuple(images.shape[2:]) != size:
         raise ShapeError(
             f"this model was exported for images of {size[0]} x {size[1]}, received {images.shape[2]} x {images.shape[3]}. "
-            "Resize them, or export again with --dynamic-size."
+            "Resize them, or export again with --dynamic_size."
         )
 
 

@@ -90,7 +90,7 @@ def export(
             raise ExportError(
                 f"{path.name} was not written: {'; '.join(report.violations)}. Largest mask difference {report.max_difference:.3g}, "
                 f"mean {report.mean_difference:.3g}, IoU at 0.5 {report.iou:.4f}. Use a higher precision, other or more calibration "
-                "images, or accept it with --allow-drift (or a --tolerance of your own)."
+                "images, or accept it with --allow_drift (or a --tolerance of your own)."
             )
         for made in sorted(Path(folder).iterdir()):
             made.replace(out / made.name)

@@ -84,7 +84,7 @@ def convert(model: ExportModel, options: ExportOptions) -> Any:
     except Exception as error:  # the exporter wraps whatever its passes raise
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise ExportError(
-            f"the ONNX exporter failed: {' '.join(lines[-3:])[:400]} Use --format torch_export, or a fixed size (without --dynamic-size)."
+            f"the ONNX exporter failed: {' '.join(lines[-3:])[:400]} Use --format torch_export, or a fixed size (without --dynamic_size)."
         ) from error
 
 

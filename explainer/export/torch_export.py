@@ -30,7 +30,7 @@ def trace(model: ExportModel, options: ExportOptions) -> torch.export.ExportedPr
             warnings.simplefilter("ignore")
             return torch.export.export(model.module.eval(), (example,), dynamic_shapes=(shape,), strict=False)
     except Exception as error:  # torch.export raises many types
-        hint = "Export with a fixed size (no --dynamic-size)" if options.dynamic_size else "Use --format safetensors: it needs no graph"
+        hint = "Export with a fixed size (no --dynamic_size)" if options.dynamic_size else "Use --format safetensors: it needs no graph"
         raise ExportError(f"torch.export could not trace the model: {' '.join(str(error).split())[:400]} {hint}.") from error
 
 

@@ -1,8 +1,7 @@
-"""The classifier that a command is given (``--classifier``, ``--classifier-options``). Importing this module does not import torch."""
+"""The classifier that a command is given (``--classifier``, ``--classifier_options``). Importing this module does not import torch."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,6 @@ from explainer.errors import CheckpointError, ConfigError
 
 _KEYS = ("arch", "options", "num_classes", "task", "class_names", "mean", "std", "input_size")
 _SCORES = ("scores", "normalize", "output")  # what an ONNX file's own use in training says about its next use
-
-
-def add_classifier_options(p: argparse.ArgumentParser, use: str, required: bool = False) -> None:
-    """The two options; ``use`` completes "the explained classifier: ..."."""
-    p.add_argument("--classifier", required=required, help=f"checkpoint, state_dict or .onnx file of the classifier: {use}")
-    p.add_argument(
-        "--classifier-options",
-        help="what the classifier's file does not say, as YAML with the keys of `classifier:` in a configuration, task and class_names: "
-        "'{arch: timm:resnet50}' for a state_dict, '{task: multiclass, options: {scores: probability}}' for ONNX; default: what the "
-        "model knows about it",
-    )
 
 
 def open_classifier(path: str | None, options: str | None = None, description: dict[str, Any] | None = None) -> Any:
@@ -38,7 +26,7 @@ def open_classifier(path: str | None, options: str | None = None, description: d
     given = _mapping(options)
     if path is None:
         if given:
-            raise ConfigError("--classifier-options describes a classifier: name its file with --classifier.")
+            raise ConfigError("--classifier_options describes a classifier: name its file with --classifier.")
         return None
     from explainer.models.checkpoints import load_explanandum
 
@@ -49,7 +37,7 @@ def open_classifier(path: str | None, options: str | None = None, description: d
     try:
         return load_explanandum(None if is_onnx else path, **values)
     except (TypeError, AttributeError) as error:
-        raise ConfigError(f"--classifier-options has a value of another kind ({error}). Received: {options}.") from error
+        raise ConfigError(f"--classifier_options has a value of another kind ({error}). Received: {options}.") from error
 
 
 def _known(description: dict[str, Any], is_onnx: bool, arch_given: bool) -> dict[str, Any]:
@@ -69,7 +57,7 @@ def _known(description: dict[str, Any], is_onnx: bool, arch_given: bool) -> dict
     if is_onnx and isinstance(options, dict) and str(arch).startswith("onnx:"):
         known["options"] = {key: options[key] for key in _SCORES if key in options}
     elif not is_onnx and not arch_given:
-        with contextlib.suppress(CheckpointError):  # then a state_dict needs --classifier-options, as it does where nothing is known
+        with contextlib.suppress(CheckpointError):  # then a state_dict needs --classifier_options, as it does where nothing is known
             known |= {"options": classifier_options("the model", arch, options), "arch": arch}
     return known
 
@@ -115,8 +103,8 @@ def _mapping(text: str | None) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--classifier-options is not valid YAML ({' '.join(str(error).split())}).") from error
+        raise ConfigError(f"--classifier_options is not valid YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(values, dict) or (unknown := [k for k in values if k not in _KEYS]):
         wrong = f"the key {unknown[0]!r}" if isinstance(values, dict) else repr(values)
-        raise ConfigError(f"--classifier-options must be a mapping with keys of {', '.join(_KEYS)}; received {wrong}.")
+        raise ConfigError(f"--classifier_options must be a mapping with keys of {', '.join(_KEYS)}; received {wrong}.")
     return values

@@ -150,7 +150,7 @@ def batches(
                     ready.append(future.result())
                 except CorruptSampleError as error:
                     if on_error == "raise":
-                        raise CorruptSampleError(f"{error} To leave out such files: --on-error skip.") from error
+                        raise CorruptSampleError(f"{error} To leave out such files: --on_error skip.") from error
                     failed[name] = str(error)
                 fill_queue()
                 if len(ready) == batch_size or sum(p.pixels.numel() for p in ready) > _BYTES:

@@ -18,7 +18,7 @@ from explainer.baselines.kernels.maps import guided_filter
 from explainer.baselines.kernels.smooth_mask import parameters_of_area
 from explainer.errors import ConfigError, ShapeError
 from explainer.fills import FillKind, blend, make_fill
-from explainer.inference.refine_method import SEARCHES, RefineMethod
+from explainer.vocabulary import SEARCHES, RefineMethod
 
 _AREAS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.6)
 

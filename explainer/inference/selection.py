@@ -45,9 +45,9 @@ from torch import Tensor
 from explainer.attribution import check_class_index
 from explainer.errors import CheckpointError, ConfigError, ShapeError
 from explainer.fills import FillKind
-from explainer.inference.refine_method import RefineMethod
 from explainer.inference.refinement import quality, refine, starting_masks
 from explainer.tensors import Batch
+from explainer.vocabulary import RefineMethod
 
 Kind = Literal["marginal", "selective"]
 Fallback = Literal["abstain", "refine"]

@@ -242,7 +242,7 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"The file has {int(length) / 2**20:.1f} MB, more than the limit of {self.server.max_bytes / 2**20:g} MB. Make it smaller, "
-                "or start with a larger --max-megabytes.",
+                "or start with a larger --max_megabytes.",
             )
         try:
             with self.server.place() as run:  # before the body is read: bodies of those who wait would fill the memory

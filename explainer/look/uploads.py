@@ -154,7 +154,7 @@ class Uploads:
                 if height * width > self.max_pixels:
                     raise CorruptSampleError(
                         f"The picture has {width} x {height} pixels, more than the limit of {self.max_pixels / 1e6:g} million. Resize it "
-                        "first, or start with a larger --max-megapixels."
+                        "first, or start with a larger --max_megapixels."
                     )
                 picture = load_picture("upload", path, self.size, geometry_of(self.runtime))
             except CorruptSampleError as error:

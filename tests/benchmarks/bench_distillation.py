@@ -34,9 +34,9 @@ import torch
 import yaml
 
 from explainer import plugins
-from explainer.cli import parse_run
 from explainer.commands.building import build_task, data_module
 from explainer.commands.fit import fill_cache
+from explainer.commands.parsing import parse_run
 from explainer.config import RunConfig
 from explainer.lightning_internals import quiet_lightning
 from explainer.metrics.segmentation import iou, mean_absolute_error, soft_iou

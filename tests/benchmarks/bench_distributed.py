@@ -28,8 +28,8 @@ def worker(options: argparse.Namespace) -> None:
     import pytorch_lightning as pl
     import torch
 
-    from explainer.cli import parse_run
     from explainer.commands.building import build_task, data_module
+    from explainer.commands.parsing import parse_run
     from explainer.lightning_internals import quiet_lightning
     from explainer.tasks.trainer import build_trainer
 

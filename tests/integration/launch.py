@@ -16,7 +16,7 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["explainer.commands.fit", "explainer.commands.evaluate", "explainer.cli", "segmentation_models_pytorch", "tests.integration.launch"]
+    ["explainer.commands.fit", "explainer.commands.evaluation", "explainer.cli", "segmentation_models_pytorch", "tests.integration.launch"]
 )
 # The smallest classifier and Explainer on 24 images of 32 px, 6 steps an epoch, everything random switched on.
 DATA = ["--data.options", "{size: 32, length: 24}", "--data.eval_batch_size", "12", "--data.batch_size", "4"]
@@ -84,7 +84,7 @@ def _main(program: str, argv: list[str], env: dict[str, str], output: str, strik
     torch.set_num_threads(1)
     if strike:
         _strike(*strike)
-    code = {"train": cli.train, "evaluate": cli.evaluate_main}[program](argv)
+    code = {"train": cli.main, "evaluate": lambda argv: cli.main(["evaluate", *argv])}[program](argv)
     stream.flush()
     os._exit(code)
 

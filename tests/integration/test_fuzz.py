@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import explainer
-from explainer.cli import parse_evaluate, parse_run
+from explainer.commands.parsing import parse_evaluate, parse_run
 from explainer.errors import ExplainerError
 from explainer.models.checkpoints import load_explanandum, read_weights
 from explainer.models.explainer import Explainer

@@ -1,6 +1,6 @@
 """wandb never stands in the way: offline without an account, its folder inside the run folder, CSV beside it."""
 
-from explainer.cli import train
+from explainer.cli import main as train
 
 
 def test_wandb_is_offline_without_an_account(tmp_path, monkeypatch):

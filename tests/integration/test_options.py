@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from explainer.cli import train
+from explainer.cli import main as train
 from explainer.tasks.csv_log import read_rows
 from tests.integration.launch import CLASSIFIER, EXPLAINER, QUIET, Job
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from explainer.cli import parse_evaluate, parse_run
+from explainer.commands.parsing import parse_evaluate, parse_run
 from explainer.config import ClassifierConfig
 from explainer.data.datamodule import DataModule
 from explainer.data.samplers import ResumableBatchSampler

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import explainer
-from explainer.cli import evaluate, train
+from explainer.cli import main as train
+from explainer.commands.evaluate import evaluate
 from explainer.data.datamodule import DataModule
 from explainer.fills import blend, make_fill
 from explainer.losses.classification import classification_loss

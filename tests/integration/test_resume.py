@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from explainer.cli import train
+from explainer.cli import main as train
 from tests.integration.launch import CLASSIFIER
 
 TINY = [

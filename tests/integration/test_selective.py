@@ -35,7 +35,7 @@ def explain(runs, out, *options):
 
 def test_refined_masks_are_written(runs, tmp_path, capsys):
     assert explain(runs, tmp_path / "plain") == 0
-    assert explain(runs, tmp_path / "fine", "--refine", "extremal_perturbation", "--refine-iterations", "3", "--refine-budget", "5") == 0
+    assert explain(runs, tmp_path / "fine", "--refine", "extremal_perturbation", "--refine_iterations", "3", "--refine_budget", "5") == 0
     plain, fine = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("plain", "fine"))
     assert "treatment" not in plain["images"][0]
     facts = fine["images"][0]["treatment"]

@@ -140,7 +140,7 @@ def test_without_hard_links_the_previous_file_is_a_copy(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_ends_training_in_words(whole, tmp_path, monkeypatch, capsys):
-    from explainer.cli import train
+    from explainer.cli import main as train
 
     _, argv = whole
     number = iter(range(100))
@@ -234,7 +234,7 @@ class _Payload:
 @pytest.mark.parametrize("form", ["torch", "pickle"])
 def test_a_payload_does_not_run(tmp_path, capsys, form):
     import explainer
-    from explainer.cli import train
+    from explainer.cli import main as train
 
     mark, file = tmp_path / "executed", tmp_path / "evil.ckpt"
     content = {"state_dict": {"w": torch.zeros(2)}, "hyper_parameters": {"kind": "explainer"}, "extra": _Payload(str(mark))}

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import explainer
-from explainer.cli import train
+from explainer.cli import main as train
 from explainer.data.datamodule import DataModule
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +129,7 @@ def test_predict_keeps_nothing_in_memory(runs, monkeypatch):
 
 
 def test_help_is_instant_and_does_not_import_torch():
-    code = "import sys; from explainer.cli import train; train(['fit', '--print_config', '--seed', '3'])"
+    code = "import sys; from explainer.cli import main as train; train(['fit', '--print_config', '--seed', '3'])"
     probe = f"""
 import sys
 try:

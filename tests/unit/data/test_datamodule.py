@@ -96,8 +96,8 @@ def test_wrong_settings_are_explained() -> None:
 
 
 def test_loader_options_come_from_the_configuration() -> None:
-    from explainer.cli import parse_run
     from explainer.commands.building import data_module
+    from explainer.commands.parsing import parse_run
 
     argv = ["fit", "--data.options", "{size: 32, length: 24}"]
     given = [*argv, "--data.num_workers", "1", "--data.prefetch_factor", "5", "--data.pin_memory", "false"]

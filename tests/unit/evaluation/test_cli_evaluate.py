@@ -14,8 +14,12 @@ import pytest
 import torch
 import yaml
 
-from explainer.cli import COMMANDS, evaluate, evaluate_main, main, parse_evaluate
-from explainer.commands.evaluate import build_runner, run
+import explainer
+from explainer.cli import COMMANDS, main
+from explainer.commands.assembly import build_runner
+from explainer.commands.evaluate import evaluate
+from explainer.commands.evaluation import run
+from explainer.commands.parsing import Command, parse_evaluate
 from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from explainer.evaluation.config import EvaluateConfig, MethodConfig
 from explainer.evaluation.results import read_rows
@@ -156,8 +160,8 @@ def test_quickstart_runs_and_writes_its_files(tmp_path, trained, capsys):
 
 def test_help_and_parsing_need_no_torch():
     code = (
-        "import sys; from explainer.cli import main, evaluate_main, parse_evaluate\n"
-        "for call in (lambda: main(['--help']), lambda: evaluate_main(['--help'])):\n"
+        "import sys; from explainer.cli import main; from explainer.commands.parsing import parse_evaluate\n"
+        "for call in (lambda: main(['--help']), lambda: main(['evaluate', '--help'])):\n"
         "    try: call()\n"
         "    except SystemExit: pass\n"
         f"parse_evaluate(['--config', {str(CONFIGS[0])!r}])\n"
@@ -171,9 +175,11 @@ def test_help_and_parsing_need_no_torch():
 def test_main_dispatches_and_names_the_commands(capsys, monkeypatch):
     assert main(["evalute"]) == 2
     assert "Did you mean evaluate?" in capsys.readouterr().err
-    monkeypatch.setitem(COMMANDS, "evaluate", ("text", lambda argv: len(argv)))
-    assert main(["evaluate", "--a", "b"]) == 2
-    assert main(["--version"]) == 0 and capsys.readouterr().out.strip()[0].isdigit()
+    monkeypatch.setitem(COMMANDS, "evaluate", Command("text", lambda p: p.add_argument("--a", type=int), lambda _, options: options.a))
+    assert main(["evaluate", "--a", "7"]) == 7
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.strip().endswith(explainer.__version__)
 
 
 def config_with(**changes: object) -> EvaluateConfig:
@@ -195,7 +201,9 @@ def test_missing_files_are_answered_with_where_they_go(tmp_path, capsys):
         build_runner(config_with(methods={"a": method}))
     with pytest.raises(ConfigError, match=r"methods.a: name the trained Explainer with --methods.a.checkpoint"):
         build_runner(config_with(methods={"a": MethodConfig("explainer")}))
-    code = evaluate_main(["--config", str(ROOT / "configs/evaluate/explainer_table2.yaml"), "--data.options.root", str(tmp_path / "voc")])
+    code = main(
+        ["evaluate", "--config", str(ROOT / "configs/evaluate/explainer_table2.yaml"), "--data.options.root", str(tmp_path / "voc")]
+    )
     message = capsys.readouterr().err
     assert code == 2 and message.startswith("error:") and "VOCdevkit" in message and "Traceback" not in message
 

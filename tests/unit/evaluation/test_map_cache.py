@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from explainer.attribution.map_cache import MapCache, cached_maps, compute_pairs, dequantise, method_key, quantise
-from explainer.commands.maps import wanted_classes
+from explainer.commands.filling import wanted_classes
 from explainer.errors import ConfigError, FingerprintMismatchError, ShapeError
 from explainer.evaluation.scene import Scene
 from explainer.tensors import Batch

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from explainer.cli import evaluate_main, main, train
+from explainer.cli import main
 from explainer.config import ClassifierConfig
 from explainer.models.checkpoints import load_explanandum
 from explainer.models.classifiers import build_classifier
@@ -68,17 +68,17 @@ def test_from_a_classifier_to_the_verdict(tmp_path):
     data = ["--data.options", '{"size": 32, "length": 400}', "--data.eval_batch_size", "50"]
     quiet = ["--trainer.progress_bar", "false", "--trainer.max_epochs", "2", "--trainer.precision", "32"]
     classifier, random, run = (str(tmp_path / name) for name in ("c", "random.ckpt", "e"))
-    assert train(["fit", "--config", f"{ROOT}/configs/classifier/shapes.yaml", "--run_dir", classifier, *data, *quiet]) == 0
+    assert main(["fit", "--config", f"{ROOT}/configs/classifier/shapes.yaml", "--run_dir", classifier, *data, *quiet]) == 0
     trained = f"{classifier}/checkpoints/best.ckpt"
     assert main(["randomise", trained, "--out", random]) == 0
     fit = ["fit", "--config", f"{ROOT}/configs/explainer/shapes_quickstart.yaml", "--run_dir", run, "--classifier.checkpoint", random]
-    assert train([*fit, *data, *quiet, "--evaluate_with", "null", "--logging.images_every_n_epochs", "0"]) == 0
+    assert main([*fit, *data, *quiet, "--evaluate_with", "null", "--logging.images_every_n_epochs", "0"]) == 0
     config = ["--config", f"{ROOT}/configs/evaluate/randomised.yaml", *data[:2], "--progress", "false", "--limit", "60"]
     method = ["--methods.explainer.checkpoint", f"{run}/checkpoints/best.ckpt"]
-    assert evaluate_main([*config, *method, "--classifier.checkpoint", random, "--out", str(tmp_path / "results")]) == 0
+    assert main(["evaluate", *config, *method, "--classifier.checkpoint", random, "--out", str(tmp_path / "results")]) == 0
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())
     verdicts = {v["method"]: v for v in summary["verdicts"]}
     assert set(verdicts) == {"explainer", "grad_cam", "one", "centre", "random", "ground_truth"} and summary["complete"]
     assert verdicts["ground_truth"]["passed"] is False and verdicts["random"]["passed"] and verdicts["one"]["passed"]
     assert isinstance(verdicts["explainer"]["passed"], bool) and verdicts["explainer"]["details"]["ranked"] < 0.7
-    assert evaluate_main([*config, *method, "--classifier.checkpoint", trained, "--out", str(tmp_path / "wrong")]) == 2
+    assert main(["evaluate", *config, *method, "--classifier.checkpoint", trained, "--out", str(tmp_path / "wrong")]) == 2

@@ -59,10 +59,10 @@ def test_explain_takes_every_kind_of_classifier(
         return scores(tmp_path / name)
 
     wanted = explained(checkpoint, "own", "--classifier", str(classifier_checkpoint))
-    assert explained(checkpoint, "plain", "--classifier", str(state_dict), "--classifier-options", OPTIONS) == wanted
+    assert explained(checkpoint, "plain", "--classifier", str(state_dict), "--classifier_options", OPTIONS) == wanted
     assert explained(knowing(checkpoint, BUILT), "known", "--classifier", str(state_dict)) == wanted
     found = explained(
-        checkpoint, "onnx", "--classifier", str(onnx_classifier), "--classifier-options", "{options: {normalize: true}, input_size: 32}"
+        checkpoint, "onnx", "--classifier", str(onnx_classifier), "--classifier_options", "{options: {normalize: true}, input_size: 32}"
     )
     assert "cannot be checked" in capsys.readouterr().err
     for row, expected in zip(found, wanted, strict=True):
@@ -71,7 +71,7 @@ def test_explain_takes_every_kind_of_classifier(
 
 def test_selection_needs_scores_only(checkpoint: Path, onnx_classifier: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "s.json").write_text(json.dumps({"threshold": 2 / 3, "alpha": 0.1, "kind": "marginal", "delta": None, "images": 30}))
-    common = ["explain", str(checkpoint), str(folder), "--quiet", "--classifier", str(onnx_classifier), "--classifier-options",
+    common = ["explain", str(checkpoint), str(folder), "--quiet", "--classifier", str(onnx_classifier), "--classifier_options",
               "{options: {normalize: true}, input_size: 32}", "--classes", "red"]  # fmt: skip
     assert main([*common, "--out", str(tmp_path / "out"), "--selector", str(tmp_path / "s.json")]) == 0
     row = json.loads((tmp_path / "out" / "results.json").read_text())["images"][0]
@@ -79,17 +79,17 @@ def test_selection_needs_scores_only(checkpoint: Path, onnx_classifier: Path, fo
     capsys.readouterr()
     assert main([*common, "--out", str(tmp_path / "out"), "--refine", "igos_pp"]) == 2
     assert "igos_pp needs gradients" in capsys.readouterr().err
-    assert main([*common, "--out", str(tmp_path / "out"), "--refine", "guided_filter", "--refine-iterations", "3"]) == 2
-    assert "--refine-iterations belongs to --refine; name a search" in capsys.readouterr().err
+    assert main([*common, "--out", str(tmp_path / "out"), "--refine", "guided_filter", "--refine_iterations", "3"]) == 2
+    assert "--refine_iterations belongs to --refine; name a search" in capsys.readouterr().err
     assert main([*common, "--out", str(tmp_path / "out"), "--refine", "guided_filter"]) == 0
     facts = [row["treatment"] for row in json.loads((tmp_path / "out" / "results.json").read_text())["images"]]
     assert facts and all(set(f["red"]) == {"quality", "refined", "accepted"} for f in facts)
 
 
 def test_bench_and_export_take_them_too(checkpoint: Path, state_dict: Path, onnx_classifier: Path, tmp_path: Path, capsys: Any) -> None:
-    plain = ["--classifier", str(state_dict), "--classifier-options", OPTIONS]
+    plain = ["--classifier", str(state_dict), "--classifier_options", OPTIONS]
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "e"), "--format", "torch_export", "--fused", *plain]) == 0
-    black = ["--classifier", str(onnx_classifier), "--classifier-options", "{options: {normalize: true}, input_size: 32}"]
+    black = ["--classifier", str(onnx_classifier), "--classifier_options", "{options: {normalize: true}, input_size: 32}"]
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "s"), *black]) == 0
     assert json.loads((tmp_path / "s" / "drift.json").read_text())["model.safetensors"]["faithfulness"]["change"] == pytest.approx(
         0, abs=1e-6

@@ -32,7 +32,7 @@ def read(path: Path) -> Any:
 
 def test_explain_a_folder_with_a_checkpoint(checkpoint: Path, net: Explainer, folder: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
-    assert main(["explain", str(checkpoint), str(folder), "--out", str(out), "--quiet", "--batch-size", "2"]) == 0
+    assert main(["explain", str(checkpoint), str(folder), "--out", str(out), "--quiet", "--batch_size", "2"]) == 0
     result = read(out / "results.json")
     assert [row["name"] for row in result["images"]] == ["deep/one.png", "one.png"]
     assert list(result["failed"]) == ["broken.png"] and "broken.png" in result["failed"]["broken.png"]
@@ -81,10 +81,10 @@ def test_the_classifier_chooses_the_classes(
 
 
 def test_a_corrupt_image_stops_where_asked(checkpoint: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
-    arguments = ["explain", str(checkpoint), str(folder), "--out", str(tmp_path / "out"), "--quiet", "--on-error", "raise"]
+    arguments = ["explain", str(checkpoint), str(folder), "--out", str(tmp_path / "out"), "--quiet", "--on_error", "raise"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "broken.png" in error and "--on-error skip" in error and "Traceback" not in error
+    assert error.startswith("error: ") and "broken.png" in error and "--on_error skip" in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_corrupt_image_stops_where_asked(checkpoint: Path, folder: Path, tmp_p
         (["explain", "{model}", "{folder}/absent", "--out", "{out}"], "absent does not exist"),
         (["explain", "{folder}/absent.ckpt", "{folder}", "--out", "{out}"], "absent.ckpt does not exist"),
         (["explain", "{model}", "{folder}", "--out", "{out}", "--treshold", "0.4"], "Did you mean --threshold?"),
-        (["explain", "{model}", "{folder}", "--out", "{out}", "--batch-size", "0"], "whole number of at least 1, received '0'"),
+        (["explain", "{model}", "{folder}", "--out", "{out}", "--batch_size", "0"], "whole number of at least 1, received '0'"),
         (["export", "{model}", "--out", "{out}", "--format", "onxx"], "Did you mean onnx?"),
         (["export", "{model}", "--out", "{out}", "--size", "32x"], "expected a side (224) or HEIGHTxWIDTH (240x320)"),
         (["export", "{model}", "--out", "{out}", "--fused", "--format", "onnx"], "needs the classifier: --classifier CHECKPOINT"),
@@ -149,7 +149,7 @@ def test_help_needs_no_torch() -> None:
         "print([m for m in ('torch', 'onnx', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False)
-    assert done.stdout.strip().endswith("[]") and "--calibration" in done.stdout and "--dynamic-size" in done.stdout, done.stderr[-1000:]
+    assert done.stdout.strip().endswith("[]") and "--calibration" in done.stdout and "--dynamic_size" in done.stdout, done.stderr[-1000:]
 
 
 def test_bench_command_pairs_files_and_classifier(
@@ -200,7 +200,7 @@ def test_prefetching_keeps_order_and_skips(folder: Path) -> None:
     groups = list(batches(find_pictures([folder, folder / "one.png"]), (16, 24), 2, "skip", failed))
     assert [[p.name for p in g] for g in groups] == [["deep/one.png", "one.png"]] and list(failed) == ["broken.png"]
     assert groups[0][0].small.shape == (3, 16, 24) and groups[0][0].small.dtype == np.float32 and groups[0][0].small.max() <= 1
-    with pytest.raises(CorruptSampleError, match="--on-error skip"):
+    with pytest.raises(CorruptSampleError, match="--on_error skip"):
         list(batches(find_pictures([folder]), (16, 16), 2, "raise", {}))
     (folder / "broken.png").unlink()
     assert read_calibration(folder, (8, 8), limit=1).shape == (1, 3, 8, 8)
@@ -247,9 +247,9 @@ def test_masks_of_wanted_areas_are_nested(
     for options, words in (
         ([str(onnx_any[0]), str(folder), "--area", "0.1"], "--area needs the network's logits"),
         ([str(checkpoint), str(folder), "--area", "0.1,1"], "expected shares of the image between 0 and 1"),
-        ([str(checkpoint), str(folder), "--refine-budget", "3"], "--refine-budget belongs to --refine"),
+        ([str(checkpoint), str(folder), "--refine_budget", "3"], "--refine_budget belongs to --refine"),
         (
-            [str(checkpoint), str(folder), "--selector", "s.json", "--refine-iterations", "3"],
+            [str(checkpoint), str(folder), "--selector", "s.json", "--refine_iterations", "3"],
             "a selector refines exactly as it was calibrated",
         ),
     ):
@@ -272,9 +272,12 @@ def explainer_classifier(path: Path) -> Explanandum:
 
 
 def test_masks_are_refined_with_the_fill_of_the_training(classifier: Explanandum) -> None:
-    from explainer.commands.exporting import _treatment, explain_parser
+    from explainer.commands import explain
+    from explainer.commands.parsing import command_parser
 
-    args = explain_parser().parse_args(["m", "i", "--out", "o", "--refine", "igos_pp", "--refine-iterations", "3"])
-    made = _treatment(args, classifier, {"fill": "white"}, 0.5)
+    args = command_parser(explain.COMMAND, "explainer explain").parse_args(
+        ["m", "i", "--out", "o", "--refine", "igos_pp", "--refine_iterations", "3"]
+    )
+    made = explain.treatment_of(args, classifier, {"fill": "white"}, 0.5)
     assert made.fill == "white" and made.iterations == 3 and made.budget_s is None
-    assert _treatment(args, classifier, {}, 0.5).fill == "mean"
+    assert explain.treatment_of(args, classifier, {}, 0.5).fill == "mean"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from explainer.cli import parse_run
+from explainer.commands.parsing import parse_run
 from tests.benchmarks.bench_latency import CONFIGS, DEFAULT, compact_configs, network
 
 NAMES = sorted(compact_configs())

@@ -12,12 +12,11 @@ import pytest
 import torch
 
 import explainer
-from explainer import plugins
+from explainer import plugins, vocabulary
 from explainer.errors import CheckpointError, ConfigError, ExportError, FingerprintMismatchError, ShapeError, UnknownNameError
 from explainer.export import base
 from explainer.export.base import ExportModel, ExportOptions
 from explainer.export.exporting import build_format, export
-from explainer.export.formats import format_names
 from explainer.export.fused import FusedExplainer
 from explainer.export.onnx import half_weights, quantize
 from explainer.export.parity import probe
@@ -321,12 +320,12 @@ def test_options_that_do_not_fit_are_refused(net: Explainer, classifier: Explana
 
 
 def test_a_new_file_is_a_new_format_for_the_command_line_too(tmp_path: Path) -> None:
-    assert format_names() == list(plugins.discover("explainer.export")) == ["onnx", "openvino", "safetensors", "torch_export"]
+    assert vocabulary.formats() == list(plugins.discover("explainer.export")) == ["onnx", "openvino", "safetensors", "torch_export"]
     (tmp_path / "other.py").write_text(
         'class Mine(base.ExportFormat):\n    """Mine."""\n\n    suffix = ".x"\n    name: ClassVar[str] = "mine"\n'
     )
-    (tmp_path / "no.py").write_text('class Not(Other):\n    name = "no"\n')
-    assert format_names(tmp_path) == ["mine"]
+    (tmp_path / "no.py").write_text('name = "no"\n')
+    assert vocabulary.names_in(tmp_path) == ["mine"]
 
 
 @pytest.mark.parametrize(("format_name", "module", "extra"), [("onnx", "onnx", "export"), ("openvino", "openvino", "openvino")])

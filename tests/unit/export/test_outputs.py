@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from explainer import cli
+from explainer.commands.parsing import Command
 from explainer.errors import ConfigError
 from explainer.inference.outputs import writable_file, writable_folder
 
@@ -65,10 +66,10 @@ def test_every_command_asks_before_it_works(blocked: Path, arguments: list[str],
     ],
 )
 def test_errors_of_the_system_are_one_paragraph(monkeypatch: pytest.MonkeyPatch, capsys: Any, error: OSError, words: str) -> None:
-    def fails(argv: Any) -> int:
+    def fails(*_: Any) -> int:
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "report", ("", fails))
+    monkeypatch.setitem(cli.COMMANDS, "report", Command("", lambda _: None, fails))
     assert cli.main(["report"]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: {words}") and "Traceback" not in printed and printed.count("\n") == 1
@@ -82,7 +83,8 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 
     code = (
         "import sys; from explainer import cli\n"
-        "cli.COMMANDS['report'] = ('', lambda argv: [print('x' * 1000) for _ in range(1000)] and 0)\n"
+        "from explainer.commands.parsing import Command\n"
+        "cli.COMMANDS['report'] = Command('', lambda p: None, lambda *_: [print('x' * 1000) for _ in range(1000)] and 0)\n"
         "sys.exit(cli.main(['report']))"
     )
     root = Path(__file__).parents[3]

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from explainer.commands.look import make_server, serve_parser
+from explainer.commands.parsing import command_parser
+from explainer.commands.serve import COMMAND, make_server
 from explainer.look.server import Server
 from tests.browser import Page, browser
 from tests.unit.export.conftest import checkpoint, classifier, classifier_checkpoint, coloured, net, onnx_fused
@@ -40,8 +41,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture
 def server(checkpoint: Path, classifier_checkpoint: Path) -> Iterator[Server]:
-    options = ["--classifier", str(classifier_checkpoint), "--port", "0", "--max-megabytes", "0.1", "--max-megapixels", "0.02"]
-    made: Server = make_server(serve_parser().parse_args([str(checkpoint), *options]))
+    options = ["--classifier", str(classifier_checkpoint), "--port", "0", "--max_megabytes", "0.1", "--max_megapixels", "0.02"]
+    made: Server = make_server(command_parser(COMMAND, "explainer serve").parse_args([str(checkpoint), *options]))
     threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     yield made
     made.shutdown()

@@ -24,7 +24,8 @@ from PIL import Image
 
 from explainer import baselines
 from explainer.cli import main
-from explainer.commands.look import make_server, serve_parser
+from explainer.commands.parsing import command_parser
+from explainer.commands.serve import COMMAND, make_server
 from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from explainer.export.safetensors import save_pretrained
 from explainer.inference.classifier import open_classifier
@@ -315,7 +316,7 @@ def test_too_many_at_once_are_told_to_wait(server: Server) -> None:
 
 
 def started(arguments: list[str]) -> Server:
-    return make_server(serve_parser().parse_args([*arguments, "--port", "0"]))
+    return make_server(command_parser(COMMAND, "explainer serve").parse_args([*arguments, "--port", "0"]))
 
 
 def test_it_serves_each_kind_of_model(net: Explainer, onnx_fused: Any, tmp_path: Path) -> None:
@@ -341,14 +342,14 @@ def test_an_onnx_classifier_gives_scores_and_methods_without_gradients(
         dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
     )  # fmt: skip
     options = "{options: {normalize: true}, input_size: 32}"
-    made = started([str(checkpoint), "--classifier", str(file), "--classifier-options", options])
+    made = started([str(checkpoint), "--classifier", str(file), "--classifier_options", options])
     try:
         upload = made.uploads.add(encoded(photograph()))
         with torch.no_grad():
             assert upload.scores == pytest.approx(classifier(small).sigmoid()[0].numpy(), abs=1e-4)
         assert list(made.uploads.methods) == ["occlusion"] and "cannot be checked" in made.notice
         with pytest.raises(ConfigError, match="gradients"):
-            started([str(checkpoint), "--classifier", str(file), "--classifier-options", options, "--compare", "refined"])
+            started([str(checkpoint), "--classifier", str(file), "--classifier_options", options, "--compare", "refined"])
     finally:
         made.server_close()
 
@@ -376,11 +377,15 @@ def test_wrong_starts_end_in_words(checkpoint: Path, classifier_checkpoint: Path
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", str(checkpoint), "--port", str(taken.getsockname()[1])]) == 2
     assert "Choose another --port" in capsys.readouterr().err
-    assert main(["serve", str(checkpoint), "--port", "99999"]) == 2 and main(["serve", str(checkpoint), "--max-megabytes", "-1"]) == 2
+    assert main(["serve", str(checkpoint), "--port", "99999"]) == 2 and main(["serve", str(checkpoint), "--max_megabytes", "-1"]) == 2
 
 
 def test_on_other_addresses_any_numeric_name_is_known(checkpoint: Path) -> None:
-    made = make_server(serve_parser().parse_args([str(checkpoint), "--host", "0.0.0.0", "--port", "0", "--allow-host", "Lab-PC"]))
+    made = make_server(
+        command_parser(COMMAND, "explainer serve").parse_args(
+            [str(checkpoint), "--host", "0.0.0.0", "--port", "0", "--allow_host", "Lab-PC"]
+        )
+    )
     try:
         assert not made.loopback and made.url == f"http://127.0.0.1:{made.port}/"
         for name, known in (("192.168.1.2", True), ("localhost", True), ("lab-pc", True), ("evil.example", False)):
@@ -394,7 +399,7 @@ def test_help_does_not_import_torch() -> None:
         "import sys; from explainer.cli import main\ntry: main(['serve', '--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("False") and "--max-megabytes" in done.stdout
+    assert done.stdout.strip().endswith("False") and "--max_megabytes" in done.stdout
 
 
 def test_masks_are_judged_with_the_fill_of_the_training(
@@ -420,10 +425,10 @@ def test_masks_are_judged_with_the_fill_of_the_training(
 
 
 def test_limits_that_could_not_be_kept_are_refused(checkpoint: Path) -> None:
-    for option, value, words in (("--max-megapixels", "65", "at most 64"), ("--max-megabytes", "257", "at most 256")):
+    for option, value, words in (("--max_megapixels", "65", "at most 64"), ("--max_megabytes", "257", "at most 256")):
         with pytest.raises(ConfigError, match=f"{option} can be {words}"):
             started([str(checkpoint), option, value])
-    started([str(checkpoint), "--max-megapixels", "64", "--max-megabytes", "256"]).server_close()
+    started([str(checkpoint), "--max_megapixels", "64", "--max_megabytes", "256"]).server_close()
 
 
 def test_maps_of_other_methods_count_too(server: Server, uploaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from explainer.commands.look import make_server, serve_parser
+from explainer.commands.parsing import command_parser
+from explainer.commands.serve import COMMAND, make_server
 from explainer.look.server import Server
 from tests.browser import Page, screenshots
 from tests.unit.look.conftest import encoded, photograph
@@ -165,7 +166,7 @@ def test_the_page_fits(page: Page, server: Server, photo: Path, tmp_path: Path, 
     wanted = [os.environ.get(name) for name in ("SERVE_MODEL", "SERVE_CLASSIFIER", "SERVE_IMAGE")]
     if all(wanted):
         model, classifier, image = (str(w) for w in wanted)
-        server = make_server(serve_parser().parse_args([model, "--classifier", classifier, "--port", "0"]))
+        server = make_server(command_parser(COMMAND, "explainer serve").parse_args([model, "--classifier", classifier, "--port", "0"]))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         photo = Path(image)
     start(page, server, width)

@@ -192,7 +192,7 @@ def test_maps_beyond_the_memory_are_read_from_the_files(tmp_path):
 
 
 def test_the_runner_and_the_teacher_agree_on_the_cache(tmp_path):
-    from explainer.commands.evaluate import build_method
+    from explainer.commands.assembly import build_method
     from explainer.evaluation.config import EvaluateConfig, MethodConfig
     from explainer.evaluation.runner import Runner, Settings
 

@@ -1,0 +1,50 @@
+"""``explainer bench``: latency, throughput and memory of exported models and of the classifier alone, paired in one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from explainer.commands.arguments import add_classifier_options, positive
+from explainer.commands.parsing import Command, Parser
+from explainer.commands.terminal import Bar, print_table
+from explainer.inference.classifier import open_classifier
+from explainer.inference.outputs import writable_file
+
+
+def add_options(parser: Parser) -> None:
+    """Declare the options."""
+    parser.add_argument("models", nargs="*", help="checkpoints, export folders (all their files) and exported files")
+    add_classifier_options(parser, "last row, to which the others are compared")
+    parser.add_argument("--batch", type=positive, nargs="+", default=[1, 16], help="batch sizes")
+    parser.add_argument("--repeats", type=positive, default=11, help="timed rounds")
+    parser.add_argument("--threads", type=positive, default=1, help="processor threads")
+    parser.add_argument("--size", type=positive, help="side for models that take any size")
+    parser.add_argument("--out", help="JSON file for the numbers")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(_parser: Parser, args: Namespace) -> int:
+    """Measure; returns the exit code."""
+    from explainer.inference.bench import bench, contestants, describe_first, table
+
+    if args.out:
+        writable_file(args.out)
+    description = describe_first(args.models) if args.classifier is not None else None
+    explanandum = open_classifier(args.classifier, args.classifier_options, description)
+    rivals = contestants(args.models, args.threads, explanandum, args.size)
+    with Bar("measuring", args.quiet) as progress:
+        report = bench(rivals, args.batch, args.repeats, args.threads, progress)
+    head, *rows = table(report)
+    load = report.load["before"]
+    busy = f"load {load[0]} before, {report.load['after'][0]} after" if load and report.load["after"] else "load unknown"
+    print_table(f"{report.threads} thread(s), {report.cores} cores, {busy}, medians of {report.repeats}", head, rows)
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.out).write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+    return 0
+
+
+COMMAND = Command("latency, throughput and memory of exported models and of the classifier", add_options, run)

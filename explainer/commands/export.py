@@ -1,0 +1,108 @@
+"""``explainer export``: a trained Explainer as a file for another runtime, checked against the network in torch."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from explainer import vocabulary
+from explainer.commands.arguments import add_classifier_options, number, positive
+from explainer.commands.parsing import Command, Parser
+from explainer.commands.terminal import print_table
+from explainer.errors import ConfigError
+from explainer.inference.classifier import open_classifier
+from explainer.inference.outputs import writable_folder
+
+
+def _size(value: str | tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(value, str):
+        return value
+    parts = value.lower().split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) > 2:
+        raise argparse.ArgumentTypeError(f"expected a side (224) or HEIGHTxWIDTH (240x320) in pixels, received {value!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def _formats(value: str | list[str]) -> list[str]:
+    if not isinstance(value, str):
+        return value
+    names, known = [name.strip() for name in value.split(",")], vocabulary.formats()
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f". Did you mean {close[0]}?" if close else ""
+            raise argparse.ArgumentTypeError(f"unknown format {name!r}; known: {', '.join(known)}{hint}")
+    return names
+
+
+def add_options(parser: Parser) -> None:
+    """Declare the options."""
+    parser.add_argument("model", help="a .ckpt of train.py, or an export folder with model.safetensors")
+    parser.add_argument("--out", required=True, help="folder for the file, drift.json and README.md (the model card)")
+    parser.add_argument(
+        "--format", type=_formats, default=["safetensors"], help=f"one or more, separated by commas: {', '.join(vocabulary.formats())}"
+    )
+    parser.add_argument(
+        "--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="fp16: half-size weights; int8: needs --calibration"
+    )
+    parser.add_argument("--size", type=_size, help="side, or HEIGHTxWIDTH, the file is fixed to; default: the side it was trained at")
+    parser.add_argument(
+        "--dynamic_size", action="store_true", help="accept any image size (10-25 %% slower); the batch size is always free"
+    )
+    parser.add_argument("--fused", action="store_true", help="one model: image -> probabilities, class masks, merged mask, areas")
+    add_classifier_options(parser, "for --fused, and to measure the change in faithfulness")
+    parser.add_argument("--threshold", type=number, default=0.5, help="probability from which a class counts as predicted (--fused)")
+    parser.add_argument("--calibration", help="folder of images like those the model will see: for int8, and to measure drift on")
+    parser.add_argument("--calibration_images", type=positive, default=128, help="how many of them are used")
+    parser.add_argument("--tolerance", type=number, help="largest allowed mask difference, instead of the precision's own limits")
+    parser.add_argument("--allow_drift", action="store_true", help="write the file even if it drifts further")
+    parser.add_argument("--metrics", help="JSON file of numbers for the model card; default: summary.json of the run, if it is there")
+    parser.add_argument("--licence", help="licence of the weights, for the model card")
+
+
+def run(_parser: Parser, args: Namespace) -> int:
+    """Export; returns the exit code."""
+    import explainer
+    from explainer.export.describe import describe, trained_geometry
+    from explainer.export.exporting import DEFAULT_SIDE, export
+    from explainer.inference.pictures import read_calibration
+
+    writable_folder(args.out)
+    net = explainer.load(args.model)
+    side = net.image_size or DEFAULT_SIDE
+    explanandum = open_classifier(args.classifier, args.classifier_options, describe(net))
+    calibration = None
+    if args.calibration is not None:
+        geometry = trained_geometry(net.metadata)
+        calibration = read_calibration(args.calibration, args.size or (side, side), args.calibration_images, geometry)
+    metrics = _metrics(args.metrics, Path(args.model))
+    for name in dict.fromkeys(args.format):
+        path, report = export(
+            net, name, args.out, size=args.size, dynamic_size=args.dynamic_size, precision=args.precision, fused=args.fused,
+            explanandum=explanandum, threshold=args.threshold, calibration=calibration, tolerance=args.tolerance,
+            allow_drift=args.allow_drift, metrics=metrics, licence=args.licence,
+        )  # fmt: skip
+        print_table(f"{path}", ["quantity", "value"], [list(row) for row in report.rows()])
+    return 0
+
+
+def _metrics(given: str | None, model: Path) -> dict[str, Any] | None:
+    """Numbers for the card: those asked for, or the summary of the run that the checkpoint lies in."""
+    path = Path(given) if given is not None else model.resolve().parent.parent / "summary.json"
+    if given is None and not (model.suffix == ".ckpt" and path.is_file()):
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--metrics {path} cannot be read ({error}). Give a JSON file with an object of numbers.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--metrics {path} holds a {type(content).__name__}, expected an object of numbers.")
+    return content
+
+
+COMMAND = Command("safetensors, ONNX, torch.export or OpenVINO, checked against the network", add_options, run)

@@ -1,0 +1,71 @@
+"""Tables and progress on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table with folded columns.
+
+    Args:
+        title: line above it.
+        head: a heading for each column.
+        rows: cells, as many as headings.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in head:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def show_row(title: str, row: dict[str, Any]) -> None:
+    """Print quantities with four decimals, one a line.
+
+    Args:
+        title: line above the table.
+        row: numbers by name; a dictionary of numbers is spread over lines ``name/part``.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    for key, value in sorted(row.items()):
+        for name, number in _flat(key, value):
+            table.add_row(name, f"{number:.4f}")
+    Console().print(table)
+
+
+def _flat(key: str, value: Any) -> list[tuple[str, float]]:
+    return [(f"{key}/{name}", part) for name, part in value.items()] if isinstance(value, dict) else [(key, value)]
+
+
+class Bar:
+    """A progress bar on stderr as a callable ``(done, total)``.
+
+    Args:
+        label: text before the bar.
+        quiet: show nothing.
+    """
+
+    def __init__(self, label: str, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._bar = Progress(console=Console(stderr=True), disable=quiet)
+        self._task = self._bar.add_task(label, total=None)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self._bar.start()
+        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

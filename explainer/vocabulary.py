@@ -1,0 +1,80 @@
+"""The words of the command line and of configurations, without importing torch: ``--help`` and a typing error are answered at once.
+
+The names of plug-ins are read from their files (a class body with ``name = "..."``), so that a new plug-in stays one new file. A test
+compares them with what :func:`explainer.plugins.discover` finds by importing everything.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Literal
+
+#: What can replace removed pixels (:func:`explainer.fills.make_fill`).
+FillKind = Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle"]
+#: What can refine a mask: two searches and a filter that follows the image.
+RefineMethod = Literal["extremal_perturbation", "igos_pp", "guided_filter"]
+#: The refinement methods that iterate; the others take no iterations and need no gradients.
+SEARCHES: tuple[RefineMethod, ...] = ("extremal_perturbation", "igos_pp")
+
+
+def methods() -> list[str]:
+    """Names of the per-image methods (``explainer.baselines``)."""
+    return names("explainer.baselines")
+
+
+def protocols() -> list[str]:
+    """Names of the evaluation's protocols."""
+    return names("explainer.evaluation.protocols")
+
+
+def formats() -> list[str]:
+    """Names of the export formats."""
+    return names("explainer.export")
+
+
+@functools.cache
+def names(package: str) -> list[str]:
+    """Names of the plug-ins of a package, sorted, read from its files without importing them.
+
+    Args:
+        package: dotted name, for example ``explainer.losses``.
+    """
+    # `resources.files` imports the package it is given; only the root package is free of torch.
+    root, *inner = package.split(".")
+    return names_in(resources.files(root).joinpath(*inner))
+
+
+def names_in(folder: Traversable) -> list[str]:
+    """Names of the plug-ins in the Python files of one folder, sorted."""
+    files = [file for file in folder.iterdir() if file.name.endswith(".py")]
+    return sorted(name for file in files for name in _names_of(ast.parse(file.read_text("utf-8"))))
+
+
+def _names_of(module: ast.Module) -> Iterator[str]:
+    for node in module.body:
+        if isinstance(node, ast.ClassDef) and not _is_abstract(node):
+            yield from (value for statement in node.body if (value := _assigned_name(statement)) is not None)
+
+
+def _is_abstract(node: ast.ClassDef) -> bool:
+    """Whether the class itself declares abstract methods; one that only inherits them has no ``name``."""
+    decorators = [d for f in node.body if isinstance(f, ast.FunctionDef) for d in f.decorator_list]
+    return any("abstractmethod" in ast.unparse(d) for d in decorators)
+
+
+def _assigned_name(statement: ast.stmt) -> str | None:
+    """The text that ``name = "..."`` or ``name: ClassVar[str] = "..."`` assigns."""
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target: ast.expr = statement.targets[0]
+    elif isinstance(statement, ast.AnnAssign):
+        target = statement.target
+    else:
+        return None
+    value = statement.value
+    if isinstance(target, ast.Name) and target.id == "name" and isinstance(value, ast.Constant) and isinstance(value.value, str):
+        return value.value
+    return None

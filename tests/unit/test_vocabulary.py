@@ -1,0 +1,38 @@
+"""The torch-free words agree with what importing everything finds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from explainer import fills, plugins, vocabulary
+
+
+@pytest.mark.parametrize(
+    "package", [f"explainer.{p}" for p in ("baselines", "losses", "metrics", "data", "evaluation.protocols", "export")]
+)
+def test_names_read_from_files_are_those_of_the_imported_classes(package: str) -> None:
+    assert vocabulary.names(package) == list(plugins.discover(package))
+
+
+def test_fills_are_one_list() -> None:
+    assert fills.FillKind is vocabulary.FillKind
+    assert set(vocabulary.SEARCHES) < set(get_args(vocabulary.RefineMethod))
+
+
+def test_abstract_classes_and_other_assignments_are_no_names(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(
+        'name = "module"\n\nclass A:\n    name = "a"\n\nclass B:\n    name: str = "b"\n    x = name = "c"\n\n'
+        'class C:\n    name = "abstract"\n\n    @abc.abstractmethod\n    def f(self): ...\n\nclass D:\n    name: str\n'
+    )
+    (tmp_path / "b.txt").write_text('class E:\n    name = "e"\n')
+    assert vocabulary.names_in(tmp_path) == ["a", "b"]
+
+
+def test_reading_names_imports_no_torch() -> None:
+    code = "import sys; from explainer import vocabulary; assert 'rise' in vocabulary.methods(); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
