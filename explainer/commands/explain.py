@@ -43,11 +43,9 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--refine", choices=get_args(RefineMethod), help="refine each mask: two searches and a filter that follows the image (--classifier)"
     )
-    parser.add_argument("--refine_iterations", type=positive, help="iterations of a search (default: 24)")
+    parser.add_argument("--refine_iterations", type=positive, help="iterations of a search; default: 24")
     parser.add_argument("--refine_budget", type=number, help="seconds per image for a search")
-    parser.add_argument(
-        "--selector", help="file of `explainer calibrate`: masks below its threshold are refined or withheld (--classifier)"
-    )
+    parser.add_argument("--selector", help="file of `explainer calibrate`: masks below its threshold are refined or withheld")
     parser.add_argument("--threads", type=positive, help="processor threads")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 

@@ -51,9 +51,7 @@ def add_options(parser: Parser) -> None:
         "--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="fp16: half-size weights; int8: needs --calibration"
     )
     parser.add_argument("--size", type=_size, help="side, or HEIGHTxWIDTH, the file is fixed to; default: the side it was trained at")
-    parser.add_argument(
-        "--dynamic_size", action="store_true", help="accept any image size (10-25 %% slower); the batch size is always free"
-    )
+    parser.add_argument("--dynamic_size", action="store_true", help="accept any image size (10-25 %% slower); the batch is always free")
     parser.add_argument("--fused", action="store_true", help="one model: image -> probabilities, class masks, merged mask, areas")
     add_classifier_options(parser, "for --fused, and to measure the change in faithfulness")
     parser.add_argument("--threshold", type=number, default=0.5, help="probability from which a class counts as predicted (--fused)")

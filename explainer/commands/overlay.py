@@ -18,12 +18,10 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("images", nargs="+", help="images and folders")
     add_classifier_options(parser, "its layers are shown", required=True)
     parser.add_argument("--layers", type=name_list, help="module paths, separated by commas; default: the last feature map")
-    parser.add_argument("--out", default="overlay.html", help="file (default: overlay.html)")
-    parser.add_argument(
-        "--size", type=positive, default=None, help="side at which the classifier sees the images; default: its own, or 224"
-    )
-    parser.add_argument("--grid", type=positive, default=16, help="most patches a side; finer layers are averaged to it (default: 16)")
-    parser.add_argument("--limit", type=positive, default=12, help="most images, spread evenly over those found (default: 12)")
+    parser.add_argument("--out", default="overlay.html", help="file")
+    parser.add_argument("--size", type=positive, default=None, help="side at which the classifier sees them; default: its own, or 224")
+    parser.add_argument("--grid", type=positive, default=16, help="most patches a side; finer layers are averaged to it")
+    parser.add_argument("--limit", type=positive, default=12, help="most images, spread evenly over those found")
     parser.add_argument("--title", default="Similarity of patches", help="of the page")
 
 

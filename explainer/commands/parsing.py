@@ -29,6 +29,10 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise :class:`ConfigError` with what is wrong and the nearest known option, without pages of usage."""
         text = " ".join(str(message).split())
+        if text.startswith("the following arguments are required: "):
+            start, _, missing = text.partition(": ")
+            flags = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
+            text = f"{start}: {', '.join(flags.get(name, name) for name in missing.split(', '))}"
         pattern = r"(?:accept option|key|unrecognized arguments:|option) ['\"]?(?:--)?([\w.-]+)"
         if found := re.search(pattern, text, re.IGNORECASE):
             wrong = found.group(1).replace("-", "_")
@@ -94,8 +98,6 @@ def parse(commands: Mapping[str, Command | Group], argv: Sequence[str], prog: st
     Raises:
         ConfigError: no such command or option, or a value of the wrong kind.
     """
-    from explainer import __version__
-
     called = next((word for word in argv if not word.startswith("-")), None)
     if called not in commands and not {"-h", "--help", "--version"} & set(argv):
         listing = "\n".join(f"  {name:10} {c.summary}" for name, c in commands.items())
@@ -103,24 +105,25 @@ def parse(commands: Mapping[str, Command | Group], argv: Sequence[str], prog: st
         hint = f" Did you mean {close[0]}?" if close else ""
         got = f"received {called!r}" if called else "received none"
         raise ConfigError(f"the first argument must be one of the commands ({got}).{hint}\n{listing}")
-    root = Parser(
-        prog=prog,
-        description="Train an Explainer for a classifier, evaluate explanations, export and use them.",
-        version=__version__,
-        default_env=False,
-    )
+    if called is not None and argv[0] == called:
+        # Its own parser and not the root, whose messages would name the options as `fit.seed`.
+        parser = command_parser(commands[called], f"{prog} {called}")
+        rest = with_underscores(parser, argv[1:])
+        check_configs(rest)
+        return commands[called], parser, parser.parse_args(rest)
+    _root_parser(commands, prog).parse_args(list(argv))  # --help and --version end the process
+    raise ConfigError(f"options stand behind the command: {prog} {called or 'COMMAND'} [options].")
+
+
+def _root_parser(commands: Mapping[str, Command], prog: str) -> Parser:
+    from explainer import __version__
+
+    text = "Train an Explainer for a classifier, evaluate explanations, export and use them."
+    root = Parser(prog=prog, description=text, version=__version__, default_env=False)
     added = root.add_subcommands(dest="command", metavar="COMMAND", title="commands", description="COMMAND --help lists its options.")
-    parsers = {}
     for name, command in commands.items():
-        parsers[name] = command_parser(command, f"{prog} {name}") if name == called else Parser(prog=f"{prog} {name}", default_env=False)
-        added.add_subcommand(name, parsers[name], help=command.summary)
-    arguments = list(argv)
-    if called in commands:
-        start = arguments.index(called) + 1
-        arguments[start:] = with_underscores(parsers[called], arguments[start:])
-        check_configs(arguments)
-    namespace = root.parse_args(arguments)
-    return commands[namespace.command], parsers[namespace.command], namespace[namespace.command]
+        added.add_subcommand(name, Parser(prog=f"{prog} {name}", default_env=False), help=command.summary)
+    return root
 
 
 def with_underscores(parser: Parser, argv: Sequence[str]) -> list[str]:
@@ -148,7 +151,7 @@ def check_configs(argv: Sequence[str]) -> None:
         ConfigError: a file behind ``--config`` does not exist or is no text.
     """
     values = list(argv)
-    for flag, value in zip(values, [*values[1:], ""], strict=True):
+    for flag, value in zip(values, [*values[1:], ""], strict=False):
         path = value if flag == "--config" else flag.removeprefix("--config=") if flag.startswith("--config=") else None
         if path is not None:
             _check_config(Path(path))
@@ -207,6 +210,10 @@ def add_run_options(parser: Parser, fit: bool) -> None:
         fit: whether it is ``fit``, which alone can overwrite.
     """
     add_config_options(parser, RunConfig)
+    parser.epilog = (
+        "The usual ones: --config, --run_dir, --seed, --ckpt_path, --data.name, --data.options, --data.batch_size, "
+        "--classifier.checkpoint, --optimizer.lr, --trainer.max_epochs, --logging.wandb."
+    )
     text = "checkpoint: last, best, auto (last if there is one) or a path (fit: resume from it)"
     parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
     if fit:

@@ -18,10 +18,8 @@ def add_options(parser: Parser) -> None:
     """Declare the options."""
     add_model(parser)
     add_classifier_options(parser, "gives probabilities and comparisons")
-    parser.add_argument(
-        "--compare", type=name_list, help="methods to offer, of `explainer methods`, and refined; default: grad_cam,srd,refined"
-    )
-    parser.add_argument("--refine_budget", type=number, default=20.0, help="seconds for a refined mask (default: 20)")
+    parser.add_argument("--compare", type=name_list, help="methods to offer, and refined; default: grad_cam,srd,refined")
+    parser.add_argument("--refine_budget", type=number, default=20.0, help="seconds for a refined mask")
     parser.add_argument("--size", type=positive, help="side at which the network runs; default: the side it was trained at")
     parser.add_argument(
         "--threshold", type=number, help="probability from which a class counts as predicted; default: 0.5, or a fused file's own"
