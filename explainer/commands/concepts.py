@@ -37,7 +37,7 @@ def to_concepts(parser: Parser, namespace: Namespace) -> ConceptsConfig:
 
 def parse_fit(argv: Sequence[str]) -> ConceptsConfig:
     """Options of ``explainer concepts fit`` from Python."""
-    parser = command_parser(GROUP.commands["fit"], "explainer concepts fit")
+    parser = command_parser(FIT, "explainer concepts fit")
     return to_concepts(parser, parser.parse_args(with_underscores(parser, argv)))
 
 
@@ -64,10 +64,11 @@ def _report(_parser: Parser, options: Namespace) -> int:
     return 0
 
 
+FIT = Command("fit probes to filters, and store what they say", _add_fit_options, _fit)
 GROUP = Group(
     "which filters encode which concepts, and how (Net2Vec)",
     {
-        "fit": Command("fit probes to filters, and store what they say", _add_fit_options, _fit),
+        "fit": FIT,
         "report": Command("the page of a folder that concepts fit has written", _add_report_options, _report),
     },
 )

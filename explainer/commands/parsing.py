@@ -104,18 +104,21 @@ def parse(commands: Mapping[str, Command | Group], argv: Sequence[str], prog: st
         close = difflib.get_close_matches(called, commands, n=1) if called else []
         hint = f" Did you mean {close[0]}?" if close else ""
         got = f"received {called!r}" if called else "received none"
-        raise ConfigError(f"the first argument must be one of the commands ({got}).{hint}\n{listing}")
+        raise ConfigError(f"the first argument behind {prog} must be one of the commands ({got}).{hint}\n{listing}")
     if called is not None and argv[0] == called:
+        command = commands[called]
+        if isinstance(command, Group):
+            return parse(command.commands, argv[1:], f"{prog} {called}")
         # Its own parser and not the root, whose messages would name the options as `fit.seed`.
-        parser = command_parser(commands[called], f"{prog} {called}")
+        parser = command_parser(command, f"{prog} {called}")
         rest = with_underscores(parser, argv[1:])
         check_configs(rest)
-        return commands[called], parser, parser.parse_args(rest)
+        return command, parser, parser.parse_args(rest)
     _root_parser(commands, prog).parse_args(list(argv))  # --help and --version end the process
     raise ConfigError(f"options stand behind the command: {prog} {called or 'COMMAND'} [options].")
 
 
-def _root_parser(commands: Mapping[str, Command], prog: str) -> Parser:
+def _root_parser(commands: Mapping[str, Command | Group], prog: str) -> Parser:
     from explainer import __version__
 
     text = "Train an Explainer for a classifier, evaluate explanations, export and use them."

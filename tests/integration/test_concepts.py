@@ -62,7 +62,7 @@ def test_refusals_name_the_remedy(tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "layers is empty" in refused("concepts", "fit")
-    assert "explainer concepts fit or explainer concepts report" in refused("concepts", "fitt")
+    assert "behind explainer concepts must be one of the commands (received 'fitt'). Did you mean fit?" in refused("concepts", "fitt")
     assert "holds no concepts.json" in refused("concepts", "report", str(tmp_path))
     assert "'strips', which the data does not have" in refused(*ARGUMENTS, "--concepts", "[strips]")
     assert "filters must not be chosen where they are scored" in refused(*ARGUMENTS, "--val_split", "train")

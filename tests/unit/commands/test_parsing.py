@@ -11,7 +11,7 @@ import pytest
 
 from explainer.cli import COMMANDS, main
 from explainer.commands import train
-from explainer.commands.parsing import Command, command_parser, parse, parse_run
+from explainer.commands.parsing import Command, Group, command_parser, parse, parse_run
 from explainer.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -78,9 +78,15 @@ def test_a_resolved_configuration_does_not_repeat_what_belongs_to_one_call() -> 
     assert "seed: 3" in rest.resolved and "ckpt_path" not in rest.resolved and "overwrite" not in rest.resolved
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_has_a_help_text_and_underscores(name: str) -> None:
-    actions = command_parser(COMMANDS[name], f"explainer {name}")._actions
+def every_command() -> list[tuple[str, Command]]:
+    """Names and commands, those of groups too."""
+    groups = {name: entry.commands if isinstance(entry, Group) else {"": entry} for name, entry in COMMANDS.items()}
+    return [(f"{name} {inner}".strip(), c) for name, commands in groups.items() for inner, c in commands.items()]
+
+
+@pytest.mark.parametrize(("name", "command"), every_command())
+def test_every_option_has_a_help_text_and_underscores(name: str, command: Command) -> None:
+    actions = command_parser(command, f"explainer {name}")._actions
     flags = [flag for action in actions for flag in action.option_strings]
     assert all("-" not in flag.removeprefix("--") for flag in flags if flag.startswith("--") and flag != "--help")
     assert all(action.help for action in actions if action.option_strings), [a.dest for a in actions if not a.help]
@@ -89,7 +95,7 @@ def test_every_option_has_a_help_text_and_underscores(name: str) -> None:
 def test_no_help_imports_torch() -> None:
     code = (
         "import sys; from explainer.cli import COMMANDS, main\n"
-        "for argv in ([], *([name] for name in COMMANDS)):\n"
+        "for argv in ([], ['concepts', 'fit'], *([name] for name in COMMANDS)):\n"
         "    try: main([*argv, '--help'])\n"
         "    except SystemExit as end: assert end.code == 0\n"
         "heavy = [m for m in ('torch', 'onnx', 'matplotlib', 'rich', 'starlette') if m in sys.modules]\n"
