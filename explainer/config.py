@@ -17,7 +17,7 @@ class DataConfig:
     """Which images.
 
     Attributes:
-        name: data set: shapes, voc, coco, cub, image_folder, csv.
+        name: data set: shapes, voc, coco, cub, image_folder, csv, images (photographs without labels).
         batch_size: training images per device and step.
         eval_batch_size: images per step in validation, test and prediction (default: batch_size).
         num_workers: loader processes; 0 loads in the main process.
@@ -25,6 +25,10 @@ class DataConfig:
             picture becomes a square) and no_region (names of classes that no pixel belongs to, e.g. [free]).
         train_options: further options for the training split only (augmentation).
         eval_options: further options for the val and test splits only.
+        targets: labels, or predicted: the classifier's own decisions, for images with or without labels. What is explained is the
+            classifier, not the annotator.
+        top: with predicted targets of a single-label classifier: the classes of an image are its most probable ones, this many.
+        threshold: with predicted targets of a multi-label classifier: those with at least this probability.
         on_error: raise stops at an unreadable sample, skip leaves it out and reports the count.
         global_batch: batch_size is the total over all devices.
         prefetch_factor: batches that each loader process prepares ahead (default: torch's 2); needs num_workers.
@@ -38,6 +42,9 @@ class DataConfig:
     options: dict[str, Any] = field(default_factory=dict)
     train_options: dict[str, Any] = field(default_factory=dict)
     eval_options: dict[str, Any] = field(default_factory=dict)
+    targets: Literal["labels", "predicted"] = "labels"
+    top: int = 1
+    threshold: float = 0.5
     on_error: Literal["raise", "skip"] = "raise"
     global_batch: bool = False
     prefetch_factor: int | None = None
@@ -121,13 +128,17 @@ class ExplainerConfig:
     """The Explainer network.
 
     Attributes:
+        encoder: own, or shared: no encoder at all but a light decoder on the frozen classifier's own feature maps. Training needs no
+            encoder gradients, inference costs one decoder more than the classification; checkpoints hold the decoder alone.
         network: deeplabv3, deeplabv3plus, unet, fpn, ... (segmentation-models-pytorch), torchvision_deeplabv3 or vgg_unet.
-        options: of the network (encoder_name, encoder_weights, decoder_channels, ...).
+            With a shared encoder its decoder: fpn or deeplabv3plus.
+        options: of the network (encoder_name, encoder_weights, decoder_channels, ...); of a shared encoder width, layers, prior.
         downscale: run at 1/downscale of the resolution and upsample the masks.
         stride: multiple to which images are padded.
         init_encoder: start the encoder from the Explanandum's own weights (same architecture needed).
     """
 
+    encoder: Literal["own", "shared"] = "own"
     network: str = "deeplabv3"
     options: dict[str, Any] = field(default_factory=lambda: {"encoder_name": "resnet50"})
     downscale: int = 1
@@ -150,6 +161,8 @@ class MaskingConfig:
             right order of pixels for any area (explainer.models.area_conditioned). 0 switches it off.
         areas: least and greatest of these areas, log-uniform.
         area_temperature: softness of the cut, in mask logits.
+        absent_classes: of each image, in training, the masks of this many absent classes are computed, drawn at random, besides those of
+            all present ones. It bounds time and memory for many classes; up to about this many classes, all are computed.
     """
 
     fill: Literal[FillKind, "random", "alternative"] = "mean"
@@ -158,6 +171,7 @@ class MaskingConfig:
     area_conditioned: float = 0.0
     areas: list[float] = field(default_factory=lambda: [0.02, 0.4])
     area_temperature: float = 1.0
+    absent_classes: int = 100
 
 
 @dataclass

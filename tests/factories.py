@@ -207,6 +207,9 @@ def dataset_options(name: str, root: Path) -> dict[str, object]:
     if name == "voc":
         make_voc(root)
         return {"root": str(root), "class_names": list(NAMES)}
+    if name == "images":
+        make_image_folder(root)
+        return {"root": str(root), "class_names": 5, "task": "multilabel"}
     makers = {"coco": make_coco, "cub": make_cub, "image_folder": make_image_folder, "csv": make_csv}
     if name not in makers:
         return {}

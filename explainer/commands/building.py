@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl  # noqa: TID251 - for its version
 
 import explainer
-from explainer.config import RunConfig
+from explainer.config import ExplainerConfig, RunConfig
 from explainer.data.datamodule import DataModule
 from explainer.errors import CheckpointError, ConfigError
 from explainer.losses.base import build_terms
@@ -21,6 +22,7 @@ from explainer.models.networks import init_encoder
 from explainer.provenance import versions as general_versions
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask, check_options
+from explainer.tasks.predicted import use_predicted_targets
 from explainer.tasks.teachers import build_teachers, check_teachers, open_cache
 
 
@@ -72,7 +74,24 @@ def build_networks(config: RunConfig, data: DataModule, fitting: bool = True) ->
     explanandum = load_explanandum(
         c.checkpoint, c.arch, c.options, data.num_classes, data.task, data.class_names, c.mean, c.std, c.input_size
     )
-    net = Explainer(e.network, data.num_classes, e.options, data.class_names, c.mean, c.std, data.size, e.downscale, e.stride)
+    if config.data.targets == "predicted":
+        d = config.data
+        use_predicted_targets(explanandum, data, ("train", "val") if fitting else ("val",), d.top, d.threshold, config.run_dir)
+    elif config.data.name == "images":
+        raise ConfigError("the data set images has no labels: set data.targets: predicted.")
+    net = Explainer(
+        network=e.network,
+        num_classes=data.num_classes,
+        options=_network_options(config),
+        class_names=data.class_names,
+        mean=[float(v) for v in explanandum.mean],
+        std=[float(v) for v in explanandum.std],
+        image_size=data.size,
+        downscale=e.downscale,
+        stride=e.stride,
+        encoder=e.encoder,
+        explanandum=explanandum,
+    )
     if e.init_encoder:
         if not explanandum.differentiable:
             raise ConfigError("explainer.init_encoder copies the classifier's weights, which cannot be seen here: set it to false.")
@@ -81,6 +100,12 @@ def build_networks(config: RunConfig, data: DataModule, fitting: bool = True) ->
     if config.teachers:
         _check_teaching(config, explanandum, data, fitting)
     return Networks(explanandum, net)
+
+
+def _network_options(config: RunConfig) -> dict[str, Any]:
+    """Options of the Explainer's network. The default ones name an encoder, which a shared one has none of."""
+    e = config.explainer
+    return {} if e.encoder == "shared" and e.options == ExplainerConfig().options else e.options
 
 
 def _check_teaching(config: RunConfig, explanandum: Explanandum, data: DataModule, fitting: bool) -> None:

@@ -38,8 +38,8 @@ class _Guarded(Dataset):
     equally large batches; in evaluation the sample is left out, because a repeated image would change the numbers.
     """
 
-    def __init__(self, dataset: ExplainerDataset, on_error: str, substitute: bool) -> None:
-        self.dataset, self.on_error, self.substitute = dataset, on_error, substitute
+    def __init__(self, dataset: ExplainerDataset, on_error: str, substitute: bool, targets: Sequence[Sequence[int]] | None = None) -> None:
+        self.dataset, self.on_error, self.substitute, self.targets = dataset, on_error, substitute, targets
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -62,7 +62,11 @@ class _Guarded(Dataset):
         return skipped
 
     def _sample(self, index: int, epoch: int) -> Sample:
-        return replace(self.dataset[index], epoch=epoch)
+        sample = replace(self.dataset[index], epoch=epoch)
+        if self.targets is not None:
+            sample.target = torch.zeros_like(sample.target)
+            sample.target[list(self.targets[index])] = 1
+        return sample
 
 
 def _reason(entry: Sample | _Skipped) -> str:
@@ -155,6 +159,7 @@ class DataModule(pl.LightningDataModule):
         self.global_batch, self.pin, self.prefetch_factor = global_batch, pin_memory, prefetch_factor
         self.skipped: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
         self._datasets: dict[str, ExplainerDataset] = {}
+        self._targets: dict[str, list[tuple[int, ...]]] = {}
 
     # ------------------------------------------------------------------ data sets
     def dataset(self, split: str) -> ExplainerDataset:
@@ -165,6 +170,37 @@ class DataModule(pl.LightningDataModule):
             built.augmentation_seed = self.seed
             self._datasets[split] = built
         return self._datasets[split]
+
+    def set_targets(self, split: str, classes: Sequence[Sequence[int]]) -> None:
+        """From here on the images of a split have these classes as their targets, instead of their labels.
+
+        Args:
+            split: train, val or test.
+            classes: class indices of each image, in the data set's order.
+        """
+        number = len(self.dataset(split))
+        if len(classes) != number:
+            raise ConfigError(f"targets for {len(classes)} images were given, the {split} split has {number}.")
+        self._targets[split] = [tuple(row) for row in classes]
+
+    def unaugmented(self) -> DataModule:
+        """The same images and batches as they are without augmentation."""
+
+        def plain(options: dict[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in options.items() if key != "augment"}
+
+        return DataModule(
+            name=str(self.name),
+            batch_size=self.batch_size,
+            eval_batch_size=self.eval_batch_size,
+            num_workers=self.num_workers,
+            seed=self.seed,
+            options=plain(self.options),
+            train_options=plain(self.train_options),
+            eval_options=plain(self.eval_options),
+            on_error=self.on_error,  # type: ignore[arg-type]
+            prefetch_factor=self.prefetch_factor,
+        )
 
     def fingerprints(self) -> dict[str, str]:
         """The fingerprint of each split that was built so far, by name."""
@@ -224,7 +260,7 @@ class DataModule(pl.LightningDataModule):
         return self.batch_size // world
 
     def _loader(self, split: str, substitute: bool = False, **kwargs: Any) -> DataLoader:
-        guarded = _Guarded(self.dataset(split), self.on_error, substitute)
+        guarded = _Guarded(self.dataset(split), self.on_error, substitute, self._targets.get(split))
         loader = _Loader(
             guarded,
             collate_fn=_collate_guarded,

@@ -7,25 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from explainer.errors import CheckpointError
-from explainer.models.checkpoints import hyper_parameters, read_weights, sub_state
+from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, sub_state
+from explainer.models.classifiers import BUILDERS
 from explainer.models.explainer import Explainer
+from explainer.models.explanandum import Explanandum
+from explainer.models.untrusted import classifier_options
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def load(path: str | Path) -> Explainer:
+def load(path: str | Path, explanandum: Explanandum | None = None) -> Explainer:
     """Load an Explainer in eval mode.
 
     Args:
         path: a Lightning checkpoint of this project (``.ckpt``), an export folder (``model.safetensors`` and ``config.json``), or its
             ``.safetensors`` file (``config.json`` beside it).
+        explanandum: the classifier, which an Explainer with a shared encoder is a decoder of. None: it is built as in training, from
+            the classifier's checkpoint or package that the Explainer's own file names. Unused with an encoder of its own.
 
     Returns:
         ``net(images [B,3,H,W] in [0,1]) -> class masks [B,K,H,W] in [0,1]``. ``net.metadata`` holds what was stored with it
         (the Explanandum's fingerprint, versions, ...).
 
     Raises:
-        CheckpointError: missing, damaged, unsafe, or of another kind.
+        CheckpointError: missing, damaged, unsafe, or of another kind; or the classifier of a shared encoder cannot be had.
+        FingerprintMismatchError: a shared encoder's classifier is another one.
     """
     path = Path(path)
     if path.is_dir() or path.suffix == ".safetensors":
@@ -47,13 +53,43 @@ def load(path: str | Path) -> Explainer:
         if not isinstance(config, dict) or not isinstance(state, dict):
             raise CheckpointError(f"{path} lacks the Explainer's configuration or weights. Use another checkpoint of the run.")
         state = sub_state(state, "explainer.")
+    if config.get("encoder") == "shared":
+        explanandum = _its_classifier(path, metadata, config) if explanandum is None else explanandum
+        explanandum.require_fingerprint(str(metadata.get("fingerprint", "none")), str(path))
     try:
-        net = Explainer.from_config(config)
+        net = Explainer.from_config(config, explanandum)
         net.load_state_dict(state)
     except (RuntimeError, TypeError, ValueError, OverflowError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{path}: weights and configuration do not fit together ({' '.join(str(error).split())[:300]}).") from error
     net.metadata = metadata
     return net.eval().requires_grad_(False)
+
+
+def _its_classifier(path: Path, metadata: dict[str, Any], config: dict[str, Any]) -> Explanandum:
+    """The classifier that a shared encoder was trained with, from what its file says about it."""
+    c = metadata.get("classifier")
+    if not isinstance(c, dict) or not isinstance(c.get("arch"), str):
+        raise CheckpointError(f"{path} is a decoder on its classifier's features and does not name the classifier: give it too.")
+    checkpoint, given = c.get("checkpoint"), c.get("options") or {}
+    options = classifier_options(path, c["arch"], given)
+    if checkpoint is None and c["arch"] in BUILDERS:
+        options |= {"weights": given.get("weights")}  # one of this project's own builders: the stock weights it was trained with
+    elif checkpoint is not None and not Path(str(checkpoint)).is_file():
+        raise CheckpointError(
+            f"{path} is a decoder on the features of the classifier {checkpoint}, which is not there: give the classifier too "
+            "(explainer.load(path, explanandum=...), --classifier FILE)."
+        )
+    return load_explanandum(
+        checkpoint,
+        c["arch"],
+        options,
+        config["num_classes"],
+        metadata.get("task", "multilabel"),
+        config["class_names"],
+        config["mean"],
+        config["std"],
+        c.get("input_size"),
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -107,4 +107,4 @@ class AreaBound(LossTerm):
 
     def value(self, e: Explanation) -> Tensor:
         """See :func:`area_bound_loss`."""
-        return area_bound_loss(e.class_masks, e.targets, self.min_area, self.max_area, self.reduction)
+        return area_bound_loss(e.class_masks, e.present, self.min_area, self.max_area, self.reduction)

@@ -24,7 +24,7 @@ class Explanation:
     Attributes:
         images: ``[B,3,H,W]`` in [0,1].
         targets: ``[B,K]`` the images' labels.
-        class_masks: ``[B,K,H,W]`` in [0,1].
+        class_masks: ``[B,K,H,W]`` in [0,1]; with ``classes`` ``[B,n,H,W]``.
         target_mask, non_target_mask: ``[B,H,W]``, maxima over present and absent classes.
         logits_masked: ``[B,K]`` classifier on the image with only the shown classes' masks kept.
         logits_inverse: ``[B,K]`` classifier on the image with the shown classes' masks removed.
@@ -34,7 +34,8 @@ class Explanation:
         generators: one CPU generator for each image, so that its draws do not depend on the others of its batch.
         progress: share of the training done, in [0,1].
         ids: of the images.
-        teacher: ``[B,K,H,W]`` other methods' maps in [0,1], NaN where there is none; None while no term asks for them.
+        teacher: like ``class_masks``, other methods' maps in [0,1], NaN where there is none; None while no term asks for them.
+        classes: ``[B,n]`` which classes the masks belong to, where only a sample of many classes is computed; None: all K in order.
     """
 
     images: Tensor
@@ -51,6 +52,17 @@ class Explanation:
     progress: float = 0.0
     ids: tuple[str, ...] = ()
     teacher: Tensor | None = None
+    classes: Tensor | None = None
+
+    @property
+    def present(self) -> Tensor:
+        """The columns of ``targets`` that belong to ``class_masks``: ``[B,K]``, or ``[B,n]`` with ``classes``."""
+        return self.targets if self.classes is None else self.targets.gather(1, self.classes)
+
+    def present_pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Each present class of each image: the image, its column in ``class_masks``, and its class; ``[P]`` each."""
+        image, column = (self.present > 0.5).nonzero(as_tuple=True)
+        return image, column, column if self.classes is None else self.classes[image, column]
 
 
 class LossTerm(abc.ABC):

@@ -140,14 +140,14 @@ class Coalition(LossTerm):
 
     def value(self, e: Explanation) -> Tensor:
         """See :func:`coalition_loss`; 0 for a batch without labels."""
-        image, label = (e.targets > 0.5).nonzero(as_tuple=True)
+        image, column, label = e.present_pairs()
         if len(image) == 0:
             return e.class_masks.sum() * 0.0
         drawn = [sample_coalitions(self.coalitions, self.grid**2, g, self.paired) for g in e.generators]
         coalitions = torch.stack(drawn).to(e.images)
         scores = self._scores(e, coalitions)  # [B,n+2,K]: the coalitions, no cell, all cells
         empty, full = scores[image, -2, label], scores[image, -1, label]
-        masks = e.class_masks[image, label]
+        masks = e.class_masks[image, column]
         if self.efficiency == "additive":
             masks = torch.logit(masks, eps=1e-6) / self.grid**2
         cells = F.adaptive_avg_pool2d(masks.unsqueeze(1), self.grid).flatten(1)

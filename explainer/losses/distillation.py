@@ -95,4 +95,4 @@ class Distillation(LossTerm):
         """See :func:`distillation_loss`."""
         if e.teacher is None:
             raise ConfigError("losses.distillation needs teachers: add teachers: [{name: grad_cam}] to the configuration.")
-        return distillation_loss(e.class_masks, e.targets, e.teacher, self.kind, self.absent)
+        return distillation_loss(e.class_masks, e.present, e.teacher, self.kind, self.absent)

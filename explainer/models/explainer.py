@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 from explainer.attribution import DenseAttributor, check_images
 from explainer.errors import ConfigError, ShapeError
-from explainer.models.explanandum import IMAGENET_MEAN, IMAGENET_STD
+from explainer.models.class_layer import check_classes, only_classes
+from explainer.models.explanandum import IMAGENET_MEAN, IMAGENET_STD, Explanandum
 from explainer.models.networks import build_network
+from explainer.models.shared import SharedNetwork
 from explainer.models.untrusted import network_options
 
 
@@ -22,14 +24,20 @@ class Explainer(nn.Module):
     Preprocessing is inside: normalisation, and padding to the network's stride, so that any image size works.
 
     Args:
-        network: name for :func:`explainer.models.networks.build_network`.
+        network: name for :func:`explainer.models.networks.build_network`; with a shared encoder the decoder, ``fpn`` or ``deeplabv3plus``.
         num_classes: K.
         options: of the network (encoder_name, encoder_weights, decoder_channels, ...).
         class_names: K names, or None for "0".."K-1".
         mean, std: normalisation per channel, in units of [0,1] images.
         image_size: side in pixels it was trained at; ``None`` if unknown. Only a recommendation: any size is accepted.
         downscale: run the network at 1/downscale of the image's resolution and upsample the masks (a speed option).
-        stride: multiple to which height and width are padded (replicated edge) before the network.
+        stride: multiple to which height and width are padded (replicated edge) before the network; not with a shared encoder, whose
+            feature maps are those of the classification itself.
+        encoder: ``own``, or ``shared``: the frozen classifier's own feature maps (:mod:`explainer.models.shared`).
+        explanandum: the classifier, for a shared encoder. It is a part of the module and not of its state_dict.
+
+    Raises:
+        ConfigError: names, sizes or encoder do not fit, or a shared encoder has no classifier to share.
     """
 
     def __init__(
@@ -43,6 +51,8 @@ class Explainer(nn.Module):
         image_size: int | None = None,
         downscale: int = 1,
         stride: int = 32,
+        encoder: Literal["own", "shared"] = "own",
+        explanandum: Explanandum | None = None,
     ) -> None:
         super().__init__()
         if class_names is not None and len(class_names) != num_classes:
@@ -63,31 +73,77 @@ class Explainer(nn.Module):
             "image_size": image_size,
             "downscale": downscale,
             "stride": stride,
+            "encoder": encoder,
         }
         self.register_buffer("mean", torch.tensor(self.config["mean"]).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.config["std"]).view(1, -1, 1, 1), persistent=False)
-        self.network = build_network(network, num_classes, **self.config["options"])
+        self.input_size: int | None = None
+        self.network: nn.Module
+        if encoder == "own":
+            self.network = build_network(network, num_classes, **self.config["options"])
+        elif encoder == "shared":
+            self.network = self._shared(network, explanandum)
+        else:
+            raise ConfigError(f"explainer.encoder must be own or shared, received {encoder!r}.")
+
+    def _shared(self, decoder: str, explanandum: Explanandum | None) -> SharedNetwork:
+        if explanandum is None:
+            raise ConfigError(
+                "an Explainer with a shared encoder is a decoder on its classifier's features: give the classifier too "
+                "(explainer.load(path, explanandum=...), --classifier FILE)."
+            )
+        if not explanandum.differentiable:
+            raise ConfigError("explainer.encoder: shared reads the classifier's layers, and this classifier gives scores only: use own.")
+        if self.downscale != 1:
+            raise ConfigError(f"explainer.downscale needs an encoder of its own, received {self.downscale} with a shared one: set it to 1.")
+        self.input_size, self.stride = explanandum.input_size, 1
+        side = explanandum.input_size or self.image_size or 224
+        options: dict[str, Any] = {"side": max(64, side), **self.config["options"]}
+        try:
+            return SharedNetwork(explanandum.classifier, self.num_classes, explanandum.task, decoder, **options)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ConfigError(
+                f"explainer.options of a shared encoder are width, layers and prior, received {self.config['options']} ({error})."
+            ) from error
 
     mean: Tensor
     std: Tensor
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Explainer:
+    def from_config(cls, config: dict[str, Any], explanandum: Explanandum | None = None) -> Explainer:
         """The network described by :attr:`config`, with random weights: pretrained encoder weights are about to be replaced.
+
+        Args:
+            config: see :attr:`config`.
+            explanandum: the classifier; needed for a shared encoder, unused otherwise.
 
         Raises:
             CheckpointError: the options name files, addresses or encoders outside the installed libraries (the description mostly comes
                 from a file).
         """
         options = network_options(config["options"], "the Explainer's configuration")
-        net = cls(**{**config, "options": options})
+        net = cls(**{**config, "options": options}, explanandum=explanandum)
         net.config["options"] = dict(config["options"])
         return net
 
-    def logits(self, images: Tensor) -> Tensor:
-        """``[B,3,H,W]`` in [0,1] -> mask logits ``[B,K,H,W]`` at the image's resolution."""
+    def logits(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Mask logits at the image's resolution.
+
+        Args:
+            images: ``[B,3,H,W]`` in [0,1].
+            classes: only these, ``[n]`` or for each image its own ``[B,n]``; None: all K.
+
+        Returns:
+            ``[B,K,H,W]``, or ``[B,n,H,W]``.
+        """
+        with only_classes(classes):
+            return self._logits(images)
+
+    def _logits(self, images: Tensor) -> Tensor:
         x = (images - self.mean) / self.std
         height, width = images.shape[-2:]
+        if self.input_size is not None and (height, width) != (self.input_size, self.input_size):
+            x = F.interpolate(x, size=(self.input_size, self.input_size), mode="bilinear", align_corners=False)
         if self.downscale > 1:
             # A size and not a factor: runtimes disagree on the scale when a factor does not divide the size.
             small = (max(1, height // self.downscale), max(1, width // self.downscale))
@@ -98,17 +154,31 @@ class Explainer(nn.Module):
         if scores.shape[-2:] != padded.shape[-2:]:
             scores = F.interpolate(scores, size=padded.shape[-2:], mode="bilinear", align_corners=False)
         scores = scores[..., : x.shape[-2], : x.shape[-1]]
-        if self.downscale > 1:
+        if scores.shape[-2:] != (height, width):
             scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
         return scores
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B,3,H,W]`` in [0,1], any H and W -> class masks ``[B,K,H,W]`` in [0,1]."""
+    def forward(self, images: Tensor, classes: Tensor | list[int] | None = None) -> Tensor:
+        """Class masks; with ``classes`` the cost does not grow with K.
+
+        Args:
+            images: ``[B,3,H,W]`` in [0,1], any H and W.
+            classes: class indices ``[n]``, or for each image its own ``[B,n]``; None: all K.
+
+        Returns:
+            ``[B,K,H,W]`` in [0,1], or ``[B,n,H,W]`` in the order of ``classes``.
+
+        Raises:
+            ShapeError: the images are no batch of RGB images, or ``classes`` has another shape.
+            ConfigError: a class index outside of 0..K-1.
+        """
         if not torch.compiler.is_compiling():
             check_images(images)
+            if classes is not None:
+                classes = check_classes(classes, images.shape[0], self.num_classes).to(images.device)
             if images.shape[1] != 3:
                 raise ShapeError(f"images must have 3 channels (RGB), received {images.shape[1]}; repeat a grey channel three times.")
-        return self.logits(images).sigmoid()
+        return self.logits(images, classes).sigmoid()  # type: ignore[arg-type]
 
 
 class TrainedExplainer(DenseAttributor):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from explainer.errors import CheckpointError, ConfigError, UnknownNameError
+from explainer.models.class_layer import with_class_layer
 from explainer.models.classifiers import SmallVGG
 
 _SMP = {
@@ -88,6 +89,18 @@ def network_names() -> list[str]:
     return [*_SMP, "torchvision_deeplabv3", "vgg_unet"]
 
 
+def _build(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    if name == "torchvision_deeplabv3":
+        return _TorchvisionDeepLab(num_classes, **options)
+    if name == "vgg_unet":
+        return VGGUNet(num_classes, **options)
+    if name not in _SMP:
+        raise UnknownNameError(f"unknown Explainer network {name!r}. Known: {', '.join(network_names())}.")
+    import segmentation_models_pytorch as smp
+
+    return drop_unused(getattr(smp, _SMP[name])(classes=num_classes, **{"encoder_weights": None, **options}))
+
+
 def build_network(name: str, num_classes: int, **options: Any) -> nn.Module:
     """A network from normalised images ``[B,3,H,W]`` to logits ``[B,K,h,w]``.
 
@@ -98,15 +111,7 @@ def build_network(name: str, num_classes: int, **options: Any) -> nn.Module:
             default, that is random.
     """
     try:
-        if name == "torchvision_deeplabv3":
-            return _TorchvisionDeepLab(num_classes, **options)
-        if name == "vgg_unet":
-            return VGGUNet(num_classes, **options)
-        if name not in _SMP:
-            raise UnknownNameError(f"unknown Explainer network {name!r}. Known: {', '.join(network_names())}.")
-        import segmentation_models_pytorch as smp
-
-        return drop_unused(getattr(smp, _SMP[name])(classes=num_classes, **{"encoder_weights": None, **options}))
+        return with_class_layer(_build(name, num_classes, options), num_classes)
     except (TypeError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise

@@ -138,11 +138,16 @@ class MaskPictures(pl.Callback):
         from explainer.report.figures import mask_sheet
 
         batch = self.batch
+        # The classes that these images have: of a thousand, the others would be computed for nothing.
+        some = batch.targets.amax(dim=0).nonzero()[:, 0]
+        classes = some if len(some) else torch.zeros(1, dtype=torch.long, device=batch.targets.device)
+        targets = batch.targets[:, classes]
         with torch.no_grad():
-            masks = pl_module.explainer(batch.images).float()  # type: ignore[operator]
+            masks = pl_module.explainer(batch.images, classes).float()  # type: ignore[operator]
         path = self.folder / f"epoch_{trainer.current_epoch:03d}.png"
-        names: Any = pl_module.explainer.class_names  # type: ignore[union-attr]
-        mask_sheet(batch.images, masks, batch.targets, names, path, merged=aggregate(masks, batch.targets)[0])
+        every: Any = pl_module.explainer.class_names  # type: ignore[union-attr]
+        names = [every[k] for k in classes.tolist()]
+        mask_sheet(batch.images, masks, targets, names, path, merged=aggregate(masks, targets)[0])
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("masks", [str(path)], step=trainer.global_step)

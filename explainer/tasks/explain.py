@@ -21,6 +21,7 @@ from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.masking import aggregate
 from explainer.models.networks import encoder_of
+from explainer.tasks.class_sample import of_classes, sample_classes
 from explainer.tasks.draws import Draws
 from explainer.tasks.optim import configure
 from explainer.tasks.ranks import Means, mean_over_ranks
@@ -107,18 +108,20 @@ class ExplainTask(pl.LightningModule):
     def _explanation(self, batch: Batch, stage: str) -> Explanation:
         images, targets = batch.images, batch.targets
         draws = Draws(self.seed, self.global_step if stage == "train" else -1, batch)
+        classes = sample_classes(targets, self.masking.absent_classes, Draws(draws.seed, draws.step, batch, "classes"))
+        present = of_classes(targets, classes)
         if stage == "train" and self.masking.area_conditioned > 0:
-            class_masks = self._cut_to_areas(self.explainer.logits(images).float(), targets, draws)
+            class_masks = self._cut_to_areas(self.explainer.logits(images, classes).float(), present, draws)
         else:
-            class_masks = self.explainer(images).float()
+            class_masks = self.explainer(images, classes).float()
         # Validation uses the final weights: under a schedule, the losses of different epochs could not be compared.
         progress = self._progress() if stage == "train" else 1.0
         active = [t for t in self.terms.values() if t.weight_at(progress) != 0]
-        target_mask, non_target_mask = aggregate(class_masks, targets)
+        target_mask, non_target_mask = aggregate(class_masks, present)
         shown, shown_mask = targets, target_mask
         if stage == "train" and self.masking.subset > 0:
             shown = self._subset(targets, draws)
-            shown_mask = aggregate(class_masks, shown)[0]
+            shown_mask = aggregate(class_masks, of_classes(shown, classes))[0]
         if stage == "train" and self.masking.binarize > 0:
             shown_mask = self._binarize(shown_mask, draws)
         # Evaluation measures what the masks keep and leave even where no term asks, but not where each look is paid for.
@@ -129,10 +132,10 @@ class ExplainTask(pl.LightningModule):
             logits_masked, logits_inverse = self.explanandum(both).float().chunk(2)
         else:
             logits_masked = logits_inverse = targets.new_full(targets.shape, torch.nan)
-        teacher = self._teach(batch, stage, draws.common) if any(t.needs_teacher for t in active) else None
+        teacher = self._teach(batch, stage, draws.common, classes) if any(t.needs_teacher for t in active) else None
         return Explanation(
             images, targets, class_masks, target_mask, non_target_mask, logits_masked, logits_inverse, shown,
-            self.explanandum.task, self.explanandum, draws.each, progress, batch.ids, teacher,
+            self.explanandum.task, self.explanandum, draws.each, progress, batch.ids, teacher, classes,
         )  # fmt: skip
 
     def copies_only(self, progress: float) -> bool:
@@ -156,10 +159,10 @@ class ExplainTask(pl.LightningModule):
         total = self.trainer.estimated_stepping_batches
         return min(1.0, self.global_step / total) if 0 < total < float("inf") else 0.0
 
-    def _teach(self, batch: Batch, stage: str, generator: torch.Generator) -> Tensor:
+    def _teach(self, batch: Batch, stage: str, generator: torch.Generator, classes: Tensor | None) -> Tensor:
         assert self.teachers is not None
         with torch.autocast(self.device.type, enabled=False):
-            return self.teachers(batch, stage, generator)
+            return self.teachers(batch, stage, generator, classes)
 
     def _cut_to_areas(self, logits: Tensor, targets: Tensor, draws: Draws) -> Tensor:
         """Masks ``[B,K,H,W]``; for a share of the images those of the present classes have one random area, all others are plain."""
@@ -287,6 +290,8 @@ def check_options(
         raise ConfigError("masking.subset needs a multilabel classifier; set it to 0.")
     if not (len(masking.areas) == 2 and 0 < masking.areas[0] <= masking.areas[1] < 1):
         raise ConfigError(f"masking.areas must be two shares of the image, 0 < least <= greatest < 1, received {masking.areas}.")
+    if masking.absent_classes < 1:
+        raise ConfigError(f"masking.absent_classes must be at least 1, received {masking.absent_classes}.")
     if not masking.area_temperature > 0:
         raise ConfigError(f"masking.area_temperature must be positive, received {masking.area_temperature}.")
     _optimizers(explainer, optimizer or OptimizerConfig(), lambda: 1)

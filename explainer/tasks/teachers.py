@@ -188,13 +188,23 @@ class Teachers:
         cached = [s for s in sources if isinstance(s, CachedTeacher)]
         return None if len(cached) < len(sources) else sorted(set().union(*(s.images(split) for s in cached)))
 
-    def __call__(self, batch: Batch, split: str, generator: torch.Generator) -> Tensor:
-        """Target maps ``[B,K,H,W]`` in [0,1] of the present classes; NaN for absent ones and where no teacher knows."""
+    def __call__(self, batch: Batch, split: str, generator: torch.Generator, columns: Tensor | None = None) -> Tensor:
+        """Target maps of the present classes; NaN for absent ones and where no teacher knows.
+
+        Args:
+            batch: images with their targets.
+            split: whose caches are read.
+            generator: source of randomness for teachers that are asked now.
+            columns: ``[B,n]`` the classes whose maps are given; every present class is among them. None: all K.
+
+        Returns:
+            ``[B,K,H,W]`` in [0,1], or ``[B,n,H,W]``.
+        """
         wanted = batch.targets > 0.5
         rows, classes = wanted.nonzero(as_tuple=True)
         B, K = wanted.shape
         size = batch.images.shape[-2:]
-        out = torch.full((B, K, *size), torch.nan, device=batch.images.device)
+        out = torch.full((B, K if columns is None else columns.shape[1], *size), torch.nan, device=batch.images.device)
         if len(rows) == 0:
             return out
         total, weights = out.new_zeros(len(rows), *size), out.new_zeros(len(rows), 1, 1)
@@ -205,7 +215,8 @@ class Teachers:
             known = torch.isfinite(target).flatten(1).all(dim=1)[:, None, None]
             total = total + torch.where(known, member.weight * target, 0.0)
             weights = weights + member.weight * known
-        out[rows, classes] = torch.where(weights > 0, total / weights, torch.nan)
+        places = classes if columns is None else (columns[rows] == classes[:, None]).long().argmax(dim=1)
+        out[rows, places] = torch.where(weights > 0, total / weights, torch.nan)
         return out
 
 

@@ -90,8 +90,11 @@ def _solver(matrices: Tensor) -> Callable[[Tensor], Tensor]:
         factors = torch.linalg.lu_factor(matrices.permute(0, 3, 4, 1, 2))  # once for all maps of an image
         return lambda right: torch.linalg.lu_solve(*factors, right.permute(0, 2, 3, 1)[..., None])[..., 0].permute(0, 3, 1, 2)
     (a, b, c), (_, d, e), (_, _, f) = (matrices.double()[:, i].unbind(1) for i in range(3))
-    rows = ((d * f - e * e, c * e - b * f, b * e - c * d), (c * e - b * f, a * f - c * c, b * c - a * e))
-    rows += ((b * e - c * d, b * c - a * e, a * d - b * b),)
+    rows = [
+        (d * f - e * e, c * e - b * f, b * e - c * d),
+        (c * e - b * f, a * f - c * c, b * c - a * e),
+        (b * e - c * d, b * c - a * e, a * d - b * b),
+    ]
     determinant = a * rows[0][0] + b * rows[0][1] + c * rows[0][2]
     inverse = torch.stack([torch.stack([entry / determinant for entry in row], dim=1) for row in rows], dim=1).to(matrices)
     return lambda right: (inverse * right[:, None]).sum(dim=2)

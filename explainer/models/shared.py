@@ -1,0 +1,256 @@
+"""An Explainer without an encoder of its own: a light decoder on the feature maps that the frozen classifier computes anyway.
+
+The class's filter in the last layer is a learned projection of the classifier's own head weights plus a free part. So the decoder
+knows a class that no training image shows, and only the filters of the classes asked for are computed. Where the classifier's head
+is linear in the mean of its last feature map, the class activation (Zhou et al. 2016) is where the masks begin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explainer.errors import ConfigError
+from explainer.models.class_layer import chosen_classes, per_image
+from explainer.models.stages import Stage, find_stages, linear_head, named_stages
+
+Decoder = Literal["deeplabv3plus", "fpn"]
+_LEAST_LOG_PROBABILITY = -8.0
+
+
+def _block(channels: int, width: int, dilation: int = 1) -> nn.Sequential:
+    """Depthwise 3x3, pointwise, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False),
+        nn.Conv2d(channels, width, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _project(channels: int, width: int) -> nn.Sequential:
+    """Pointwise, batch norm, ReLU."""
+    return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+class Pyramid(nn.Module):
+    """Atrous separable convolutions and the image's mean at the coarsest stage (DeepLabV3+, Chen et al. 2018).
+
+    Args:
+        channels: of the stage.
+        width: of the output.
+        rates: dilations; a map of 7x7 positions has room for small ones only.
+    """
+
+    def __init__(self, channels: int, width: int, rates: Sequence[int] = (1, 2, 3)) -> None:
+        super().__init__()
+        self.reduce = _project(channels, width)
+        self.branches = nn.ModuleList(_block(width, width, rate) for rate in rates)
+        self.mean = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(inplace=True))
+        self.merge = _project(width * (len(rates) + 2), width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[B,C,h,w]`` -> ``[B,width,h,w]``."""
+        x = self.reduce(features)
+        mean = self.mean(x.mean(dim=(2, 3), keepdim=True)).expand_as(x)
+        return self.merge(torch.cat([x, *(branch(x) for branch in self.branches), mean], dim=1))
+
+
+class FeatureDecoder(nn.Module):
+    """Stages of a classifier -> one map of embeddings at the finest stage's resolution.
+
+    Args:
+        stages: from fine to coarse.
+        width: channels of the embeddings.
+        kind: ``fpn`` adds every stage on the way up; ``deeplabv3plus`` goes from the coarsest to the finest at once, as its paper does.
+    """
+
+    def __init__(self, stages: Sequence[Stage], width: int, kind: Decoder) -> None:
+        super().__init__()
+        if kind not in ("deeplabv3plus", "fpn"):
+            raise ConfigError(f"a shared encoder has the decoders deeplabv3plus and fpn, received {kind!r}.")
+        self.used = list(range(len(stages) - 1)) if kind == "fpn" else [0]
+        self.top = Pyramid(stages[-1].channels, width)
+        # Fine stages are large: few channels there keep the decoder light.
+        side = {i: width if stages[i].stride > 4 else max(8, width // 2) for i in self.used}
+        self.sides = nn.ModuleDict({str(i): _project(stages[i].channels, side[i]) for i in self.used})
+        self.fuse = nn.ModuleDict({str(i): _block(width + side[i], width) for i in self.used})
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Feature maps ``[B,C_i,h_i,w_i]``, fine to coarse -> ``[B,width,h_0,w_0]``."""
+        x = self.top(features[-1])
+        for i in reversed(self.used):
+            x = F.interpolate(x, size=features[i].shape[-2:], mode="bilinear", align_corners=False)
+            x = self.fuse[str(i)](torch.cat([x, self.sides[str(i)](features[i])], dim=1))
+        return x
+
+
+class ClassHead(nn.Module):
+    """Embeddings -> mask logits, with filters that come from the classifier's head, and the class activation as a start.
+
+    The logit of class k at a position is ``e . (U w_k + d_k) + b + gain * z_k + level * log p_k``: e the embedding, w_k the classifier's
+    head weights of the class, U and d learned, z_k its class activation (zero mean and unit variance in each image), p_k its probability.
+    Without a linear head only ``e . d_k + b + level * log p_k`` remains.
+
+    Args:
+        num_classes: K.
+        width: channels of the embeddings.
+        weight: ``[K,C]`` head weights of the classifier, or None.
+        prior: start from the class activation; needs ``weight``.
+    """
+
+    def __init__(self, num_classes: int, width: int, weight: Tensor | None, prior: bool = True) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.zeros(num_classes, width))
+        self.bias = nn.Parameter(torch.tensor(-1.0))
+        self.level = nn.Parameter(torch.tensor(0.5))
+        self.from_head = None if weight is None else nn.Linear(weight.shape[1], width, bias=False)
+        self.gain = nn.Parameter(torch.tensor(2.0)) if prior and weight is not None else None
+        if self.from_head is not None and weight is not None:
+            # unit-sized filters, whatever the size of the head's weights
+            nn.init.normal_(self.from_head.weight, std=0.1 / float(weight.norm(dim=1).mean()))
+        else:
+            nn.init.normal_(self.own, std=0.1)
+
+    def forward(self, embeddings: Tensor, deep: Tensor, log_p: Tensor, weight: Tensor | None) -> Tensor:
+        """Mask logits at the embeddings' resolution.
+
+        Args:
+            embeddings: ``[B,width,h,w]``.
+            deep: ``[B,C,h',w']``, the classifier's last feature map.
+            log_p: ``[B,K]`` log-probabilities.
+            weight: ``[K,C]`` head weights of the classifier, or None.
+
+        Returns:
+            ``[B,K,h,w]``, or ``[B,n,h,w]`` inside :func:`~explainer.models.class_layer.only_classes`.
+        """
+        chosen = chosen_classes()
+        own: Tensor = self.own
+        head = weight
+        if chosen is not None:
+            own, head = own[chosen], None if weight is None else weight[chosen]
+            log_p = log_p[:, chosen] if chosen.ndim == 1 else log_p.gather(1, chosen)
+        filters = own if self.from_head is None or head is None else own + self.from_head(head)
+        logits = _positions(embeddings, filters) + self.bias
+        level = self.level * log_p.clamp_min(_LEAST_LOG_PROBABILITY)[..., None, None]
+        if self.gain is None or head is None:
+            return logits + level
+        activation = _positions(deep, head)
+        centred = activation - activation.mean(dim=(2, 3), keepdim=True)
+        scale = centred.square().mean(dim=(2, 3), keepdim=True).add(1e-6).sqrt()
+        # one map is enlarged, not two
+        start = self.gain * centred / scale + level
+        return logits + F.interpolate(start, size=logits.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _positions(features: Tensor, filters: Tensor) -> Tensor:
+    """1x1 convolution of ``[B,C,h,w]`` with ``[n,C]``, or with each image's own ``[B,n,C]``."""
+    if filters.ndim == 2:
+        return F.conv2d(features, filters[:, :, None, None])
+    return per_image(features, filters[..., None, None])
+
+
+class SharedNetwork(nn.Module):
+    """The frozen classifier with a decoder on its feature maps: normalised images -> mask logits.
+
+    The classifier is a part of the module, so that it follows to another device, and is left out of its state_dict: a checkpoint holds
+    the decoder alone.
+
+    Args:
+        classifier: frozen; takes normalised images ``[B,3,H,W]``.
+        num_classes: K.
+        task: ``multilabel`` or ``multiclass``: what its scores mean.
+        decoder: ``fpn`` or ``deeplabv3plus``.
+        width: channels of the decoder.
+        layers: module paths of the feature maps; None: the last one of each of the strides 4, 8, 16 and 32.
+        prior: whether masks begin as class activations, where the classifier's head allows it.
+        side: side in pixels of the image that the stages are looked for with.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        num_classes: int,
+        task: Literal["multilabel", "multiclass"] = "multilabel",
+        decoder: Decoder = "fpn",
+        width: int = 64,
+        layers: Sequence[str] | None = None,
+        prior: bool = True,
+        side: int = 224,
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.task = task
+        self.stages = find_stages(classifier, side) if layers is None else named_stages(classifier, layers, side)
+        self._head = [linear_head(classifier, self.stages[-1], num_classes, side)]  # in a list: it is the classifier's, not a part
+        self.decoder = FeatureDecoder(self.stages, width, decoder)
+        self.head = ClassHead(num_classes, width, None if self._head[0] is None else self._head[0].weight.detach(), prior)
+        self.register_state_dict_post_hook(_without_classifier)
+        self.register_load_state_dict_pre_hook(_keep_classifier)
+
+    def train(self, mode: bool = True) -> SharedNetwork:
+        """The decoder's mode; the classifier stays in eval."""
+        super().train(mode)
+        self.classifier.eval()
+        return self
+
+    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The stages' maps ``[B,C_i,h_i,w_i]``, fine to coarse, and the classifier's logits ``[B,K]``, without gradients."""
+        with _no_grad_in_eager(), _captured(self.classifier, self.stages) as found:
+            logits = self.classifier(x)
+        maps = [stage.spatial(found[stage.path]) for stage in self.stages]
+        return maps, logits
+
+    def decode(self, maps: Sequence[Tensor], logits: Tensor) -> Tensor:
+        """What :meth:`features` gives -> mask logits ``[B,K,h,w]`` at the finest stage's resolution."""
+        log_p = F.logsigmoid(logits) if self.task == "multilabel" else F.log_softmax(logits, dim=1)
+        head = self._head[0]
+        weight = None if head is None else head.weight.detach().to(maps[-1].dtype)
+        return self.head(self.decoder(maps), maps[-1], log_p, weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images ``[B,3,H,W]`` -> mask logits ``[B,K,h,w]``."""
+        return self.decode(*self.features(x))
+
+
+@contextmanager
+def _no_grad_in_eager() -> Iterator[None]:
+    """No graph of the frozen part. An exporter records the switch as an operation of its own, and needs none."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    with torch.no_grad():
+        yield
+
+
+@contextmanager
+def _captured(classifier: nn.Module, stages: Sequence[Stage]) -> Iterator[dict[str, Tensor]]:
+    """Outputs of the stages' modules by path, while the classifier runs inside."""
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Any:
+        return lambda _, __, output: found.__setitem__(path, output)
+
+    handles = [classifier.get_submodule(stage.path).register_forward_hook(keep(stage.path)) for stage in stages]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _without_classifier(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for key in [k for k in state if k.startswith(f"{prefix}classifier.")]:
+        del state[key]
+
+
+def _keep_classifier(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The classifier's own weights stand in for those that a checkpoint leaves out."""
+    assert isinstance(module, SharedNetwork)
+    for key, value in module.classifier.state_dict().items():
+        state.setdefault(f"{prefix}classifier.{key}", value)

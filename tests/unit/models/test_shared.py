@@ -1,0 +1,130 @@
+"""A decoder on the classifier's own features: which features, that they stay frozen, and that checkpoints hold the decoder alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import explainer
+from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError, UnsupportedLayerError
+from explainer.models.classifiers import build_classifier
+from explainer.models.explainer import Explainer
+from explainer.models.explanandum import Explanandum
+from explainer.models.stages import find_stages, linear_head, named_stages
+
+
+def resnet(classes: int = 6) -> Explanandum:
+    torch.manual_seed(0)
+    return Explanandum(build_classifier("timm:resnet10t", classes), classes, "multilabel", mean=[0.5] * 3, std=[0.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ("arch", "paths", "linear"),
+    [
+        ("timm:resnet10t", ["layer1", "layer2", "layer3", "layer4"], True),
+        ("timm:tf_efficientnet_lite0", ["blocks.1", "blocks.2", "blocks.4", "bn2"], True),
+        ("torchvision:mobilenet_v3_small", ["features.1", "features.3", "features.8", "features"], False),
+        ("torchvision:vgg11_bn", ["features.13", "features.20", "features.27", "avgpool"], False),
+        ("timm:convnext_atto", ["stages.0", "stages.1", "stages.2", "norm_pre"], False),
+        ("torchvision:swin_t", ["features.1", "features.3", "features.5", "permute"], True),
+    ],
+)
+def test_stages_of_known_families(arch, paths, linear):
+    torch.manual_seed(0)
+    classifier = build_classifier(arch, 5).eval()
+    stages = find_stages(classifier)
+    assert [s.path for s in stages] == paths and [s.stride for s in stages] == [4, 8, 16, 32]
+    assert (linear_head(classifier, stages[-1], 5) is not None) == linear
+    for s in stages:  # each really has one position per stride pixels
+        seen = []
+        handle = classifier.get_submodule(s.path).register_forward_hook(lambda _, __, out, seen=seen: seen.append(out))
+        with torch.no_grad():
+            classifier(torch.zeros(1, 3, 224, 224))
+        handle.remove()
+        assert s.spatial(seen[0]).shape == (1, s.channels, 224 // s.stride, 224 // s.stride)
+
+
+def test_a_network_of_one_resolution_is_refused_and_layers_can_be_named():
+    one = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64 * 64, 3))
+    with pytest.raises(UnsupportedLayerError, match="at least two"):
+        find_stages(one, 64)
+    classifier = resnet().classifier
+    assert [s.path for s in named_stages(classifier, ["layer3", "layer2"], 64)] == ["layer2", "layer3"]
+    with pytest.raises(UnsupportedLayerError, match="'nowhere'"):
+        named_stages(classifier, ["nowhere"], 64)
+
+
+def test_masks_begin_as_class_activations():
+    e, x = resnet(), torch.rand(2, 3, 64, 64)
+    e.classifier.fc.weight.data.mul_(100)  # so that the constant that keeps flat maps finite is small beside the activation
+    net = Explainer("fpn", 6, {}, image_size=64, mean=[0.5] * 3, std=[0.5] * 3, encoder="shared", explanandum=e).eval()
+    nn.init.zeros_(net.network.head.from_head.weight)  # what is learned contributes nothing: the start is left
+    seen = []
+    e.classifier.layer4.register_forward_hook(lambda _, __, out: seen.append(out))
+    with torch.no_grad():
+        logits = net.network((x - 0.5) / 0.5)
+        scores = e(x)
+    cam = torch.einsum("bchw,kc->bkhw", seen[0], e.classifier.fc.weight)  # Zhou et al. 2016
+    z = (cam - cam.mean((2, 3), keepdim=True)) / cam.std((2, 3), keepdim=True, unbiased=False).clamp_min(1e-9)
+    expected = nn.functional.interpolate(2 * z, (16, 16), mode="bilinear") - 1
+    expected = expected + 0.5 * nn.functional.logsigmoid(scores).clamp_min(-8)[..., None, None]
+    assert torch.allclose(logits, expected, atol=1e-2)
+
+
+def test_the_classifier_stays_frozen_and_out_of_the_state(tmp_path):
+    e = resnet()
+    before = {k: v.clone() for k, v in e.classifier.state_dict().items()}
+    net = Explainer("deeplabv3plus", 6, {"width": 16}, image_size=64, encoder="shared", explanandum=e)
+    net.train()
+    assert not any(m.training for m in net.network.classifier.modules()) and net.network.decoder.training
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1)
+    net(torch.rand(2, 3, 64, 64)).mean().backward()
+    optimizer.step()
+    assert all(torch.equal(v, before[k]) for k, v in e.classifier.state_dict().items())
+    state = net.state_dict()
+    assert state and not any("classifier" in k for k in state)
+    other = Explainer("deeplabv3plus", 6, {"width": 16}, image_size=64, encoder="shared", explanandum=e)
+    other.load_state_dict(state)
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(other.eval()(x), net.eval()(x))
+
+
+@pytest.mark.parametrize("classes", [[2, 0], [[2, 0], [1, 5]]])
+def test_chosen_classes_are_columns_of_all(classes):
+    e, x = resnet(), torch.rand(2, 3, 64, 64)
+    net = Explainer("fpn", 6, {"width": 16}, encoder="shared", explanandum=e, image_size=64).eval()
+    nn.init.normal_(net.network.head.own)
+    with torch.no_grad():
+        every, some = net(x), net(x, classes)
+    rows = torch.tensor(classes).expand(2, 2)
+    assert torch.allclose(some, torch.stack([every[i, rows[i]] for i in range(2)]), atol=1e-5)
+
+
+def test_what_cannot_share_is_refused():
+    with pytest.raises(ConfigError, match="give the classifier"):
+        Explainer("fpn", 6, encoder="shared")
+    with pytest.raises(ConfigError, match="fpn"):
+        Explainer("unet", 6, encoder="shared", explanandum=resnet(), image_size=64)
+    with pytest.raises(ConfigError, match="width, layers and prior"):
+        Explainer("fpn", 6, {"encoder_name": "resnet18"}, encoder="shared", explanandum=resnet(), image_size=64)
+    with pytest.raises(ConfigError, match="downscale"):
+        Explainer("fpn", 6, downscale=2, encoder="shared", explanandum=resnet(), image_size=64)
+
+
+def test_load_needs_the_same_classifier(tmp_path):
+    e = resnet()
+    net = Explainer("fpn", 6, {"width": 16}, image_size=64, mean=[0.5] * 3, std=[0.5] * 3, encoder="shared", explanandum=e)
+    saved = {"kind": "explainer", "explainer": net.config, "fingerprint": e.fingerprint(), "task": "multilabel"}
+    saved["classifier"] = {"arch": "timm:resnet10t", "options": {}, "checkpoint": str(tmp_path / "gone.ckpt"), "input_size": None}
+    path = tmp_path / "net.ckpt"
+    torch.save({"state_dict": {f"explainer.{k}": v for k, v in net.state_dict().items()}, "hyper_parameters": saved}, path)
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(explainer.load(path, explanandum=e)(x), net.eval()(x))
+    with pytest.raises(CheckpointError, match=r"gone\.ckpt, which is not there"):
+        explainer.load(path)
+    torch.save(e.classifier.state_dict(), tmp_path / "gone.ckpt")
+    assert torch.equal(explainer.load(path)(x), net(x)), "found where training found it"
+    torch.manual_seed(1)
+    with pytest.raises(FingerprintMismatchError):
+        explainer.load(path, explanandum=Explanandum(build_classifier("timm:resnet10t", 6), 6, "multilabel", mean=0.5, std=0.5))
