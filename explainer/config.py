@@ -152,7 +152,8 @@ class MaskingConfig:
 
     Attributes:
         fill: what replaces removed pixels: mean (the paper's), black, grey, white, blur, noise, shuffle (another image), random (one
-            of mean, blur, noise, shuffle per step), or alternative (blur or coloured noise per step, as losses.rtis was published with).
+            of mean, blur, noise, shuffle per step), alternative (blur or coloured noise per step, as losses.rtis was published with), or
+            tokens (for vision transformers: nothing replaces them, the tokens of removed pixels are left out).
         binarize: share of the images whose mask is thresholded at a random level in [0.1, 0.9] (straight-through gradient); against the
             grey solution. 0 is the paper's.
         subset: share of the multi-label images of which only a random part of the labels is shown; ties each mask to its class. 0 is the
@@ -165,7 +166,7 @@ class MaskingConfig:
             all present ones. It bounds time and memory for many classes; up to about this many classes, all are computed.
     """
 
-    fill: Literal[FillKind, "random", "alternative"] = "mean"
+    fill: Literal[FillKind, "random", "alternative", "tokens"] = "mean"
     binarize: float = 0.0
     subset: float = 0.0
     area_conditioned: float = 0.0

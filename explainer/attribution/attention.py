@@ -215,11 +215,13 @@ class TokenWatch(OpenAttention):
         """What goes on in the place of an attention matrix; for subclasses."""
         return attention
 
-    def prefix(self, batch: int) -> int:
+    def prefix(self, batch: int, size: tuple[int, int]) -> int:
         """Tokens in front of the patches (class token, distillation token, registers).
 
         Args:
             batch: number of images that ran.
+            size: height and width of the classifier's input. Where no convolution made the patches, the grid is the one of
+                the image's proportions that leaves the fewest prefix tokens.
 
         Raises:
             UnsupportedLayerError: there is no attention, or not every layer attends from all tokens of one
@@ -228,13 +230,15 @@ class TokenWatch(OpenAttention):
         name = type(self.classifier).__name__
         if not self.attentions:
             raise UnsupportedLayerError(
-                f"{self.method} reads the attention between tokens, but no attention ran in {name}. Use a method for networks without it: "
-                f"{WITHOUT_ATTENTION}."
+                f"{self.method} reads the attention between tokens, but no attention [B,heads,N,N] ran in {name}. "
+                f"Use a method for networks without it: {WITHOUT_ATTENTION}."
             )
         first = self.attentions[0][1]
         for path, attention in self.attentions:
             if attention.shape != first.shape or attention.shape[-1] != attention.shape[-2]:
                 raise self._not_global(path, f"{tuple(attention.shape)} after {tuple(first.shape)} in the first layer")
+        if self.grid is None:
+            self.grid, self.padded = _proportional(first.shape[-1], size), size
         patches = math.prod(self.grid) if self.grid else 0
         if self.grid is None or first.shape[-1] < patches or first.shape[0] != batch:
             raise self._not_global(self.attentions[0][0], f"{tuple(first.shape)} for {batch} images of {self.grid} patches")
@@ -245,3 +249,12 @@ class TokenWatch(OpenAttention):
             f"{self.method} needs attention [B,heads,N,N] from all tokens of an image to all of them in every layer, but layer {path!r} "
             f"has {found} (windows, merged tokens or a pooling attention). Use attn_lrp, cp_lrp, integrated_gradients or grad_cam."
         )
+
+
+def _proportional(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The largest grid of at most ``tokens`` patches, at most 16 fewer, with the proportions of ``size``."""
+    for patches in range(tokens, max(0, tokens - 17), -1):
+        rows = math.isqrt(patches * size[0] // size[1])
+        if rows > 0 and patches % rows == 0 and rows * size[1] == patches // rows * size[0]:
+            return rows, patches // rows
+    return None

@@ -106,6 +106,8 @@ class AttnLrp(Baseline):
             raise UnsupportedLayerError(
                 f"{self.name} is for networks with attention, but none ran in {type(classifier).__name__}. Use one of: {WITHOUT_ATTENTION}."
             )
+        if mode.refused is not None:
+            raise mode.refused
         if module is None:
             return logits, leaves[0]
         if not seen[module] or not isinstance(seen[module][-1], Tensor):

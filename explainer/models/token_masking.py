@@ -137,6 +137,7 @@ def _probe(explanandum: Any, image: Tensor) -> None:
         first, second = (_run(explanandum, x, mask[:, 0])[0] for x in (image, image * mask + (1 - image) * (1 - mask)))
     if not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())):
         raise UnsupportedLayerError(
-            f"fill 'tokens': in {type(explanandum.classifier).__name__} the pixels of patches that are left out still change the logits (by "
-            f"{float((first - second).abs().max()):.2g}): something other than attention or a mean carries them on. {_FILLS}"
+            f"fill 'tokens': in {type(explanandum.classifier).__name__} the pixels of patches that are left out still "
+            f"change the logits (by {float((first - second).abs().max()):.2g}): something other than attention or a mean "
+            f"carries them on. {_FILLS}"
         )

@@ -21,6 +21,7 @@ from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.masking import aggregate
 from explainer.models.networks import encoder_of
+from explainer.models.token_masking import forward_masked
 from explainer.tasks.class_sample import of_classes, sample_classes
 from explainer.tasks.draws import Draws
 from explainer.tasks.optim import configure
@@ -126,10 +127,7 @@ class ExplainTask(pl.LightningModule):
             shown_mask = self._binarize(shown_mask, draws)
         # Evaluation measures what the masks keep and leave even where no term asks, but not where each look is paid for.
         if any(t.needs_passes for t in active) or (stage != "train" and self.explanandum.differentiable):
-            fill = self._fill(images, draws)
-            # Both masked images in one batch: one pass through the classifier instead of two.
-            both = torch.cat([blend(images, shown_mask, fill), blend(images, 1 - shown_mask, fill)])
-            logits_masked, logits_inverse = self.explanandum(both).float().chunk(2)
+            logits_masked, logits_inverse = self._masked(images, shown_mask, draws).float().chunk(2)
         else:
             logits_masked = logits_inverse = targets.new_full(targets.shape, torch.nan)
         teacher = self._teach(batch, stage, draws.common, classes) if any(t.needs_teacher for t in active) else None
@@ -171,6 +169,13 @@ class ExplainTask(pl.LightningModule):
         chosen = (draws.uniform() < self.masking.area_conditioned).to(logits.device)
         cut = area_masks(logits, area, self.masking.area_temperature)
         return torch.where((chosen[:, None] & (targets > 0.5))[:, :, None, None], cut, logits.sigmoid())
+
+    def _masked(self, images: Tensor, mask: Tensor, draws: Draws) -> Tensor:
+        """Logits ``[2B,K]`` of what the mask keeps, then of what it leaves: one pass through the classifier instead of two."""
+        if self.masking.fill == "tokens":
+            return forward_masked(self.explanandum, torch.cat([images, images]), torch.cat([mask, 1 - mask]))
+        fill = self._fill(images, draws)
+        return self.explanandum(torch.cat([blend(images, mask, fill), blend(images, 1 - mask, fill)]))
 
     def _fill(self, images: Tensor, draws: Draws) -> Tensor:
         kind = self.masking.fill

@@ -4,7 +4,8 @@ Every rule of AttnLRP (Achtibat et al., ICML 2024) with eps = 0 is ``relevance =
 gradient in which some operations are differentiated otherwise. So one backward pass of autograd suffices,
 with these changes:
 
-- LayerNorm and RMSNorm: 1/std (1/rms) is a constant; the mean's subtraction is differentiated (identity rule).
+- LayerNorm, GroupNorm, RMSNorm, L2 norm: 1/std (1/rms, 1/norm) is a constant; the mean's subtraction is
+  differentiated (identity rule).
 - GELU, SiLU, ReLU, ...: slope ``y / (x + 1e-10)`` (identity rule).
 - A product of two features (the matmuls of attention, gates): half the gradient for each factor (uniform rule).
 - Softmax: plain, which is ``x_i (R_i - s_i sum R)``.
@@ -12,8 +13,8 @@ with these changes:
 - Linear and convolution with gamma: :func:`gamma_map`.
 
 CP-LRP (Ali et al., ICML 2022) takes the attention matrix as a constant: no relevance reaches queries and
-keys, and the values get all of it. An operation without a rule raises
-:class:`~explainer.errors.UnsupportedLayerError`.
+keys, and the values get all of it. The first operation without a rule is
+kept in :attr:`AttentionLrp.refused`.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from explainer.attribution.attention import OpenAttention
 from explainer.baselines.kernels.relevance import ROUTING
 from explainer.baselines.kernels.relevance_rules import stabilize
+from explainer.errors import UnsupportedLayerError
 
 ALTERNATIVES = "integrated_gradients, grad_cam, rise, extremal_perturbation"
 # Differentiated as they are: linear in the features, or a choice among them.
@@ -36,12 +38,13 @@ _PLAIN = ROUTING | {
     "add", "radd", "sub", "rsub", "subtract", "neg", "mean", "sum", "softmax", "dropout", "batch_norm", "linear",
     "conv1d", "conv2d", "conv3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
     "adaptive_avg_pool2d", "interpolate", "T", "mT", "masked_fill", "repeat_interleave",
+    "unfold", "fold",
 }  # fmt: skip
 _IDENTITY = {
     "relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "tanh", "sigmoid", "hardswish", "hardsigmoid",
     "hardtanh", "softplus",
 }  # fmt: skip
-_PRODUCTS = {"matmul", "rmatmul", "bmm", "mul", "rmul", "multiply"}
+_PRODUCTS = {"matmul", "rmatmul", "bmm", "mul", "rmul", "multiply", "einsum"}
 _DIVISIONS = {"div", "truediv", "true_divide", "divide"}
 _IN_PLACE = {"iadd": torch.add, "isub": torch.sub, "imul": torch.mul, "itruediv": torch.div}
 
@@ -135,6 +138,7 @@ class AttentionLrp(OpenAttention):
         super().__init__(classifier, method)
         self.constant_attention, self.gamma, self.gamma_in_attention = constant_attention, gamma, gamma_in_attention
         self.attentions = 0
+        self.refused: UnsupportedLayerError | None = None
 
     def operate(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One operation with its rule."""
@@ -143,16 +147,14 @@ class AttentionLrp(OpenAttention):
             return func(*args, **kwargs)
         if name in _IN_PLACE:
             name, func = name[1:], _IN_PLACE[name]
-        if name == "layer_norm":
-            return _layer_norm(*args, **kwargs)
-        if name == "rms_norm":
-            return _rms_norm(*args, **kwargs)
+        if name in _NORMS:
+            return _NORMS[name](*args, **kwargs)
         if name in _IDENTITY and not kwargs.get("inplace", False):
             with torch.no_grad():
                 value = func(*args, **kwargs)
             return _Identity.apply(features[0], value)
         if name in _PRODUCTS:
-            return self._product(name, func, args)
+            return self._product(func, args, features)
         if name in ("linear", "conv2d") and self.gamma is not None:
             return self._gamma(name, func, args, kwargs)
         if name == "softmax":
@@ -160,14 +162,14 @@ class AttentionLrp(OpenAttention):
         out = func(*args, **kwargs)
         if name in _PLAIN or (name in _DIVISIONS and not (isinstance(args[1], Tensor) and args[1].requires_grad)):
             return out.detach() if name == "softmax" and self.constant_attention else out
-        if any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(out)):
-            raise self.unsupported(f"{name!r}, for which it has no rule,", f"Use a method without layer rules: {ALTERNATIVES}.")
+        if self.refused is None and any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(out)):
+            self.refused = self.unsupported(f"{name!r}, for which it has no rule,", f"Use a method without layer rules: {ALTERNATIVES}.")
         return out
 
-    def _product(self, name: str, func: Any, args: tuple[Any, ...]) -> Tensor:
-        if sum(isinstance(a, Tensor) and a.requires_grad for a in args) < 2:
+    def _product(self, func: Any, args: tuple[Any, ...], features: list[Tensor]) -> Tensor:
+        if len(features) < 2:
             return func(*args)
-        return func(*(_Scaled.apply(a, 0.5) for a in args[:2]))
+        return func(*tree_map(lambda a: _Scaled.apply(a, 0.5) if isinstance(a, Tensor) and a.requires_grad else a, args))
 
     def _gamma(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -196,3 +198,25 @@ def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None
     floor = torch.finfo(input.dtype).eps if eps is None else eps
     y = input * (input.detach().square().mean(axes, keepdim=True) + floor).rsqrt()
     return y if weight is None else y * weight
+
+
+def _group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Group norm whose ``1/std`` is a constant."""
+    groups = input.flatten(1).unflatten(1, (num_groups, -1))
+    y = _layer_norm(groups, groups.shape[-1:], eps=eps).view_as(input)
+    tail = (-1, *(1,) * (input.ndim - 2))
+    y = y if weight is None else y * weight.view(tail)
+    return y if bias is None else y + bias.view(tail)
+
+
+def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
+    """Division by a norm that is a constant."""
+    return input / torch.linalg.vector_norm(input.detach(), p, dim=dim, keepdim=True).clamp(min=eps)
+
+
+_NORMS: dict[str, Callable[..., Tensor]] = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+    "normalize": _normalize,
+}

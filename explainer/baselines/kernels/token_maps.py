@@ -105,7 +105,8 @@ def attention_pass(explanandum: Any, images: Tensor, watch: TokenWatch) -> Atten
     refuse_compiled(explanandum.classifier, watch.method)
     with watch.watching():
         logits = explanandum(images.detach().clone())
-    prefix = watch.prefix(len(images))
+    side = getattr(explanandum, "input_size", None)
+    prefix = watch.prefix(len(images), (images.shape[-2], images.shape[-1]) if side is None else (side, side))
     assert watch.grid is not None and watch.padded is not None
     return AttentionPass(logits, [a for _, a in watch.attentions], watch.grid, prefix, watch.padded, watch)
 

@@ -35,7 +35,10 @@ _PASS = POINTWISE | {"layer_norm", "rms_norm", "softmax"}
 _ADDITIONS = {"add", "radd", "iadd"}
 _SCALINGS = {"mul", "rmul", "multiply", "div", "truediv", "true_divide", "divide"}
 _SELECTIONS = {"getitem", "select", "index_select", "narrow"}
-_ALTERNATIVES = "generic_attention, attn_lrp, attention_rollout"
+_ALTERNATIVES = (
+    "Use generic_attention or attention_rollout where attention is over all tokens of an image, else one of: "
+    "integrated_gradients, grad_cam, rise, extremal_perturbation."
+)
 
 
 def share(a: Tensor, b: Tensor) -> Tensor:
@@ -84,9 +87,7 @@ class RelevanceTape(AttentionWatch):
         outputs = tuple(t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad)
         if not features or not outputs or all(any(o is f for f in features) for o in outputs):
             return out
-        rule = self._rule(name, args, kwargs, features, outputs)
-        if rule is None:
-            raise self.unsupported(f"{name!r}, for which it has no rule,", f"Use one of: {_ALTERNATIVES}, integrated_gradients, grad_cam.")
+        rule = self._rule(name, args, kwargs, features, outputs) or self._refusal(name)
         self.steps.append(Step(features, outputs, rule))
         if name in ROUTING and all(id(f) in self.pixels for f in features):
             self.pixels |= {id(o) for o in outputs}
@@ -111,6 +112,15 @@ class RelevanceTape(AttentionWatch):
         if name in ROUTING or name in ("T", "mT"):
             return lambda r: _routed(outputs, features, r)
         return None
+
+    def _refusal(self, name: str) -> Callable[[list[Tensor | None]], list[Tensor]]:
+        """For an operation without rule: an error if relevance reaches it. Before the first attention may stand anything."""
+        error = self.unsupported(f"{name!r}, for which it has no rule,", _ALTERNATIVES)
+
+        def refuse(_: list[Tensor | None]) -> list[Tensor]:
+            raise error
+
+        return refuse
 
     def _weighted(self, name: str, args: Any, kwargs: Any) -> Any:
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")

@@ -9,16 +9,18 @@ from torch import nn
 
 import explainer
 from explainer.config import MaskingConfig, OptimizerConfig
-from explainer.errors import ConfigError, NumericalError
+from explainer.errors import ConfigError, NumericalError, UnsupportedLayerError
 from explainer.losses.base import build_terms
 from explainer.models.black_box import BlackBox
 from explainer.models.explainer import Explainer
 from explainer.models.networks import encoder_of
+from explainer.models.token_masking import forward_masked
 from explainer.tasks.callbacks import FiniteGradients, empty_image_message, health_messages
 from explainer.tasks.draws import Draws
 from explainer.tasks.explain import ExplainTask, diagnostics
 from explainer.tasks.optim import configure, cosine, one_cycle
 from explainer.tensors import Batch
+from tests.contracts.networks import TinyViT
 
 LOSSES = {"classification": {}, "entropy": {}, "target_area": {"weight": 0.1}, "area_bound": {"min_area": 0.1, "max_area": 0.5}}
 
@@ -47,6 +49,24 @@ def test_merged_pass_equals_two_passes_on_masked_normalised_images():
     normalised = task.explanandum.normalize(batch.images)
     torch.testing.assert_close(e.logits_masked, inner(normalised * e.target_mask[:, None]))
     torch.testing.assert_close(e.logits_inverse, inner(normalised * (1 - e.target_mask[:, None])))
+
+
+def test_fill_tokens_leaves_tokens_out_and_masks_learn_from_it():
+    torch.manual_seed(0)
+    net = TinyViT()
+    e = explainer.Explanandum(net, 3, mean=(0.3, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    task = ExplainTask(
+        Explainer("vgg_unet", 3, {"widths": [8, 8], "decoder_channels": [8]}, stride=4), e, LOSSES, MaskingConfig(fill="tokens")
+    )
+    batch = make_batch()
+    batch = replace(batch, targets=batch.targets[:, :3], masks=None)
+    result = task._explanation(batch, "train")
+    torch.testing.assert_close(result.logits_masked, forward_masked(e, batch.images, result.target_mask))
+    torch.testing.assert_close(result.logits_inverse, forward_masked(e, batch.images, 1 - result.target_mask))
+    result.logits_masked.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.explainer.network.head.parameters())
+    with pytest.raises(UnsupportedLayerError, match="no attention ran in Sequential"):
+        make_task(MaskingConfig(fill="tokens"))._explanation(make_batch(), "train")
 
 
 def test_only_the_explainer_learns():
