@@ -105,11 +105,11 @@ class TokenGate(nn.Module):
 
 
 class GatedViT(TinyViT):
-    """TinyViT with a gate behind its first norm."""
+    """TinyViT with a gate in its last block."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks[0].norm1 = nn.Sequential(self.blocks[0].norm1, TokenGate())
+        self.blocks[1].norm1 = nn.Sequential(self.blocks[1].norm1, TokenGate())
 
 
 def randomize(network: nn.Module, seed: int) -> nn.Module:

@@ -394,7 +394,7 @@ def test_unsupported_operation_in_a_transformer_is_named(name: str) -> None:
     if name in {"attention_rollout", "attention_grad_cam", "generic_attention"}:
         assert explain(attributor, images(), [1, 2]).isfinite().all()
         return
-    with pytest.raises(UnsupportedLayerError, match=rf"{name}.*'blocks\.0\.norm1\.1' \(TokenGate\)") as caught:
+    with pytest.raises(UnsupportedLayerError, match=rf"{name}.*'blocks\.1\.norm1\.1' \(TokenGate\)") as caught:
         explain(attributor, images(), [1, 2])
     assert any(other in str(caught.value) for other in METHODS if other != name)
 
