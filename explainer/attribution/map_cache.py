@@ -12,7 +12,6 @@ import hashlib
 import inspect
 import json
 import logging
-import os
 import uuid
 import zipfile
 from collections import OrderedDict
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from explainer.attribution import Attributor, DenseAttributor
 from explainer.errors import ConfigError, FingerprintMismatchError, ShapeError
+from explainer.files import replacing, write_text
 from explainer.tensors import Batch
 
 log = logging.getLogger(__name__)
@@ -131,9 +131,9 @@ class MapCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / "key.json"
         if not record.is_file():
-            _write_atomic(record, self.key.encode())
-        elif record.read_text() != self.key:
-            raise FingerprintMismatchError(f"map cache {self.folder} was made for {record.read_text()}, not for {self.key}. Delete it.")
+            write_text(record, self.key)
+        elif (known := record.read_text(encoding="utf-8", errors="replace")) != self.key:
+            raise FingerprintMismatchError(f"map cache {self.folder} was made for {known}, not for {self.key}. Delete it.")
         self.refresh()
 
     def __len__(self) -> int:
@@ -239,12 +239,8 @@ class MapCache:
             "key": np.array(self.key),
         }
         name = f"shard-{self.rank:03d}-{uuid.uuid4().hex[:16]}.npz"
-        temporary = self.folder / f".{name}.tmp"
-        with temporary.open("wb") as file:
+        with replacing(self.folder / name) as file:
             np.savez_compressed(file, digest=np.array(_digest(shard)), **shard)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / name)
         self._seen.add(name)
         self._remember(name, shard)
         for row, pair in enumerate(zip(ids, classes, strict=True)):
@@ -259,12 +255,6 @@ def _digest(shard: Mapping[str, NDArray[Any]]) -> str:
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def compute_pairs(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from jsonargparse import Namespace
 
 from explainer.commands.arguments import add_classifier_options, positive
 from explainer.commands.parsing import Command, Parser
 from explainer.commands.terminal import Bar, print_table
+from explainer.files import write_text
 from explainer.inference.classifier import open_classifier
 from explainer.inference.outputs import writable_file
 
@@ -42,8 +42,7 @@ def run(_parser: Parser, args: Namespace) -> int:
     busy = f"load {load[0]} before, {report.load['after'][0]} after" if load and report.load["after"] else "load unknown"
     print_table(f"{report.threads} thread(s), {report.cores} cores, {busy}, medians of {report.repeats}", head, rows)
     if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.out).write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+        write_text(args.out, json.dumps(report.as_dict(), indent=1) + "\n")
     return 0
 
 

@@ -26,7 +26,7 @@ from explainer.data.datamodule import DataModule
 from explainer.data.samplers import spread
 from explainer.errors import ConfigError
 from explainer.evaluation.config import EvaluateConfig
-from explainer.evaluation.results import write_atomic
+from explainer.files import write_text
 from explainer.look.similarity import feature_maps
 from explainer.models.checkpoints import load_explanandum
 from explainer.models.explanandum import Explanandum
@@ -87,7 +87,7 @@ def run(config: ConceptsConfig) -> int:
         asdict(config), {"classifier": explanandum.fingerprint()}, config.device, 1, time.monotonic() - start
     )
     save_file({k: v.contiguous() for k, v in vectors.items()}, str(out / WEIGHTS))
-    write_atomic(out / SUMMARY, json.dumps(_plain(summary), indent=1))
+    write_text(out / SUMMARY, json.dumps(_plain(summary), indent=1))
     print(f"{out / SUMMARY}: {len(names)} concepts, {len(layers)} layers, {time.monotonic() - start:.0f} s")
     print(f"The page: explainer concepts report {out}")
     return 0

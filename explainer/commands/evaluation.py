@@ -13,8 +13,9 @@ import torch
 from explainer.commands import assembly
 from explainer.evaluation import summary
 from explainer.evaluation.config import EvaluateConfig
-from explainer.evaluation.results import Row, write_atomic, write_rows
+from explainer.evaluation.results import Row, write_rows
 from explainer.evaluation.runner import Outcome, Runner
+from explainer.files import write_text
 from explainer.provenance import provenance
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def run(config: EvaluateConfig, resolved: str | None = None) -> int:
     with assembly.process_group() as (rank, world):
         runner = assembly.build_runner(config, rank, world)
         if rank == 0 and resolved is not None:
-            write_atomic(Path(config.out) / "config.yaml", resolved)
+            write_text(Path(config.out) / "config.yaml", resolved)
         try:
             outcome = runner.run()
         except KeyboardInterrupt:

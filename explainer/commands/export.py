@@ -95,7 +95,7 @@ def _metrics(given: str | None, model: Path) -> dict[str, Any] | None:
     if given is None and not (model.suffix == ".ckpt" and path.is_file()):
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--metrics {path} cannot be read ({error}). Give a JSON file with an object of numbers.") from error
     if not isinstance(content, dict):

@@ -18,6 +18,7 @@ from explainer.commands.terminal import show_row
 from explainer.config import DataConfig, RunConfig, TeacherConfig
 from explainer.data.datamodule import DataModule
 from explainer.errors import ConfigError
+from explainer.files import write_text
 from explainer.lightning_internals import quiet_lightning
 from explainer.provenance import hardware
 from explainer.tasks.classify import ClassifyTask
@@ -173,7 +174,7 @@ def _ready_trainer(request: FitRequest, task: ClassifyTask | ExplainTask, checkp
 def _record(request: FitRequest, task: ClassifyTask | ExplainTask, data: DataModule, trainer: pl.Trainer) -> None:
     """Write ``config.yaml`` and ``provenance.json``."""
     if request.resolved is not None:
-        (request.folder / "config.yaml").write_text(request.resolved)
+        write_text(request.folder / "config.yaml", request.resolved)
     record: dict[str, Any] = {
         "versions": versions(),
         "data": data.fingerprints(),
@@ -183,7 +184,7 @@ def _record(request: FitRequest, task: ClassifyTask | ExplainTask, data: DataMod
     if isinstance(task, ExplainTask):
         record["explanandum"] = task.fingerprint
         record["parameters"] = sum(p.numel() for p in task.explainer.parameters())
-    (request.folder / "provenance.json").write_text(json.dumps(record, indent=1))
+    write_text(request.folder / "provenance.json", json.dumps(record, indent=1) + "\n")
 
 
 def _train(trainer: pl.Trainer, task: ClassifyTask | ExplainTask, data: DataModule, checkpoint: str | None) -> int:
@@ -219,7 +220,7 @@ def _summarize(folder: Path, task: ClassifyTask | ExplainTask, trainer: pl.Train
         for name, value in zip(task.hparams["class_names"], task.per_class, strict=True):
             row[f"val/ap/{name}"] = value
     show_row(f"{folder}: {trainer.global_step} steps, {trainer.current_epoch} epochs", row)
-    (folder / "summary.json").write_text(json.dumps(row, indent=1))
+    write_text(folder / "summary.json", json.dumps(row, indent=1) + "\n")
 
 
 def evaluation_arguments(config: RunConfig) -> list[str]:

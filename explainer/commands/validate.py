@@ -13,6 +13,7 @@ from explainer.commands.building import build_task, data_module
 from explainer.commands.terminal import show_row
 from explainer.config import RunConfig
 from explainer.data.datamodule import DataModule
+from explainer.files import write_text
 from explainer.lightning_internals import quiet_lightning
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask
@@ -50,7 +51,7 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None) -> int:
         row: dict[str, Any] = {k: float(v) for k, v in results[0].items()}
         if isinstance(task, ClassifyTask) and task.per_class:
             row["ap_per_class"] = dict(zip(task.hparams["class_names"], task.per_class, strict=True))
-        (folder / f"{command}.json").write_text(json.dumps(row, indent=1))
+        write_text(folder / f"{command}.json", json.dumps(row, indent=1) + "\n")
         show_row(f"{command}: {checkpoint}", row)
     return 0
 

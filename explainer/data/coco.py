@@ -19,6 +19,7 @@ from explainer.data.decoding import join_inside, read_json
 from explainer.data.files import VOID, ImageFileDataset, Record, held_out, require_directory
 from explainer.data.run_length import decode_runs, fill_polygon
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
+from explainer.files import write_text
 from explainer.geometry import Geometry
 
 __all__ = ["Coco"]
@@ -150,7 +151,7 @@ class Coco(ImageFileDataset):
     def save_split(self, path: str | Path) -> None:
         """Write the ids of train and val as JSON, for ``split_file``."""
         content = {"dataset": "coco2014", "split_seed": self.split_seed, "val_fraction": self.val_fraction, **self.split_ids()}
-        Path(path).write_text(json.dumps(content), encoding="utf-8")
+        write_text(path, json.dumps(content))
 
     # ------------------------------------------------------------------ masks
     def _has_labels(self, index: int) -> bool:

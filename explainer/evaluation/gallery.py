@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from explainer.attribution import DenseAttributor
 from explainer.evaluation.scene import Method, Scene
+from explainer.files import replacing
 
 FOLDER = "gallery"
 #: Longest side of a stored picture in pixels.
@@ -141,10 +141,8 @@ def shown(saliency: Tensor, is_mask: bool) -> Tensor:
 def _write(path: Path, values: Tensor, kind: str) -> None:
     if path.is_file():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     # A JPEG of a small picture needs little loss to stay sharp.
     picture(values).save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {"optimize": True}))
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(path)
+    with replacing(path, durable=False) as stream:
+        stream.write(buffer.getvalue())

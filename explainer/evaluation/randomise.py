@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from explainer.errors import CheckpointError, ConfigError
+from explainer.files import replacing
 from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights
 
 
@@ -130,10 +131,8 @@ def randomise_checkpoint(checkpoint: str | Path, out: str | Path, seed: int = 0,
     twin = randomised(explanandum, seed, cloud_images(torch.zeros(1, 3, side, side)))
     state = {f"classifier.{name}": value.detach().clone() for name, value in twin.classifier.state_dict().items()}
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save({"state_dict": state, "hyper_parameters": {**saved, "randomised": seed}}, temporary)
-    temporary.replace(path)
+    with replacing(path) as stream:
+        torch.save({"state_dict": state, "hyper_parameters": {**saved, "randomised": seed}}, stream)
     return path
 
 

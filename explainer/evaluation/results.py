@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from explainer.errors import ConfigError
+from explainer.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -164,18 +165,10 @@ class RowStore:
             os.fsync(file.fileno())
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file at once: readers see the old or the new text, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 def write_rows(folder: str | Path, rows: Iterable[Row]) -> Path:
     """Write ``results.jsonl``."""
     path = Path(folder) / RESULTS
-    write_atomic(path, "".join(json.dumps(r.record(), allow_nan=False) + "\n" for r in rows))
+    write_text(path, "".join(json.dumps(r.record(), allow_nan=False) + "\n" for r in rows))
     return path
 
 

@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from explainer.evaluation.protocol import Protocol
-from explainer.evaluation.results import Row, Unit, encode, write_atomic
+from explainer.evaluation.results import Row, Unit, encode
 from explainer.evaluation.runner import CLASSIFIER, Outcome, Runner
 from explainer.evaluation.statistics import mean_vector, statistic
 from explainer.evaluation.verdict import verdicts_of
+from explainer.files import write_text
 
 SUMMARY, CSV, TABLE = "summary.json", "summary.csv", "table.md"
 
@@ -222,9 +223,9 @@ def as_csv(summary: Mapping[str, Any]) -> str:
 
 def write(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write the three files."""
-    write_atomic(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False, default=str) + "\n")
-    write_atomic(folder / CSV, as_csv(summary))
-    write_atomic(folder / TABLE, markdown(summary))
+    write_text(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False, default=str) + "\n")
+    write_text(folder / CSV, as_csv(summary))
+    write_text(folder / TABLE, markdown(summary))
 
 
 def show(summary: Mapping[str, Any]) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from explainer.files import write_text
+
+log = logging.getLogger(__name__)
 CARD, DRIFT = "README.md", "drift.json"
 _UNSTATED = "Not stated by whoever exported it"
 _LIMITS = """- A mask shows where this classifier finds evidence for a class. It does not say that the class is there, nor that the
@@ -27,7 +31,7 @@ def write_card(folder: Path, description: dict[str, Any], metrics: dict[str, Any
     files = sorted(p.name for p in folder.iterdir() if p.is_file())
     reports = {name: report for name, report in _read(folder / DRIFT).items() if name in files}
     old_metrics, old_licence = _of_the_old_card(path, description["weights"])
-    path.write_text(card(description, reports, metrics or old_metrics, licence or old_licence, files), encoding="utf-8")
+    write_text(path, card(description, reports, metrics or old_metrics, licence or old_licence, files))
     return path
 
 
@@ -53,14 +57,17 @@ def add_report(folder: Path, report: dict[str, Any]) -> None:
     """Add one drift report to ``drift.json``, keyed by its file."""
     reports = _read(folder / DRIFT)
     reports[report["file"]] = report
-    (folder / DRIFT).write_text(json.dumps(reports, indent=1) + "\n")
+    write_text(folder / DRIFT, json.dumps(reports, indent=1) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}  # absent or damaged: it is written anew, the files themselves are what counts
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s): it is written anew, without the reports of earlier exports", path, error)
+        return {}
     return content if isinstance(content, dict) else {}
 
 

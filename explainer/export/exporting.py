@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from explainer.export.card import add_report, write_card
 from explainer.export.describe import describe
 from explainer.export.fused import FusedExplainer
 from explainer.export.parity import DriftReport, measure
+from explainer.files import partial_folder
 from explainer.inference.classifier import require_same_classifier
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
@@ -82,8 +82,8 @@ def export(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be created ({error.strerror}). Choose another folder.") from error
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder:
-        path = Path(folder) / file_name(form, options, fused)
+    with partial_folder(out) as folder:
+        path = folder / file_name(form, options, fused)
         _write(form, model, path, options)
         report = measure(model, form.open(path), path, form.name, precision, shapes, seen, explanandum, tolerance)
         if report.violations and not allow_drift:
@@ -92,7 +92,7 @@ def export(
                 f"mean {report.mean_difference:.3g}, IoU at 0.5 {report.iou:.4f}. Use a higher precision, other or more calibration "
                 "images, or accept it with --allow_drift (or a --tolerance of your own)."
             )
-        for made in sorted(Path(folder).iterdir()):
+        for made in sorted(folder.iterdir()):
             made.replace(out / made.name)
     add_report(out, report.as_dict())
     write_card(out, model.description, metrics, licence)

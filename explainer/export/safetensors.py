@@ -15,6 +15,7 @@ from explainer.errors import CheckpointError, ConfigError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, named
 from explainer.export.card import write_card
 from explainer.export.describe import describe
+from explainer.files import write_text
 from explainer.inference.loading import CONFIG, WEIGHTS, load
 from explainer.models.area_conditioned import AreaConditioned
 from explainer.models.explainer import Explainer
@@ -66,7 +67,7 @@ def _write(net: Explainer, weights: Path, config: Path) -> None:
 
     state = {key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}
     save_file(state, str(weights), metadata={"format": "pt"})
-    config.write_text(json.dumps({**net.metadata, "explainer": net.config}, indent=1) + "\n")
+    write_text(config, json.dumps({**net.metadata, "explainer": net.config}, indent=1) + "\n")
 
 
 def save_pretrained(net: Explainer, folder: str | Path) -> Path:

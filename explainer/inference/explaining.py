@@ -19,6 +19,7 @@ from explainer.data.transforms import to_picture
 from explainer.errors import ConfigError, CorruptSampleError, NumericalError
 from explainer.export.base import Array, Runtime
 from explainer.export.exporting import DEFAULT_SIDE
+from explainer.files import replacing, write_text
 from explainer.inference.pictures import OnError, Picture, batches, find_pictures
 from explainer.inference.treatment import Treatment
 from explainer.models.explanandum import Explanandum
@@ -119,8 +120,7 @@ def explain(
         raise CorruptSampleError(f"none of the {len(files)} files could be read. The first: {next(iter(failed.values()))}")
     precision = runtime.description.get("precision")
     found = {"classes": names, "network_size": list(size), "geometry": geometry, "precision": precision, "images": rows, "failed": failed}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -189,19 +189,24 @@ def choose(masks: Array, scores: Array | None, explanandum: Explanandum | None, 
 
 def _pictures(folder: Path, picture: Picture, masks: Array, chosen: Sequence[int], names: Sequence[str]) -> None:
     """``masks.npz`` of all classes, mask and overlay of each chosen class, and the overlay of all."""
-    folder.mkdir(parents=True, exist_ok=True)
     box = np.array(picture.place.target)  # of the picture in the masks: top, left, height, width
-    np.savez_compressed(folder / "masks.npz", masks=masks.astype(np.float16), classes=np.array(names), box=box)
+    with replacing(folder / "masks.npz", durable=False) as stream:
+        np.savez_compressed(stream, masks=masks.astype(np.float16), classes=np.array(names), box=box)
     shown = (int(picture.pixels.shape[1]), int(picture.pixels.shape[2]))
     merged = torch.zeros(shown)
     for k in chosen:  # one at a time: a mask may have 64 million pixels
         mask, name = in_picture(masks[k : k + 1], picture)[0], f"{k:03d}_{safe_name(names[k])}"
-        Image.fromarray((mask * 255).round().to(torch.uint8).numpy()).save(folder / f"mask_{name}.png")
+        _save((mask * 255).round().to(torch.uint8).numpy(), folder / f"mask_{name}.png")
         seen = mask if tuple(mask.shape) == shown else upsample(mask[None].numpy(), shown)[0]
         del mask
-        Image.fromarray(overlaid(picture, seen)).save(folder / f"overlay_{name}.png")
+        _save(overlaid(picture, seen), folder / f"overlay_{name}.png")
         merged = torch.maximum(merged, seen)
-    Image.fromarray(overlaid(picture, merged)).save(folder / "overlay.png")
+    _save(overlaid(picture, merged), folder / "overlay.png")
+
+
+def _save(pixels: Array, path: Path) -> None:
+    with replacing(path, durable=False) as stream:
+        Image.fromarray(pixels).save(stream, "PNG")
 
 
 def overlaid(picture: Picture, mask: Tensor) -> Array:

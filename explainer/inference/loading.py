@@ -94,7 +94,7 @@ def _its_classifier(path: Path, metadata: dict[str, Any], config: dict[str, Any]
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        metadata = json.loads(path.read_text())
+        metadata = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} does not exist: an export folder holds {WEIGHTS} and {CONFIG}. Export again with `explainer export`."

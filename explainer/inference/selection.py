@@ -44,6 +44,7 @@ from torch import Tensor
 
 from explainer.attribution import check_class_index
 from explainer.errors import CheckpointError, ConfigError, ShapeError
+from explainer.files import write_text
 from explainer.fills import FillKind
 from explainer.inference.refinement import quality, refine, starting_masks
 from explainer.tensors import Batch
@@ -93,7 +94,7 @@ class Selector:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Selector:
@@ -103,7 +104,7 @@ class Selector:
             CheckpointError: it is not that, or a value is out of its range.
         """
         try:
-            values = json.loads(Path(path).read_text())
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise TypeError(f"a {type(values).__name__} instead of named values")
             selector = cls(**{"classes": "labels", **values})  # the first selectors knew labels only

@@ -28,6 +28,7 @@ from explainer.baselines.kernels.layouts import Known, layout_of
 from explainer.baselines.kernels.stages import default_layer
 from explainer.errors import ConfigError
 from explainer.export.exporting import DEFAULT_SIDE
+from explainer.files import write_text
 from explainer.inference.pictures import Picture, find_pictures, load_picture
 from explainer.report.page import page
 
@@ -176,6 +177,5 @@ def write_overlay(inputs: Sequence[str | Path], explanandum: Any, out: str | Pat
     layers = list(dict.fromkeys(o.layers)) if o.layers else [default_layer(explanandum, images)]
     features = feature_maps(explanandum, images, layers)
     vectors = {name: patch_vectors(values, o.grid) for name, values in features.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(overlay_page(pictures, vectors, o.title), encoding="utf-8")
+    write_text(out, overlay_page(pictures, vectors, o.title))
     return out

@@ -10,7 +10,7 @@ from typing import Any
 
 from explainer.concepts.statistics import mean_and_error, spearman
 from explainer.errors import ConfigError
-from explainer.evaluation.results import write_atomic
+from explainer.files import write_text
 from explainer.report.cards import data_url
 from explainer.report.html import table
 from explainer.report.page import page
@@ -43,9 +43,9 @@ def write(folder: Path, out: Path, title: str) -> Path:
     summary = load(folder)
     if out.suffix == ".md":
         tables = [t for layer in summary["layers"] for t in layer_tables(summary, layer)]
-        write_atomic(out, "\n".join([f"# {plain(title)}\n", markdown(overview(summary)), *map(markdown, [*tables, spaces(summary)])]))
+        write_text(out, "\n".join([f"# {plain(title)}\n", markdown(overview(summary)), *map(markdown, [*tables, spaces(summary)])]))
     else:
-        write_atomic(out, html(summary, folder, title))
+        write_text(out, html(summary, folder, title))
     return out
 
 

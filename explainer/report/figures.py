@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from explainer.errors import ConfigError
+from explainer.files import replacing
 
 OVERLAY_COLOUR = (1.0, 0.1, 0.35)
 
@@ -35,9 +36,9 @@ def overlay(image: Tensor, mask: Tensor, dim: float = 0.25) -> NDArray[np.uint8]
 
 def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
     """Write a PNG, creating the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=dpi)
+    with replacing(path, durable=False) as stream:
+        figure.savefig(stream, dpi=dpi, format="png")
 
 
 def mask_sheet(

@@ -145,7 +145,7 @@ def load_results(folder: str | Path) -> Results:
             f"{folder} is no results folder: {path.name} is missing. Evaluate first: python evaluate.py --config FILE --out {folder}"
         )
     try:
-        summary = json.loads(path.read_text())
+        summary = json.loads(path.read_text(encoding="utf-8"))
         assert summary["schema"] == 1
         return Results(folder, summary, read_rows(folder))
     except (ValueError, KeyError, AssertionError, TypeError) as error:

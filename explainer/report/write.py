@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from explainer.evaluation.results import write_atomic
+from explainer.files import write_text
 from explainer.report.html import report
 from explainer.report.tables import Results, all_tables, as_json, latex, load_results, markdown, names_of, plain
 
@@ -31,7 +31,7 @@ def write(
     results = [load_results(folder) for folder in folders]
     written = []
     for path in dict.fromkeys([out, *(out.with_suffix(f".{form}") for form in also)]):
-        write_atomic(path, render(results, path.suffix, title, bootstrap))
+        write_text(path, render(results, path.suffix, title, bootstrap))
         written.append(path)
     return written
 

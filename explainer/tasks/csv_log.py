@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytorch_lightning as pl  # noqa: TID251 - one of the three places that ma
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment  # noqa: TID251
 from pytorch_lightning.utilities import rank_zero_only  # noqa: TID251
 
+from explainer.files import write_text
 from explainer.lightning_internals import count_logged_steps_from
 
 
@@ -79,7 +80,7 @@ class AppendingCSVLogger(Logger):
         if new or not self.file.is_file():
             self._replace([*read_rows(self.file), *waiting], [*self._columns, *new])
             return
-        with self.file.open("a", newline="") as stream:
+        with self.file.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self._columns).writerows(waiting)
 
     @rank_zero_only
@@ -94,13 +95,11 @@ class AppendingCSVLogger(Logger):
 
     def _replace(self, rows: list[dict[str, float]], columns: list[str]) -> None:
         self._columns = sorted(columns)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_name(f".metrics.{os.getpid()}.tmp")
-        with temporary.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, self._columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(self.file)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.file, text.getvalue())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -112,7 +111,7 @@ def read_rows(file: Path) -> list[dict[str, float]]:
     """The whole rows of a metrics file; what a kill cut off in the middle of a line is left out. Empty cells are missing keys."""
     if not file.is_file():
         return []
-    with file.open(newline="") as stream:
+    with file.open(newline="", encoding="utf-8", errors="replace") as stream:
         text = stream.read()
     lines = text[: text.rfind("\n") + 1].splitlines()
     rows = []

@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
 from torch import Tensor
 
+from explainer.files import replacing
 from explainer.tensors import Batch
 
 
@@ -45,8 +46,8 @@ class PredictionWriter(pl.Callback):
         import numpy as np
 
         values: Tensor = outputs.float().cpu()
-        self.folder.mkdir(parents=True, exist_ok=True)
         for name, value in zip(batch.ids, values, strict=True):
             array = {"masks": value.half().numpy()} if value.ndim == 3 else {"logits": value.numpy()}
-            np.savez_compressed(self.folder / f"{self.names[name]}.npz", id=np.array(name), **array)  # type: ignore[arg-type]
+            with replacing(self.folder / f"{self.names[name]}.npz", durable=False) as stream:
+                np.savez_compressed(stream, id=np.array(name), **array)  # type: ignore[arg-type]
             self.written += 1

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint  # noqa: TID251
 from pytorch_lightning.plugins.io import TorchCheckpointIO  # noqa: TID251
 
 from explainer.errors import CheckpointError, NumericalError
+from explainer.files import replacing, second_name
 from explainer.lightning_internals import checkpoint_content, log_step_again, logged_step
 from explainer.models.checkpoints import read_weights
 from explainer.tasks.csv_log import AppendingCSVLogger
@@ -32,20 +30,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises CheckpointError if the disk is full or the folder is not writable; earlier checkpoints are then untouched."""
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _discard_leftovers(path)
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if path.name == LAST and path.is_file():
-                _keep(path, path.with_name(PREVIOUS))
-            temporary.replace(path)
-            _sync_folder(path.parent)
+            with replacing(path) as stream:
+                torch.save(checkpoint, stream)
+                if path.name == LAST and path.is_file():
+                    second_name(path, path.with_name(PREVIOUS))
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-            temporary.unlink(missing_ok=True)
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0]
             raise CheckpointError(
                 f"checkpoint {path} could not be written ({reason}). The checkpoints written before it are untouched: free some space or "
@@ -55,33 +45,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Only tensors and plain values, whatever Lightning asks for."""
         return read_weights(path)
-
-
-def _keep(path: Path, previous: Path) -> None:
-    """Give the file a second name, so that it has one at every moment; where there are no hard links, copy it."""
-    second = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
-    second.unlink(missing_ok=True)
-    try:
-        os.link(path, second)
-    except OSError:
-        shutil.copyfile(path, second)
-    second.replace(previous)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renames durable; not every file system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _discard_leftovers(path: Path) -> None:
-    """Remove what killed processes left of this file."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 class SafeCheckpoint(ModelCheckpoint):
