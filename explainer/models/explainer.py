@@ -98,7 +98,7 @@ class Explainer(nn.Module):
             raise ConfigError(f"explainer.downscale needs an encoder of its own, received {self.downscale} with a shared one: set it to 1.")
         self.input_size, self.stride = explanandum.input_size, 1
         side = explanandum.input_size or self.image_size or 224
-        options: dict[str, Any] = {"side": max(64, side), **self.config["options"]}
+        options: dict[str, Any] = {"side": max(64, side), "std": self.config["std"], **self.config["options"]}
         try:
             return SharedNetwork(explanandum.classifier, self.num_classes, explanandum.task, decoder, **options)  # type: ignore[arg-type]
         except TypeError as error:

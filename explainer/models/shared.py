@@ -2,7 +2,8 @@
 
 The class's filter in the last layer is a learned projection of the classifier's own head weights plus a free part. So the decoder
 knows a class that no training image shows, and only the filters of the classes asked for are computed. Where the classifier's head
-is linear in the mean of its last feature map, the class activation (Zhou et al. 2016) is where the masks begin.
+is linear in the mean of its last feature map, the class activation (Zhou et al. 2016), fitted to the image's colours by a guided
+filter, is where the masks begin.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from explainer.errors import ConfigError
 from explainer.models.class_layer import chosen_classes, per_image
+from explainer.models.guided import Guide, guided, make_guide
 from explainer.models.stages import Stage, find_stages, linear_head, named_stages
 
 Decoder = Literal["deeplabv3plus", "fpn"]
@@ -94,7 +96,8 @@ class ClassHead(nn.Module):
     """Embeddings -> mask logits, with filters that come from the classifier's head, and the class activation as a start.
 
     The logit of class k at a position is ``e . (U w_k + d_k) + b + gain * z_k + level * log p_k``: e the embedding, w_k the classifier's
-    head weights of the class, U and d learned, z_k its class activation (zero mean and unit variance in each image), p_k its probability.
+    head weights of the class, U and d learned, z_k its class activation (zero mean and unit variance in each image) after a guided filter
+    with the image as its guide, p_k its probability.
     Without a linear head only ``e . d_k + b + level * log p_k`` remains.
 
     Args:
@@ -117,7 +120,7 @@ class ClassHead(nn.Module):
         else:
             nn.init.normal_(self.own, std=0.1)
 
-    def forward(self, embeddings: Tensor, deep: Tensor, log_p: Tensor, weight: Tensor | None) -> Tensor:
+    def forward(self, embeddings: Tensor, deep: Tensor, log_p: Tensor, weight: Tensor | None, guide: Guide) -> Tensor:
         """Mask logits at the embeddings' resolution.
 
         Args:
@@ -125,6 +128,7 @@ class ClassHead(nn.Module):
             deep: ``[B,C,h',w']``, the classifier's last feature map.
             log_p: ``[B,K]`` log-probabilities.
             weight: ``[K,C]`` head weights of the classifier, or None.
+            guide: the images, for the guided filter.
 
         Returns:
             ``[B,K,h,w]``, or ``[B,n,h,w]`` inside :func:`~explainer.models.class_layer.only_classes`.
@@ -143,8 +147,9 @@ class ClassHead(nn.Module):
         activation = _positions(deep, head)
         centred = activation - activation.mean(dim=(2, 3), keepdim=True)
         scale = centred.square().mean(dim=(2, 3), keepdim=True).add(1e-6).sqrt()
+        evidence = F.interpolate(centred / scale, size=guide.image.shape[-2:], mode="bilinear", align_corners=False)
         # one map is enlarged, not two
-        start = self.gain * centred / scale + level
+        start = self.gain * guided(evidence, guide) + level
         return logits + F.interpolate(start, size=logits.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -170,6 +175,7 @@ class SharedNetwork(nn.Module):
         layers: module paths of the feature maps; None: the last one of each of the strides 4, 8, 16 and 32.
         prior: whether masks begin as class activations, where the classifier's head allows it.
         side: side in pixels of the image that the stages are looked for with.
+        std: what the images were divided by, per channel.
     """
 
     def __init__(
@@ -182,16 +188,20 @@ class SharedNetwork(nn.Module):
         layers: Sequence[str] | None = None,
         prior: bool = True,
         side: int = 224,
+        std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
         self.classifier = classifier
         self.task = task
         self.stages = find_stages(classifier, side) if layers is None else named_stages(classifier, layers, side)
         self._head = [linear_head(classifier, self.stages[-1], num_classes, side)]  # in a list: it is the classifier's, not a part
+        self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
         self.decoder = FeatureDecoder(self.stages, width, decoder)
         self.head = ClassHead(num_classes, width, None if self._head[0] is None else self._head[0].weight.detach(), prior)
         self.register_state_dict_post_hook(_without_classifier)
         self.register_load_state_dict_pre_hook(_keep_classifier)
+
+    std: Tensor
 
     def train(self, mode: bool = True) -> SharedNetwork:
         """The decoder's mode; the classifier stays in eval."""
@@ -206,16 +216,18 @@ class SharedNetwork(nn.Module):
         maps = [stage.spatial(found[stage.path]) for stage in self.stages]
         return maps, logits
 
-    def decode(self, maps: Sequence[Tensor], logits: Tensor) -> Tensor:
-        """What :meth:`features` gives -> mask logits ``[B,K,h,w]`` at the finest stage's resolution."""
+    def decode(self, x: Tensor, maps: Sequence[Tensor], logits: Tensor) -> Tensor:
+        """Normalised images and what :meth:`features` gives of them -> mask logits ``[B,K,h,w]`` at the finest stage's resolution."""
         log_p = F.logsigmoid(logits) if self.task == "multilabel" else F.log_softmax(logits, dim=1)
         head = self._head[0]
         weight = None if head is None else head.weight.detach().to(maps[-1].dtype)
-        return self.head(self.decoder(maps), maps[-1], log_p, weight)
+        height, width = maps[1].shape[-2:]  # the second finest stage: finer ones gain nothing and cost four times as much
+        guide = make_guide(x * self.std, (height, width))
+        return self.head(self.decoder(maps), maps[-1], log_p, weight, guide)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images ``[B,3,H,W]`` -> mask logits ``[B,K,h,w]``."""
-        return self.decode(*self.features(x))
+        return self.decode(x, *self.features(x))
 
 
 @contextmanager

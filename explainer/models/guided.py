@@ -1,0 +1,88 @@
+"""A guided filter as a layer (He, Sun & Tang, TPAMI 2013): differentiable, batched over classes, exportable to any runtime.
+
+Window means are products with banded matrices, so that a map of 28x28 positions costs two small matrix products and every export format
+has the operation. What depends on the image alone is computed once for all classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+RADIUS, EPS = 0.25, 3e-4
+
+
+class Guide(NamedTuple):
+    """What the filter knows of an image.
+
+    Attributes:
+        image: ``[B,3,h,w]``, reduced to the resolution of the maps.
+        mean: ``[B,3,h,w]`` of each window.
+        inverse: ``[B,3,3,h,w]`` of each window's covariance plus eps.
+        rows, columns: ``[h,h]`` and ``[w,w]``; their products with a map give its window means.
+    """
+
+    image: Tensor
+    mean: Tensor
+    inverse: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def window_means(self, maps: Tensor) -> Tensor:
+        """Mean over the window around each position, of ``[...,h,w]``."""
+        return self.rows @ maps @ self.columns.transpose(0, 1)
+
+
+def window(length: int, radius: float, like: Tensor) -> Tensor:
+    """``[length,length]``: row i averages over the positions at most ``radius * length`` from i, at the border over what lies inside."""
+    at = torch.arange(length, device=like.device)
+    near = ((at[:, None] - at[None]).abs() <= max(1, round(radius * length))).to(like.dtype)
+    return near / near.sum(dim=1, keepdim=True)
+
+
+def make_guide(images: Tensor, size: tuple[int, int], radius: float = RADIUS, eps: float = EPS) -> Guide:
+    """Statistics of the images for :func:`guided`.
+
+    Args:
+        images: ``[B,3,H,W]`` in units of [0,1] images (any offset).
+        size: of the maps that will be filtered.
+        radius: of the windows, as a share of each side.
+        eps: variance below which a window counts as flat.
+    """
+    small = F.adaptive_avg_pool2d(images, size)
+    rows, columns = window(size[0], radius, images), window(size[1], radius, images)
+    blank = Guide(small, small, small, rows, columns)
+    mean = blank.window_means(small)
+    second = blank.window_means((small[:, :, None] * small[:, None]).flatten(1, 2)).unflatten(1, (3, 3))
+    return Guide(small, mean, _inverse(second - mean[:, :, None] * mean[:, None], eps), rows, columns)
+
+
+def _inverse(v: Tensor, eps: float) -> Tensor:
+    """Inverse of ``v + eps 1`` for symmetric ``[B,3,3,h,w]``, by cofactors: a solver per position would not export."""
+    a, d, f = v[:, 0, 0] + eps, v[:, 1, 1] + eps, v[:, 2, 2] + eps
+    b, c, e = v[:, 0, 1], v[:, 0, 2], v[:, 1, 2]
+    first, second, third = d * f - e * e, c * e - b * f, b * e - c * d
+    entries = [first, second, third, second, a * f - c * c, b * c - a * e, third, b * c - a * e, a * d - b * b]
+    determinant = a * first + b * second + c * third
+    return (torch.stack(entries, dim=1) / determinant[:, None]).unflatten(1, (3, 3))
+
+
+def guided(maps: Tensor, guide: Guide) -> Tensor:
+    """In each window a map becomes the linear function of the image's colours that fits it best; overlapping windows are averaged.
+
+    Args:
+        maps: ``[B,n,h,w]``.
+        guide: of the images, at the same resolution.
+
+    Returns:
+        ``[B,n,h,w]``.
+    """
+    image = guide.image[:, None]  # [B,1,3,h,w]
+    mean = guide.window_means(maps)
+    covariance = guide.window_means(image * maps[:, :, None]) - guide.mean[:, None] * mean[:, :, None]
+    slope = (guide.inverse[:, None] * covariance[:, :, None]).sum(dim=3)
+    offset = mean - (slope * guide.mean[:, None]).sum(dim=2)
+    return (guide.window_means(slope) * image).sum(dim=2) + guide.window_means(offset)
