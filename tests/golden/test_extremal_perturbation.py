@@ -30,6 +30,8 @@ def run(name: str, dtype: torch.dtype, **options: Any) -> tuple[dict, dict[str, 
     explanandum = Explanandum(net.to(dtype), num_classes=arrays["mid/logits"].shape[1], mean=0.0, std=1.0)
     if "in/pmask_init" in arrays:
         options["init"] = torch.from_numpy(arrays["in/pmask_init"])
+    else:
+        options["init"] = "ones"  # the published start, which is not the default
     method = baselines.build(
         "extremal_perturbation",
         explanandum,

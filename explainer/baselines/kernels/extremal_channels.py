@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainer.baselines.kernels.extremal_game import Game, Reward, class_reward, game_reward
@@ -31,7 +30,7 @@ class ChannelMasks:
     Attributes:
         masks: ``[B,A,C]`` in [0,1].
         saliency: ``[B,A,h,w]`` at the layer's resolution.
-        rewards, preserved: ``[B,A]`` as in :class:`~explainer.baselines.extremal_perturbation.ExtremalMasks`; ``original``: ``[B]``.
+        rewards, preserved: ``[B,A]`` as in :class:`~explainer.baselines.kernels.extremal_masks.ExtremalMasks`; ``original``: ``[B]``.
         kept: A numbers of channels that the masks keep.
         iterations: ``[B,A]``.
         history: ``reward`` and ``area`` per iteration, ``[T,B*A]``.
@@ -98,7 +97,7 @@ def channel_masks(
     """
     module = find_layer(explanandum.classifier, layer)
     with torch.no_grad(), _masked_output(module, layer, images.new_empty(0)) as seen:
-        original = class_reward(explanandum(images), class_index, reward)
+        original = class_reward(explanandum(images), class_index)
     if not seen:
         raise ConfigError(f"layer {layer!r} does not run in the classifier's forward pass: name one that does.")
     layout = layout_of(explanandum, layer, module, seen[0].shape, images)
@@ -136,17 +135,13 @@ def channel_masks(
         found = maximise(start(), objective, Ascent("sgd", lambda _: 0.01), iterations, limits)
         with torch.no_grad():
             rows = torch.arange(len(row_image), device=images.device)
-            preserved = class_reward(classify(found.parameters, rows), row_class, reward)
-            rewards = preserved if game == "preserve" else game_reward(classify, found.parameters, rows, row_class, game, reward)
+            logits = classify(found.parameters, rows)
+            preserved, rewards = class_reward(logits, row_class), class_reward(logits, row_class, reward)
+            if game != "preserve":
+                rewards = game_reward(classify, found.parameters, rows, row_class, game, reward)
     shape = (len(images), number)
     masks = found.parameters.unflatten(0, shape)
     saliency = torch.einsum("bac,bchw->bahw", masks, activation)
     return ChannelMasks(
         masks, saliency, rewards.view(shape), preserved.view(shape), original, kept, found.iterations.view(shape), found.history
     )
-
-
-def channel_saliency(found: ChannelMasks, size: Sequence[int]) -> Tensor:
-    """Saliency summed over areas, bilinear at image size: ``[B,H,W]``."""
-    summed = found.saliency.sum(1, keepdim=True)
-    return F.interpolate(summed, tuple(size), mode="bilinear", align_corners=False).squeeze(1)

@@ -67,7 +67,6 @@ class Schedule:
         tolerance: mean parameter change over a few iterations below which a mask has converged; None: masks stay to the end.
         profile, area_on, renormalize: the kernel profile, where the area is imposed, and whether blur is renormalised at the border,
             unless the caller chooses them.
-        informed: without ``init``, masks start at all ones minus this outside the area to which the reward's gradient points.
         scaled: distances in pixels (step, sigma, blur) follow the image's size instead of the constants published for 224 pixels.
     """
 
@@ -79,7 +78,6 @@ class Schedule:
     area_on: Literal["margin", "image"] = "margin"
     renormalize: bool = False
     scaled: bool = False
-    informed: float = 0.0
 
 
 def make_schedule(name: ScheduleName, iterations: int | None = None) -> Schedule:
@@ -89,8 +87,9 @@ def make_schedule(name: ScheduleName, iterations: int | None = None) -> Schedule
     - ``paper``: 1600 steps of SGD (rate 0.01, momentum 0.9), weight 300, doubled after each third; the paper's kernel profile, the area
       imposed on the image alone, blur renormalised at the border.
     - ``fast``: 140 steps of Adam, the rate falling from 0.05 along a half cosine, the weight growing geometrically from 300 to 1800,
-      converged masks leaving the batch, and a start that is lower by 0.1 where the reward's gradient does not point: from all ones, ties
-      decide where the cutting begins; from the gradient's area alone the search stays where it started.
+      converged masks leaving the batch, the area imposed on the image alone.
+
+    ``area_on`` is what was published; :class:`~explainer.baselines.extremal_perturbation.ExtremalPerturbation` says when it applies.
     """
     if name not in get_args(ScheduleName):
         raise ConfigError(f"schedule must be one of {', '.join(get_args(ScheduleName))}, received {name!r}.")
@@ -115,5 +114,5 @@ def make_schedule(name: ScheduleName, iterations: int | None = None) -> Schedule
         lambda t: 300 * 6 ** (t / length),
         tolerance=2e-4,
         scaled=True,
-        informed=0.1,
+        area_on="image",
     )

@@ -4,6 +4,10 @@
 
 with parameters p on a coarse grid whose nodes lie ``step`` pixels apart. Around each pixel only the window of ``2 * radius + 1``
 nodes a side counts, nodes outside the grid being 0. The mask is made with a margin around the image, because mass may be placed there.
+
+The kernel's unit of distance differs between the public code and the paper. The code divides pixels by sigma (21 px, three nodes). The
+paper applies its kernel before upsampling, so its unit is one node (7 px). In the code's unit the paper's kernel would let one node
+cover 18 % of an image of 224 px, and no mask of 5 % could exist.
 """
 
 from __future__ import annotations
@@ -20,13 +24,21 @@ from explainer.errors import ConfigError, ShapeError
 
 KernelProfile = Literal["code", "paper"]
 Pooling = Literal["softmax", "sum", "sigmoid"]
+AreaReduction = Literal["mean", "sum"]
 
+_PAPER_RADIUS = 6  # nodes: exp(-25/4) = .002 there; a cut at 4 nodes would leave a step of .1
 _CPU_BLOCK = 1 << 19  # elements worked on at a time: fits a second-level cache
 _GPU_BLOCK = 1 << 26
 
 
 def kernel_profile(z: Tensor, profile: KernelProfile = "code") -> Tensor:
-    """Weight of a node at distance ``z`` (in units of sigma): ``code`` exp(-2 max(0, z-.5)^2), ``paper`` exp(-max(0, z-1)^2 / 4)."""
+    """Weight of a node at distance ``z``.
+
+    Args:
+        z: distances >= 0; unit: sigma for ``code``, the distance of two nodes for ``paper``.
+        profile: ``code`` exp(-2 max(0, z-.5)^2); ``paper`` exp(-max(0, z-1)^2 / 4) (section 3.2, printed without the minus sign, with
+            which alone the kernel is "flat, then decaying").
+    """
     if profile == "code":
         return torch.exp(-2 * (z - 0.5).clamp_min(0) ** 2)
     if profile == "paper":
@@ -93,7 +105,7 @@ class SmoothMask:
     Args:
         height, width: image size in pixels.
         step: distance of the nodes in pixels, >= 1.
-        sigma: kernel scale in pixels.
+        sigma: width of the margin in pixels, and the kernel's scale of the ``code`` profile (the ``paper`` profile's is ``step``).
         profile: see :func:`kernel_profile`.
         pooling: ``softmax`` (the paper's smax), ``sum``, or ``sigmoid`` (of ``coldness * sum - 3``).
         coldness: inverse temperature T of smax.
@@ -132,8 +144,9 @@ class SmoothMask:
         self.height, self.width, self.margin, self.dtype = height, width, sigma, dtype
         self.step, self.pooling, self.coldness, self.clamp_gradient = step, pooling, coldness, clamp_gradient
         self.grid = (math.ceil(height / step), math.ceil(width / step))
-        self.radius = 1 + math.ceil(sigma / step)
-        self.padding = 1 + math.ceil(2 * sigma / step)
+        reach = 1 + math.ceil(sigma / step)
+        self.radius = reach if profile == "code" else _PAPER_RADIUS
+        self.padding = self.radius - reach + 1 + math.ceil(2 * sigma / step)
         cells = [n + 2 * (self.padding - self.radius) for n in self.grid]
         self.padded = (step * (cells[0] - 1) + 1, step * (cells[1] - 1) + 1)
         if self.padded[0] < sigma + height or self.padded[1] < sigma + width:
@@ -143,7 +156,8 @@ class SmoothMask:
             )
         weights, slots = zip(*(self._axis(c, p) for c, p in zip(cells, self.padded, strict=True)), strict=True)
         distance = (weights[0][:, None, :, None, :, None] ** 2 + weights[1][None, :, None, :, None, :] ** 2).sqrt()
-        self._weight = kernel_profile(distance / sigma, profile).reshape(distance.shape[0] * distance.shape[1], -1, cells[0] * cells[1])
+        unit = sigma if profile == "code" else step
+        self._weight = kernel_profile(distance / unit, profile).reshape(distance.shape[0] * distance.shape[1], -1, cells[0] * cells[1])
         self._weight = self._weight.to(dtype=dtype, device=device).contiguous()
         (cell_y, within_y), (cell_x, within_x) = slots
         per_cell = distance.shape[3]
@@ -243,17 +257,19 @@ def excluded(count: int, areas: Sequence[float], device: torch.device | str | No
     return torch.tensor([int(count * (1 - a)) for a in areas], device=device)
 
 
-def area_penalty(masks: Tensor, zeros: Tensor) -> Tensor:
-    """R_a = mean over pixels of (sort(m) - r_a)^2, r_a being zeros and then ones (section 3.1, divided by the number of pixels as in
-    the public code).
+def area_penalty(masks: Tensor, zeros: Tensor, reduction: AreaReduction = "mean") -> Tensor:
+    """R_a = (sort(m) - r_a)^2 reduced over pixels, r_a being zeros and then ones (section 3.1).
 
     Args:
         masks: ``[N,...]`` in [0,1].
         zeros: ``[N]`` long, the number of zeros in each r_a, see :func:`excluded`.
+        reduction: ``sum`` (the text's squared norm) or ``mean`` (the public code's, to which the published weight of 300 belongs: as a sum
+            the same pull is 300 / Z for Z pixels, .006 for an image of 224).
 
     Returns:
         ``[N]``; 0 for a binary mask of the wanted area.
     """
     ordered = masks.flatten(1).sort(dim=1).values
     reference = (torch.arange(ordered.shape[1], device=masks.device) >= zeros[:, None]).to(masks.dtype)
-    return (ordered - reference).square().mean(1)
+    squares = (ordered - reference).square()
+    return squares.mean(1) if reduction == "mean" else squares.sum(1)

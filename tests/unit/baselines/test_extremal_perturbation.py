@@ -15,6 +15,7 @@ from explainer.baselines.extremal_perturbation import ExtremalMasks, ExtremalPer
 from explainer.baselines.kernels.extremal_channels import channel_masks
 from explainer.baselines.kernels.extremal_game import class_reward, game_reward, make_schedule
 from explainer.baselines.kernels.mask_search import History
+from explainer.baselines.kernels.perturbation import imsmooth
 from explainer.errors import ConfigError, ShapeError, UnsupportedLayerError
 from explainer.models.explanandum import Explanandum
 from tests.unit.baselines.test_smooth_mask import looped_mask
@@ -204,6 +205,104 @@ def test_smallest_sufficient_area() -> None:
     assert math.isnan(found.smallest_area()[2])
 
 
+def test_smallest_mask_is_the_one_of_the_smallest_sufficient_area() -> None:
+    areas, empty = (0.4, 0.1, 0.2), torch.zeros(3, 3)
+    masks = torch.tensor(areas)[None, :, None, None].expand(3, 3, 2, 2)  # each mask is filled with its area
+    preserved = torch.tensor([[5.0, 1.0, 5.0], [4.0, 6.0, 1.0], [0.0, 0.0, 4.9]])
+    found = ExtremalMasks(masks, empty, preserved, torch.full((3,), 5.0), areas, empty, empty, History())
+    assert found.smallest_masks()[:, 0, 0].tolist() == pytest.approx([0.2, 0.1, 0.4])  # none suffices: the largest area
+    assert found.smallest_masks(0.9)[:, 0, 0].tolist() == pytest.approx([0.2, 0.1, 0.2])
+    assert found.smallest_area(0.9)[2].item() == pytest.approx(0.2)
+
+
+def test_outputs_of_the_attributor() -> None:
+    explanandum, images = convolutional(), pictures(2, 12)
+    options: dict[str, Any] = {"iterations": 3, "step": 2, "sigma": 4, "perturbation": "fade", "reward": "contrastive"}
+    areas = [0.5, 0.2]
+    found = ExtremalPerturbation(explanandum, areas, **options).masks(images, [1, 2])
+    for b, k in enumerate([1, 2]):  # the class's logit decides about sufficiency, not the contrastive reward
+        assert found.original[b].item() == pytest.approx(explanandum(images)[b, k].item())
+        assert found.preserved[b, 1].item() == pytest.approx(explanandum(images[b : b + 1] * found.masks[b, 1])[0, k].item())
+    torch.testing.assert_close(ExtremalPerturbation(explanandum, areas, **options)(images, [1, 2]), found.masks.sum(1))
+    torch.testing.assert_close(ExtremalPerturbation(explanandum, areas, output=0.2, **options)(images, [1, 2]), found.masks[:, 1])
+    smallest = ExtremalPerturbation(explanandum, areas, output="smallest", tau=0.5, **options)
+    torch.testing.assert_close(smallest(images, [1, 2]), found.smallest_masks(0.5))
+    torch.testing.assert_close(smallest.all_classes(images, [1])[:1, 0], found.smallest_masks(0.5)[:1])
+
+
+def test_smallest_masks_are_judged_after_smoothing() -> None:
+    method = ExtremalPerturbation(quadrants(), [0.25], iterations=3, step=1, sigma=3, perturbation="fade", output="smallest", smooth=0.2)
+    images = torch.ones(1, 3, 16, 16)
+    found = method.masks(images, 3)
+    plain = ExtremalPerturbation(quadrants(), [0.25], iterations=3, step=1, sigma=3, perturbation="fade").masks(images, 3).masks[:, 0]
+    torch.testing.assert_close(found.masks[:, 0], imsmooth(plain[:, None], 3.2)[:, 0])
+    assert found.preserved.item() == pytest.approx(quadrants()(images * found.masks[:, 0, None])[0, 3].item())
+    torch.testing.assert_close(method(images, 3), found.masks[:, 0])
+
+
+class Disc(nn.Module):
+    """Logit 0 is ``worth`` times the mean brightness inside a disc of a known area, off the centre; logit 1 is 0."""
+
+    def __init__(self, size: int, area: float, worth: float) -> None:
+        super().__init__()
+        place = (torch.arange(size) + 0.5) / size
+        distance = (place[:, None] - 0.4) ** 2 + (place - 0.6) ** 2
+        self.register_buffer("disc", (distance < distance.flatten().sort().values[int(area * size * size)]).float())
+        self.worth = worth
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = self.worth * (images.mean(1) * self.disc).sum((1, 2)) / self.disc.sum()
+        return torch.stack([score, torch.zeros_like(score)], 1)
+
+
+def recovered(area: float, worth: float = 1.0, size: int = 32, **options: Any) -> float:
+    """Intersection over union of a planted disc and the mask's part above one half; the grid is that of 224 pixels."""
+    net = Disc(size, area, worth)
+    method = ExtremalPerturbation(
+        Explanandum(net, num_classes=2, mean=0.0, std=1.0), [area], perturbation="fade", jitter=False, step=size // 32,
+        sigma=3 * size // 32, **options
+    )  # fmt: skip
+    mask, disc = method.masks(torch.ones(1, 3, size, size), 0).masks[0, 0] > 0.5, net.disc > 0.5
+    return float((mask & disc).sum() / (mask | disc).sum())
+
+
+@pytest.mark.parametrize("area", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("game", ["preserve", "delete", "hybrid"])
+def test_fast_finds_the_planted_disc(game: str, area: float) -> None:
+    assert recovered(area, game=game, schedule="fast") >= 0.8
+
+
+@pytest.mark.parametrize(("schedule", "iterations"), [("code", 400), ("paper", 200)])
+def test_a_cut_schedule_finds_the_planted_disc_by_default_and_not_as_published(schedule: str, iterations: int) -> None:
+    assert recovered(0.1, schedule=schedule, iterations=iterations) >= 0.7
+    assert recovered(0.1, schedule=schedule, iterations=iterations, init="ones") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("area", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("game", ["preserve", "delete", "hybrid"])
+@pytest.mark.parametrize("schedule", ["code", "paper"])
+def test_published_schedules_find_the_planted_disc_from_the_informed_start(schedule: str, game: str, area: float) -> None:
+    found = recovered(area, game=game, schedule=schedule)
+    assert found >= 0.7
+    assert recovered(area, game=game, schedule="fast") >= found - 0.05
+
+
+@pytest.mark.slow
+def test_a_disc_worth_a_hundred_logits_is_found_as_published() -> None:
+    assert recovered(0.05, worth=100.0, schedule="paper", init="ones") >= 0.6
+
+
+def test_sum_and_mean_of_the_area_term_differ_by_the_number_of_pixels() -> None:
+    options: dict[str, Any] = {"step": 1, "sigma": 3, "perturbation": "fade", "init": 0.7, "jitter": False, "max_iterations": 1}
+    terms = []
+    for reduction in ("mean", "sum"):
+        method = ExtremalPerturbation(quadrants(), [0.25], area_reduction=reduction, iterations=2, area_on="image", **options)
+        method.masks(torch.ones(1, 3, 16, 16), 3)
+        terms.append(method.history.values["area"].item())
+    assert terms[1] == pytest.approx(256 * terms[0])
+
+
 def test_starts() -> None:
     explanandum, images = convolutional(), pictures(2, 12)
 
@@ -212,7 +311,9 @@ def test_starts() -> None:
         return method.masks(images, 0).parameters  # a single iteration takes no step
 
     grid = torch.rand(2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(first(None), torch.ones(2, 2, 4, 4, dtype=torch.float64))
+    torch.testing.assert_close(first("ones"), torch.ones(2, 2, 4, 4, dtype=torch.float64))
+    assert first(None).min() == pytest.approx(0.9) and first(None).max() == 1
+    torch.testing.assert_close(first(None), first("informed"))
     torch.testing.assert_close(first(0.5), torch.full((2, 2, 4, 4), 0.5, dtype=torch.float64))
     torch.testing.assert_close(first(grid), grid[:, None].expand(2, 2, 4, 4))
     torch.testing.assert_close(first(grid[0]), grid[0].expand(2, 2, 4, 4))
@@ -238,7 +339,7 @@ def test_single_pass_options() -> None:
     assert len(_history(ExtremalPerturbation(explanandum, [0.3], **options), images).active) == 50
     smooth = ExtremalPerturbation(explanandum, [0.3], **options, smooth=0.09)(images, 0)
     rough = ExtremalPerturbation(explanandum, [0.3], **options)(images, 0)
-    assert smooth.diff(dim=-1).abs().sum() < rough.diff(dim=-1).abs().sum()
+    torch.testing.assert_close(smooth, imsmooth(rough[:, None], 0.09 * 12)[:, 0])
 
 
 def _history(method: ExtremalPerturbation, images: Tensor) -> History:
@@ -269,6 +370,10 @@ def test_defaults_follow_the_call() -> None:
         ({"area_on": "moon"}, "area_on"),
         ({"origin": "pink"}, "origin"),
         ({"layer": "nowhere"}, "not a module"),
+        ({"init": "twos"}, "informed"),
+        ({"output": "all"}, "smallest"),
+        ({"output": 0.3}, "0.025"),
+        ({"area_reduction": "max"}, "mean, sum"),
         ({"patience": 0}, "patience"),
     ],
 )

@@ -40,6 +40,33 @@ def test_masks_equal_the_loops(height: int, width: int, step: int, sigma: int) -
     torch.testing.assert_close(family(parameters), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_masks_of_the_paper_equal_loops_over_all_nodes() -> None:
+    """Distances in nodes, whatever sigma is; the window of 6 nodes reaches the whole grid here, and nodes outside it are 0."""
+    step, family = 2, SmoothMask(8, 8, 2, 4, "paper", dtype=torch.float64)
+    parameters = torch.rand(1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.empty(8, 8, dtype=torch.float64)
+    for y in range(8):
+        for x in range(8):
+            cell, total, mass = (y // step, x // step), 0.0, 0.0
+            for i in range(cell[0] - 6, cell[0] + 7):
+                for j in range(cell[1] - 6, cell[1] + 7):
+                    z = math.hypot(y / step - i, x / step - j)
+                    inside = 0 <= i < 4 and 0 <= j < 4
+                    value = math.exp(-(max(0.0, z - 1) ** 2) / 4) * (float(parameters[0, i, j]) if inside else 0.0)
+                    total, mass = total + value * math.exp(20 * value), mass + math.exp(20 * value)
+            expected[y, x] = total / mass
+    torch.testing.assert_close(family(parameters)[0], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("profile", "share"), [("code", 0.033), ("paper", 0.022)])
+def test_one_node_covers_the_papers_share_of_the_image(profile: str, share: float) -> None:
+    family = SmoothMask(224, 224, 7, 21, profile, dtype=torch.float64)
+    node = torch.zeros(1, *family.grid, dtype=torch.float64)
+    node[0, 16, 16] = 1
+    assert (family(node) > 0.5).double().mean().item() == pytest.approx(share, rel=0.1)
+    assert family(node).max().item() == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize("pooling", ["softmax", "sum", "sigmoid"])
 def test_gradient_is_the_finite_difference(pooling: str) -> None:
     family = SmoothMask(5, 6, 2, 2, pooling=pooling, dtype=torch.float64)
@@ -101,6 +128,7 @@ def test_area_penalty_by_hand() -> None:
     penalty = area_penalty(masks, excluded(4, [0.5, 0.25]))
     # row 0, two zeros wanted: 0, .2 -> 0; .9, 1 -> 1. Row 1, three zeros wanted: one of the ones is too many.
     assert penalty.tolist() == pytest.approx([(0.2**2 + 0.1**2) / 4, 1 / 4])
+    assert area_penalty(masks, excluded(4, [0.5, 0.25]), "sum").tolist() == pytest.approx([0.2**2 + 0.1**2, 1.0])
     assert excluded(2025, [0.1, 0.3]).tolist() == [1822, 1417]
 
 
