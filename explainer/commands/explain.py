@@ -38,6 +38,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--threshold", type=number, help="probability from which a class counts as predicted; default: 0.5, or a fused file's own"
     )
+    parser.add_argument("--top", type=positive, default=1, help="of a single-label classifier explain the most probable classes, this many")
     parser.add_argument("--area", type=_shares, help="also masks of these shares of the image, e.g. 0.05,0.1,0.2 (.ckpt or .safetensors)")
     parser.add_argument("--on_error", choices=("skip", "raise"), default="skip", help="what an unreadable file does")
     parser.add_argument(
@@ -86,7 +87,7 @@ def run(_parser: Parser, args: Namespace) -> int:
     if notice:
         print(notice, file=sys.stderr)
     threshold = prediction_threshold(args.threshold, runtime.description)
-    options = ExplainOptions(args.classes, args.batch_size, args.size, threshold, args.on_error, args.area)
+    options = ExplainOptions(args.classes, args.batch_size, args.size, threshold, args.on_error, args.area, args.top)
     treatment = treatment_of(args, explanandum, runtime.description, threshold)
     with Bar("explaining", args.quiet) as progress:
         found = explain(args.images, runtime, args.out, options, explanandum, progress, treatment)

@@ -62,10 +62,25 @@ class Runtime(abc.ABC):
     """A model opened for inference.
 
     Attributes:
+        explanandum: the classifier, where the model holds it as a part that can be asked alone (a shared encoder); else None.
         description: what was stored with it; ``classes``, ``size`` (``[H,W]``, or None if any), ``precision``, ``fingerprint``, ...
     """
 
     description: dict[str, Any]
+    explanandum: Any = None
+
+    def run_classes(self, images: Array, classes: NDArray[np.int64]) -> Array:
+        """Masks of each image's own classes, at a cost that does not grow with the number of classes.
+
+        Args:
+            images: ``[B,3,H,W]`` float32 in [0,1].
+            classes: ``[B,n]`` class numbers.
+
+        Returns:
+            ``[B,n,H,W]``.
+        """
+        masks = self.run(images)["masks"]
+        return masks[np.arange(len(masks))[:, None], classes]
 
     @abc.abstractmethod
     def run(self, images: Array) -> dict[str, Array]:

@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from explainer.errors import CheckpointError, ConfigError
 from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, named
@@ -27,6 +29,7 @@ class EagerRuntime(Runtime):
     def __init__(self, net: Explainer, threads: int | None = None) -> None:
         self.net = net
         self.description = describe(net)
+        self.explanandum = net.explanandum
         if threads is not None:
             torch.set_num_threads(threads)
 
@@ -35,6 +38,12 @@ class EagerRuntime(Runtime):
         check_batch(images, None)
         with torch.inference_mode():
             return named(("masks",), self.net(torch.from_numpy(images)))
+
+    def run_classes(self, images: Array, classes: NDArray[np.int64]) -> Array:
+        """See :class:`Runtime`."""
+        check_batch(images, None)
+        with torch.inference_mode():
+            return named(("masks",), self.net(torch.from_numpy(images), torch.from_numpy(classes)))["masks"]
 
     def area_masks(self, images: Array, area: float) -> Array:
         """See :class:`Runtime`; masks of growing area are nested (:mod:`explainer.models.area_conditioned`)."""

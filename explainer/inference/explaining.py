@@ -26,6 +26,7 @@ from explainer.models.explanandum import Explanandum
 
 ROWS = 12  # images per contact sheet
 SHOWN = 5  # columns of class masks in a contact sheet
+MANY = 100  # above this number of classes, the masks of the chosen ones alone are computed and written
 
 
 @dataclass
@@ -40,6 +41,7 @@ class ExplainOptions:
         threshold: probability from which a class counts as predicted (multi-label).
         on_error: raise stops at an unreadable file, skip leaves it out and reports it.
         areas: shares of the image in (0,1): masks of these areas are written too, for networks whose logits are at hand.
+        top: of a single-label classifier the most probable classes, this many, are chosen.
     """
 
     classes: list[str] | None = None
@@ -48,6 +50,7 @@ class ExplainOptions:
     threshold: float = 0.5
     on_error: OnError = "skip"
     areas: Sequence[float] | None = None
+    top: int = 1
 
 
 def explain(
@@ -60,12 +63,13 @@ def explain(
     treatment: Treatment | None = None,
 ) -> dict[str, Any]:
     """Explain images and write, below ``out``: ``<image>/mask_<class>.png``, ``<image>/overlay_<class>.png``, ``<image>/overlay.png``
-    (all chosen classes), ``<image>/masks.npz`` (all classes, float16, at the network's size, with the picture's box in it),
+    (all chosen classes), ``<image>/masks.npz`` (all classes, float16, at the network's size, with the picture's box in it; of a model
+    with more than :data:`MANY` classes the chosen ones only, as in the row's areas, peaks and scores),
     ``contact_sheet_001.png``, ... and ``results.json``. Masks have the resolution of the image, overlays too up to 16 megapixels. Masks
     of wanted areas lie in ``<image>/area_<share>/`` likewise.
 
     Args:
-        explanandum: gives the scores, and chooses the classes if none are named. A fused model has its own.
+        explanandum: gives the scores, and chooses the classes if none are named. A fused model and a shared encoder have their own.
         progress: called with (images done, images in all).
         treatment: refines the chosen masks, or withholds those that its selector does not accept; each image's row then also has
             ``treatment`` (quality, refined and accepted per class, and covered: whether the selector's guarantee, which is about
@@ -77,9 +81,11 @@ def explain(
     Raises:
         NumericalError: the model or the classifier answers NaN.
         CorruptSampleError: no image could be read, or ``on_error`` is "raise" and one could not.
-        ConfigError: a class does not exist, or areas are wanted of a file without logits or with a treatment.
+        ConfigError: a class does not exist, areas are wanted of a file without logits or with a treatment, or a model of many classes
+            is asked for areas, a treatment, or masks of classes that nothing chooses.
     """
     o, out = options or ExplainOptions(), Path(out)
+    explanandum = runtime.explanandum if explanandum is None else explanandum
     if o.areas and treatment is not None:
         raise ConfigError("--area gives masks of fixed areas, --refine and --selector change masks: ask for them in two calls.")
     names = runtime.classes
@@ -88,20 +94,28 @@ def explain(
     size = network_size(runtime, o.side)
     failed: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
-    sheet = _Sheets(out, names)
+    sheet = _Sheets(out)
     geometry = geometry_of(runtime)
+    many = len(names) > MANY
+    if many:
+        _check_many(o, runtime, explanandum, treatment, wanted)
     for group in batches(files, size, o.batch_size, o.on_error, failed, geometry):
         images = np.stack([p.small for p in group])
+        if many:
+            for row in _explain_chosen(group, images, runtime, explanandum, wanted, o, out, sheet):
+                rows.append(row)
+            progress(len(rows) + len(failed), len(files))
+            continue
         result = finite(runtime.run(images), runtime)
         cut = {area: runtime.area_masks(images, area) for area in o.areas or ()}
         scores = scores_of(result, images, explanandum)
         for i, picture in enumerate(group):
             masks = result["masks"][i]
             row_scores = scores[i] if scores is not None else None
-            chosen = wanted if wanted is not None else choose(masks, row_scores, explanandum, runtime, o.threshold)
+            chosen = wanted if wanted is not None else choose(masks, row_scores, explanandum, runtime, o.threshold, o.top)
             facts: dict[int, dict[str, Any]] = {}
             if treatment is not None:
-                own = chosen if wanted is None else choose(masks, row_scores, explanandum, runtime, o.threshold)
+                own = chosen if wanted is None else choose(masks, row_scores, explanandum, runtime, o.threshold, o.top)
                 masks, facts = treatment(images[i], masks, chosen)
                 if treatment.selector is not None and treatment.selector.classes == "predicted":
                     facts = {k: {**fact, "covered": k in own} for k, fact in facts.items()}
@@ -112,7 +126,7 @@ def explain(
             if treatment is not None:
                 rows[-1]["treatment"] = {names[k]: fact for k, fact in facts.items()}
                 rows[-1]["withheld"] = [names[k] for k in facts if k not in chosen]
-            sheet.add(picture, masks, chosen)
+            sheet.add(picture, masks, chosen, names)
         progress(len(rows) + len(failed), len(files))
     progress(len(files), len(files))
     sheet.finish()
@@ -176,12 +190,59 @@ def scores_of(result: dict[str, Array], images: Array, explanandum: Explanandum 
     return scores
 
 
-def choose(masks: Array, scores: Array | None, explanandum: Explanandum | None, runtime: Runtime, threshold: float) -> list[int]:
+def _check_many(
+    o: ExplainOptions, runtime: Runtime, explanandum: Explanandum | None, treatment: Treatment | None, wanted: list[int] | None
+) -> None:
+    """What a model of many classes cannot be asked for."""
+    if o.areas or treatment is not None:
+        raise ConfigError(
+            f"--area, --refine and --selector look at the masks of all classes, and this model has {len(runtime.classes)}: leave them out."
+        )
+    if wanted is None and explanandum is None:
+        raise ConfigError(
+            f"this model has {len(runtime.classes)} classes, so only those of interest are computed: give the classifier that chooses them "
+            "(--classifier FILE), or name them (--classes NAME,NAME)."
+        )
+
+
+def _explain_chosen(
+    group: Sequence[Picture],
+    images: Array,
+    runtime: Runtime,
+    explanandum: Explanandum | None,
+    wanted: list[int] | None,
+    o: ExplainOptions,
+    out: Path,
+    sheet: _Sheets,
+) -> list[dict[str, Any]]:
+    """Masks of the chosen classes alone, written; the rows of ``results.json``."""
+    names = runtime.classes
+    scores = scores_of({}, images, explanandum)
+    nothing = np.zeros((0, 1, 1), dtype=np.float32)
+    chosen = [
+        wanted if wanted is not None else choose(nothing, scores[i], explanandum, runtime, o.threshold, o.top)  # type: ignore[index]
+        for i in range(len(group))
+    ]
+    most = max(1, max(len(c) for c in chosen))
+    # Rectangular: an image with fewer classes repeats one, which is dropped again.
+    numbers = np.array([[*c, *([c[0] if c else 0] * (most - len(c)))] for c in chosen], dtype=np.int64)
+    masks = finite({"masks": runtime.run_classes(images, numbers)}, runtime)["masks"]
+    rows = []
+    for i, (picture, own) in enumerate(zip(group, chosen, strict=True)):
+        these, called = masks[i, : len(own)], [names[k] for k in own]
+        rows.append(_write(picture, these, None if scores is None else scores[i, own], range(len(own)), called, out))
+        sheet.add(picture, these, list(range(len(own))), called)
+    return rows
+
+
+def choose(
+    masks: Array, scores: Array | None, explanandum: Explanandum | None, runtime: Runtime, threshold: float, top: int = 1
+) -> list[int]:
     """Classes of one image by :class:`ExplainOptions`: the predicted ones, best first; without scores those with a visible mask."""
     if scores is not None:
         task = explanandum.task if explanandum is not None else runtime.description.get("task")
         if task == "multiclass":
-            return [int(scores.argmax())]
+            return [int(k) for k in np.argsort(-scores, kind="stable")[:top]]
         return [int(k) for k in np.argsort(-scores, kind="stable") if scores[k] >= threshold]
     areas = masks.mean(axis=(1, 2))
     return [int(k) for k in np.argsort(-areas, kind="stable") if masks[k].max() >= 0.5][:SHOWN]
@@ -253,30 +314,31 @@ def safe_name(name: str) -> str:
 class _Sheets:
     """Contact sheets of :data:`ROWS` images each, drawn at the network's size."""
 
-    def __init__(self, out: Path, names: Sequence[str]) -> None:
-        self.out, self.names, self.pages = out, names, 0
-        self.rows: list[tuple[str, Array, Array, list[int]]] = []
+    def __init__(self, out: Path) -> None:
+        self.out, self.pages = out, 0
+        self.rows: list[tuple[str, Array, dict[str, Array]]] = []
 
-    def add(self, picture: Picture, masks: Array, chosen: Sequence[int]) -> None:
-        self.rows.append((picture.name, picture.small, masks, list(chosen)[:SHOWN]))
+    def add(self, picture: Picture, masks: Array, chosen: Sequence[int], names: Sequence[str]) -> None:
+        """One image with the masks ``[n,h,w]`` of the classes ``names``, of which ``chosen`` are shown."""
+        self.rows.append((picture.name, picture.small, {names[k]: masks[k] for k in list(chosen)[:SHOWN]}))
         if len(self.rows) == ROWS:
             self.finish()
 
     def finish(self) -> None:
+        """Draw what is waiting."""
         if not self.rows:
             return
         from explainer.report.figures import mask_sheet
 
         self.pages += 1
-        targets = torch.zeros(len(self.rows), len(self.names))
-        for row, (_, _, _, chosen) in zip(targets, self.rows, strict=True):
-            row[chosen] = 1
-        mask_sheet(
-            torch.from_numpy(np.stack([small for _, small, _, _ in self.rows])),
-            torch.from_numpy(np.stack([masks for _, _, masks, _ in self.rows])).float(),
-            targets,
-            self.names,
-            self.out / f"contact_sheet_{self.pages:03d}.png",
-            titles=[name[-24:] for name, *_ in self.rows],
-        )
+        names = list(dict.fromkeys(name for _, _, masks in self.rows for name in masks)) or ["none"]
+        targets = torch.zeros(len(self.rows), len(names))
+        images = torch.from_numpy(np.stack([small for _, small, _ in self.rows]))
+        shown = images.new_zeros(len(self.rows), len(names), *images.shape[-2:])
+        for i, (_, _, masks) in enumerate(self.rows):
+            for name, mask in masks.items():
+                targets[i, names.index(name)] = 1
+                shown[i, names.index(name)] = torch.from_numpy(np.ascontiguousarray(mask)).float()
+        path = self.out / f"contact_sheet_{self.pages:03d}.png"
+        mask_sheet(images, shown, targets, names, path, titles=[name[-24:] for name, *_ in self.rows])
         self.rows = []

@@ -78,6 +78,7 @@ class Explainer(nn.Module):
         self.register_buffer("mean", torch.tensor(self.config["mean"]).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.config["std"]).view(1, -1, 1, 1), persistent=False)
         self.input_size: int | None = None
+        self._explanandum = [explanandum if encoder == "shared" else None]  # in a list: its classifier is in the network already
         self.network: nn.Module
         if encoder == "own":
             self.network = build_network(network, num_classes, **self.config["options"])
@@ -85,6 +86,11 @@ class Explainer(nn.Module):
             self.network = self._shared(network, explanandum)
         else:
             raise ConfigError(f"explainer.encoder must be own or shared, received {encoder!r}.")
+
+    @property
+    def explanandum(self) -> Explanandum | None:
+        """The classifier of a shared encoder, else None."""
+        return self._explanandum[0]
 
     def _shared(self, decoder: str, explanandum: Explanandum | None) -> SharedNetwork:
         if explanandum is None:
