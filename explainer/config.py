@@ -92,6 +92,22 @@ class MaskAugmentationConfig:
 
 
 @dataclass
+class ClassifierLossConfig:
+    """The loss a classifier is trained with.
+
+    Attributes:
+        gamma: of the focal loss, which lowers the weight of images that are classified well already (2 is usual); 0 is cross-entropy.
+        class_weights: null weighs all classes alike; balanced by their number of training images; or {class name: weight} (1 where not
+            named). Multi-label: weight of the images that have the class, against those that do not.
+        label_smoothing: share of each label that is spread over all classes; against scores that are too sure.
+    """
+
+    gamma: float = 0.0
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    label_smoothing: float = 0.0
+
+
+@dataclass
 class ClassifierConfig:
     """The classifier: trained with task classify, explained (as the frozen Explanandum) with task explain.
 
@@ -103,10 +119,16 @@ class ClassifierConfig:
             explainer.models.black_box). A checkpoint knows its own, but code of yours (package.module:function) is run only where it is
             named here as well, with the same options: a file must not choose what runs.
         options: of the builder (weights, widths, ...).
-        checkpoint: a checkpoint written by this project, or a file with a plain state_dict (.pt, .pth, .safetensors).
+        checkpoint: a checkpoint written by this project, or a file with a plain state_dict (.pt, .pth, .safetensors). With task classify,
+            training goes on from it; all of it must fit.
+        init_from: with task classify: file whose weights training starts from as far as they fit (state_dict, safetensors, a checkpoint).
+            A head of another size is left out; less than 90 % of the body is refused. The resulting checkpoint needs it no more.
+        freeze: with task classify, what is not trained: none, body (all but the head) or a list of modules (features.0, layer1).
+        loss: with task classify, class weights, focal loss, label smoothing.
         train_with: configuration that trains the classifier when the checkpoint does not exist yet.
-        mean: normalisation mean per channel, in units of [0,1] images.
-        std: normalisation standard deviation per channel.
+        mean: normalisation mean per channel, in units of [0,1] images; null: the checkpoint's, the model's own (timm, torchvision), or
+            ImageNet's.
+        std: normalisation standard deviation per channel; null as for mean.
         input_size: side to which images are resized before the classifier; null keeps them.
         occlusion: augmentation while the classifier is trained.
         mask_augmentation: augmentation with an Explainer's masks while the classifier is trained.
@@ -116,9 +138,12 @@ class ClassifierConfig:
     options: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     train_with: str | None = None
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    mean: list[float] | None = None
+    std: list[float] | None = None
     input_size: int | None = None
+    init_from: str | None = None
+    freeze: str | list[str] = "none"
+    loss: ClassifierLossConfig = field(default_factory=ClassifierLossConfig)
     occlusion: OcclusionConfig = field(default_factory=OcclusionConfig)
     mask_augmentation: MaskAugmentationConfig = field(default_factory=MaskAugmentationConfig)
 
@@ -215,8 +240,8 @@ class OptimizerConfig:
     Attributes:
         name: adam, adamw or sgd.
         lr: (peak) learning rate.
-        encoder_lr: factor of lr for the Explainer's encoder. Below 1 it keeps what it knows (explainer.init_encoder, encoder_weights)
-            while the decoder learns to read it.
+        encoder_lr: factor of lr for the Explainer's encoder, or for all of a classifier but its head. Below 1 it keeps what it knows
+            (explainer.init_encoder, encoder_weights, classifier.init_from) while the rest learns to read it.
         weight_decay: of adamw and sgd.
         schedule: constant, one_cycle (warm-up and cosine to 0 over the whole run) or cosine.
         warmup: share of the run used for warming up (one_cycle).

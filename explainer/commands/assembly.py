@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import explainer
 from explainer import baselines
 from explainer.attribution.map_cache import method_key
+from explainer.commands.building import sized_options
 from explainer.data.contract import collate
 from explainer.data.datamodule import DataModule
 from explainer.errors import CheckpointError, ConfigError
@@ -23,7 +24,7 @@ from explainer.evaluation.manipulation import gradient_map
 from explainer.evaluation.protocol import parse_protocols
 from explainer.evaluation.runner import Runner, Settings
 from explainer.evaluation.scene import DifferentiableMap, Method, Scale
-from explainer.models.checkpoints import load_explanandum
+from explainer.models.checkpoints import configured_explanandum
 from explainer.models.explainer import TrainedExplainer
 from explainer.models.explanandum import Explanandum
 from explainer.tensors import state_digest
@@ -39,8 +40,8 @@ def data_module(config: EvaluateConfig) -> DataModule:
     """The images."""
     d = config.data
     return DataModule(
-        d.name, max(d.batch_size, 2), d.eval_batch_size, d.num_workers, config.seed, d.options, d.train_options, d.eval_options, d.on_error,
-        prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory,
+        d.name, max(d.batch_size, 2), d.eval_batch_size, d.num_workers, config.seed, sized_options(d, config.classifier),
+        d.train_options, d.eval_options, d.on_error, prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory,
     )  # fmt: skip
 
 
@@ -55,8 +56,7 @@ def classifier(config: EvaluateConfig, data: DataModule) -> Explanandum:
             else "python train.py fit --config configs/classifier/*.yaml; see the head of the configuration"
         )
         raise CheckpointError(f"classifier {c.checkpoint} does not exist. Train it ({how}), or give another with --classifier.checkpoint.")
-    net = load_explanandum(c.checkpoint, c.arch, c.options, data.num_classes, data.task, data.class_names, c.mean, c.std, c.input_size)
-    return _faster(net)
+    return _faster(configured_explanandum(c, data.num_classes, data.task, data.class_names))
 
 
 def _faster(net: N) -> N:

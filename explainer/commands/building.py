@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import logging
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl  # noqa: TID251 - for its version
 
 import explainer
-from explainer.config import ExplainerConfig, RunConfig
+from explainer import plugins
+from explainer.config import ClassifierConfig, ClassifierLossConfig, DataConfig, ExplainerConfig, RunConfig
 from explainer.data.datamodule import DataModule
+from explainer.data.files import ImageFileDataset
 from explainer.errors import CheckpointError, ConfigError
 from explainer.losses.base import build_terms
-from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, sub_state
+from explainer.models.checkpoints import configured_explanandum, hyper_parameters, read_weights, sub_state, trained_size
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.networks import init_encoder
@@ -24,6 +27,8 @@ from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask, check_options
 from explainer.tasks.predicted import use_predicted_targets
 from explainer.tasks.teachers import build_teachers, check_teachers, open_cache
+
+log = logging.getLogger(__name__)
 
 
 def versions() -> dict[str, str]:
@@ -40,7 +45,7 @@ def data_module(config: RunConfig) -> DataModule:
         eval_batch_size=d.eval_batch_size,
         num_workers=d.num_workers,
         seed=config.seed,
-        options=d.options,
+        options=sized_options(d, config.classifier),
         train_options=d.train_options,
         eval_options=d.eval_options,
         on_error=d.on_error,
@@ -48,6 +53,26 @@ def data_module(config: RunConfig) -> DataModule:
         pin_memory=d.pin_memory,
         prefetch_factor=d.prefetch_factor,
     )
+
+
+def sized_options(data: DataConfig, classifier: ClassifierConfig) -> dict[str, Any]:
+    """``data.options``; where images come from files and no ``size`` is given, with the size that the classifier was trained with.
+    Another size than the classifier's own is warned of.
+    """
+    trained_at, source = trained_size(classifier.checkpoint, classifier.arch, classifier.options)
+    given = next((o["size"] for o in (data.options, data.train_options, data.eval_options) if "size" in o), None)
+    of_files = issubclass(plugins.find("explainer.data", data.name), ImageFileDataset)
+    if trained_at is None or not of_files:
+        return data.options
+    if given is None:
+        return {**data.options, "size": trained_at}
+    if isinstance(given, int) and not 2 / 3 <= given / trained_at <= 3 / 2:
+        log.warning(
+            "data.options.size is %d, but %s was trained with images of %d px: it sees objects at another scale. "
+            "Leave data.options.size out to use %d.",
+            given, source, trained_at, trained_at,
+        )  # fmt: skip
+    return data.options
 
 
 @dataclass
@@ -71,9 +96,7 @@ def build_networks(config: RunConfig, data: DataModule, fitting: bool = True) ->
         CheckpointError: the classifier's file is missing or unusable.
     """
     c, e = config.classifier, config.explainer
-    explanandum = load_explanandum(
-        c.checkpoint, c.arch, c.options, data.num_classes, data.task, data.class_names, c.mean, c.std, c.input_size
-    )
+    explanandum = configured_explanandum(c, data.num_classes, data.task, data.class_names)
     if config.data.targets == "predicted":
         d = config.data
         use_predicted_targets(explanandum, data, ("train", "val") if fitting else ("val",), d.top, d.threshold, config.run_dir)
@@ -84,8 +107,8 @@ def build_networks(config: RunConfig, data: DataModule, fitting: bool = True) ->
         num_classes=data.num_classes,
         options=_network_options(config),
         class_names=data.class_names,
-        mean=[float(v) for v in explanandum.mean],
-        std=[float(v) for v in explanandum.std],
+        mean=explanandum.normalization[0],
+        std=explanandum.normalization[1],
         image_size=data.size,
         downscale=e.downscale,
         stride=e.stride,
@@ -132,13 +155,14 @@ def build_task(config: RunConfig, data: DataModule, fitting: bool = True, networ
         networks: of :func:`build_networks`; built here by default. The teachers' caches must be filled by now.
     """
     if config.task == "classify":
-        return _classify_task(config, data)
+        return _classify_task(config, data, fitting)
     parts = networks or build_networks(config, data, fitting)
     teachers = build_teachers(config.teachers, parts.explanandum, data, ("train", "val") if fitting else ("val",))
     taught = None if teachers is None or not fitting else teachers.images("train")
     if taught is not None and len(taught) == len(data.dataset("train")):
         taught = None  # all of them: the epoch's own order, as without teachers
-    provenance = {"classifier": asdict(config.classifier), "data": asdict(config.data), "versions": versions()}
+    mean, std = parts.explanandum.normalization
+    provenance = {"classifier": asdict(replace(config.classifier, mean=mean, std=std)), "data": asdict(config.data), "versions": versions()}
     task: ClassifyTask | ExplainTask = ExplainTask(
         parts.explainer,
         parts.explanandum,
@@ -154,11 +178,21 @@ def build_task(config: RunConfig, data: DataModule, fitting: bool = True, networ
     return task
 
 
-def _classify_task(config: RunConfig, data: DataModule) -> ClassifyTask:
+def _classify_task(config: RunConfig, data: DataModule, fitting: bool) -> ClassifyTask:
     c = config.classifier
     path = c.mask_augmentation.checkpoint
     masks = None if path is None else explainer.load(path)
-    task = ClassifyTask(c, data.num_classes, data.task, data.class_names, config.optimizer, config.seed, masks)
+    if config.init_from is not None and (c.checkpoint or c.init_from):
+        raise ConfigError(
+            f"init_from ({config.init_from}) and classifier.{'checkpoint' if c.checkpoint else 'init_from'} "
+            f"({c.checkpoint or c.init_from}) both say what training starts from: give one."
+        )
+    counts = data.dataset("train").class_counts() if fitting and c.loss.class_weights == "balanced" else None
+    if not fitting:  # the weights of the loss belong to the training images
+        c = replace(c, loss=ClassifierLossConfig())
+    task = ClassifyTask(
+        c, data.num_classes, data.task, data.class_names, config.optimizer, config.seed, masks, class_counts=counts, image_size=data.size
+    )
     _start_weights(task, config.init_from)
     return task
 
@@ -171,7 +205,9 @@ def _start_weights(task: ClassifyTask | ExplainTask, path: str | Path | None) ->
     module = task.explainer if isinstance(task, ExplainTask) else task.classifier
     kind = "explainer" if explains else "classifier"
     content = read_weights(path)
-    hyper_parameters(content, kind, path)  # type: ignore[arg-type]
+    saved = hyper_parameters(content, kind, path)  # type: ignore[arg-type]
+    if isinstance(task, ClassifyTask) and saved is not None:
+        task.adopt_normalization(saved.get("classifier"), str(path))
     try:
         module.load_state_dict(sub_state(content.get("state_dict", {}), f"{kind}."))
     except RuntimeError as error:

@@ -28,7 +28,7 @@ from explainer.errors import ConfigError
 from explainer.evaluation.config import EvaluateConfig
 from explainer.files import write_text
 from explainer.look.similarity import feature_maps
-from explainer.models.checkpoints import load_explanandum
+from explainer.models.checkpoints import configured_explanandum
 from explainer.models.explanandum import Explanandum
 from explainer.provenance import provenance
 from explainer.tensors import Batch
@@ -105,7 +105,7 @@ def _images(config: ConceptsConfig) -> DataModule:
 
 def _classifier(config: ConceptsConfig, data: DataModule) -> Explanandum:
     c = config.classifier
-    net = load_explanandum(c.checkpoint, c.arch, c.options, data.num_classes, data.task, None, c.mean, c.std, c.input_size)
+    net = configured_explanandum(c, data.num_classes, data.task, None)
     return net.to(assembly.device_of(config.device))
 
 

@@ -14,7 +14,7 @@ import torch
 from explainer.commands import evaluation
 from explainer.commands.building import build_networks, build_task, data_module, versions
 from explainer.commands.parsing import parse_evaluate, parse_run
-from explainer.commands.terminal import show_row
+from explainer.commands.terminal import show_classes, show_row
 from explainer.config import DataConfig, RunConfig, TeacherConfig
 from explainer.data.datamodule import DataModule
 from explainer.errors import ConfigError
@@ -76,6 +76,8 @@ def fit(request: FitRequest) -> int:
     networks = build_networks(config, data) if config.task == "explain" else None
     _fill_caches(config)
     task = build_task(config, data, networks=networks)
+    if checkpoint is None and isinstance(task, ClassifyTask):
+        task.start()
     trainer = _ready_trainer(request, task, checkpoint)
     if trainer.is_global_zero:
         _record(request, task, data, trainer)
@@ -220,6 +222,9 @@ def _summarize(folder: Path, task: ClassifyTask | ExplainTask, trainer: pl.Train
         for name, value in zip(task.hparams["class_names"], task.per_class, strict=True):
             row[f"val/ap/{name}"] = value
     show_row(f"{folder}: {trainer.global_step} steps, {trainer.current_epoch} epochs", row)
+    if isinstance(task, ClassifyTask) and task.report is not None:
+        show_classes(task.report, "val after the last epoch")
+        task.report.save(folder, "val")
     write_text(folder / "summary.json", json.dumps(row, indent=1) + "\n")
 
 

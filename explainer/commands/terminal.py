@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from explainer.tasks.class_report import ClassReport
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -42,6 +45,23 @@ def show_row(title: str, row: dict[str, Any]) -> None:
         for name, number in _flat(key, value):
             table.add_row(name, f"{number:.4f}")
     Console().print(table)
+
+
+def show_classes(report: ClassReport, title: str) -> None:
+    """Print recall and precision of every class, and the confusion matrix where the classes are few."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [(f"{title}, by class", report.table())]
+    if report.printable:
+        shown.append((f"{title}, confusion", report.matrix()))
+    for heading, (header, *rows) in shown:
+        table = Table(title=heading, title_justify="left")
+        for i, cell in enumerate(header):
+            table.add_column(cell, justify="left" if i == 0 or cell.startswith("taken") else "right")
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
 
 
 def _flat(key: str, value: Any) -> list[tuple[str, float]]:

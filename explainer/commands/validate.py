@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
 
 from explainer.commands.building import build_task, data_module
-from explainer.commands.terminal import show_row
+from explainer.commands.terminal import show_classes, show_row
 from explainer.config import RunConfig
 from explainer.data.datamodule import DataModule
 from explainer.files import write_text
@@ -53,6 +53,9 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None) -> int:
             row["ap_per_class"] = dict(zip(task.hparams["class_names"], task.per_class, strict=True))
         write_text(folder / f"{command}.json", json.dumps(row, indent=1) + "\n")
         show_row(f"{command}: {checkpoint}", row)
+        if isinstance(task, ClassifyTask) and task.report is not None:
+            show_classes(task.report, command)
+            task.report.save(folder, command)
     return 0
 
 

@@ -139,6 +139,17 @@ class ExplainerDataset(Dataset[Sample], ABC):
         """The ``id`` of a sample, without decoding it."""
         return f"{self.split}/{index:06d}"
 
+    def target(self, index: int) -> Tensor:
+        """``[K]`` labels of a sample. Data sets that know them without decoding the image override it."""
+        return self[index].target
+
+    def class_counts(self) -> tuple[Tensor, int]:
+        """Number of images of each class ``[K]``, and of all images."""
+        counts = torch.zeros(self.num_classes)
+        for index in range(len(self)):
+            counts += self.target(index)
+        return counts, len(self)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's augmentation."""
         self.epoch = epoch

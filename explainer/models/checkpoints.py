@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 from collections.abc import Sequence
@@ -11,11 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from explainer.config import ClassifierConfig
 from explainer.errors import CheckpointError, ConfigError
 from explainer.models.black_box import build_black_box, is_black_box
 from explainer.models.classifiers import build_classifier
-from explainer.models.explanandum import IMAGENET_MEAN, IMAGENET_STD, Explanandum
+from explainer.models.explanandum import Explanandum
+from explainer.models.matching import by_name, unwrapped
+from explainer.models.preprocessing import differ, normalization, recorded
 from explainer.models.untrusted import classifier_options
+
+log = logging.getLogger(__name__)
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -87,6 +93,39 @@ def _described(saved: dict[str, Any], path: str | Path | None) -> dict[str, Any]
     return section
 
 
+def trained_size(checkpoint: str | Path | None, arch: str, options: dict[str, Any] | None = None) -> tuple[int | None, str]:
+    """Side in pixels of the images that a classifier was trained with, and who says so; None where nothing does.
+
+    Args:
+        checkpoint: its file; a checkpoint of this project says it.
+        arch, options: else what the library records about them.
+    """
+    if checkpoint is not None and Path(checkpoint).is_file():
+        saved = hyper_parameters(read_weights(checkpoint), "classifier", checkpoint) or {}
+        size = saved.get("image_size")
+        if saved:
+            return (size if isinstance(size, int) and 8 <= size <= 4096 else None), str(checkpoint)
+    found = recorded(arch, options)
+    return (None, "") if found is None else (found.size, found.source)
+
+
+def configured_explanandum(
+    config: ClassifierConfig, num_classes: int, task: Literal["multilabel", "multiclass"], class_names: Sequence[str] | None
+) -> Explanandum:
+    """:func:`load_explanandum` of a ``classifier`` section.
+
+    Raises:
+        ConfigError: the section only says how a training of the classifier would begin.
+    """
+    c = config
+    if c.init_from is not None and c.checkpoint is None:
+        raise ConfigError(
+            f"classifier.init_from ({c.init_from}) begins the training of a classifier (task classify). The classifier to be explained is "
+            "classifier.checkpoint: name the file of the trained one."
+        )
+    return load_explanandum(c.checkpoint, c.arch, c.options, num_classes, task, class_names, c.mean, c.std, c.input_size)
+
+
 def load_explanandum(
     checkpoint: str | Path | None,
     arch: str = "small_vgg",
@@ -94,11 +133,13 @@ def load_explanandum(
     num_classes: int | None = None,
     task: Literal["multilabel", "multiclass"] = "multilabel",
     class_names: Sequence[str] | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     input_size: int | None = None,
 ) -> Explanandum:
     """A frozen classifier.
+
+    ``mean`` and ``std`` are, where not given, the model's own (timm, torchvision) or ImageNet's.
 
     A checkpoint of this project knows its architecture, classes and normalisation, which then win over the arguments; code from outside
     this project runs only where ``arch`` names the same (:mod:`explainer.models.untrusted`). A plain state_dict is loaded into ``arch``.
@@ -113,12 +154,16 @@ def load_explanandum(
             raise ConfigError(
                 f"classifier {arch} gives scores only: it needs num_classes and takes no checkpoint, received {checkpoint!r}."
             )
+        mean, std = normalization("", None, mean, std)
         return build_black_box(arch, num_classes, options, task=task, mean=mean, std=std, class_names=class_names, input_size=input_size)
     content = read_weights(checkpoint) if checkpoint is not None else {}
     saved = hyper_parameters(content, "classifier", checkpoint) if checkpoint is not None else None
     if saved is not None:
         c = _described(saved, checkpoint)
         options = classifier_options(checkpoint, c["arch"], c["options"], arch, options)
+        for label, given in (("mean", mean), ("std", std)):
+            if isinstance(c[label], list) and differ(given, c[label]):
+                log.warning("classifier.%s is given as %s; %s was trained with %s, which is used.", label, given, checkpoint, c[label])
         arch, mean, std, input_size = c["arch"], c["mean"], c["std"], c["input_size"]
         if class_names is not None and list(class_names) != list(saved["class_names"]):
             raise ConfigError(
@@ -132,8 +177,8 @@ def load_explanandum(
             raise CheckpointError(f"classifier {checkpoint} holds no weights. Use another checkpoint of the run.")
         state = sub_state(weights, "classifier.")
     else:
-        inner = content.get("state_dict", content.get("model", content))
-        state = inner if isinstance(inner, dict) else {}
+        state = {} if checkpoint is None else unwrapped(content, checkpoint)
+        mean, std = normalization(arch, options, mean, std)
     if num_classes is None:
         raise ConfigError("num_classes is needed for a classifier that was not trained with this project.")
     try:
@@ -143,6 +188,9 @@ def load_explanandum(
             raise
         raise CheckpointError(f"classifier {checkpoint} describes itself wrongly ({' '.join(str(error).split())[:300]}).") from error
     if checkpoint is not None:
+        if saved is None:
+            names = {theirs: mine for mine, theirs in by_name(state, result.classifier.state_dict(), checkpoint).items()}
+            state = {names.get(theirs, theirs): value for theirs, value in state.items()}
         try:
             result.classifier.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:

@@ -70,6 +70,11 @@ class Explanandum(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @property
+    def normalization(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation as plain numbers (to seven digits: those that were given)."""
+        return [round(float(v), 7) for v in self.mean], [round(float(v), 7) for v in self.std]
+
     def train(self, mode: bool = True) -> Explanandum:
         """Stays in eval mode: dropout and drifting BatchNorm statistics would change what is explained."""
         return super().train(False)

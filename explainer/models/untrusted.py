@@ -31,6 +31,15 @@ def without_weights(options: dict[str, Any]) -> dict[str, Any]:
     return {key: _REPLACED.get(key, value) for key, value in options.items()}
 
 
+def portable(arch: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are still needed to build a library's classifier once its weights are in a checkpoint: without trained starts and
+    without the files that a library was told to read. Code from elsewhere keeps all of its options.
+    """
+    if arch not in BUILDERS and arch.partition(":")[0] not in ("torchvision", "timm"):
+        return dict(options)
+    return without_weights({key: value for key, value in options.items() if key not in _SOURCES})
+
+
 def classifier_options(
     path: Any, arch: Any, options: Any, chosen_arch: str | None = None, chosen_options: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -95,8 +104,10 @@ def network_options(options: Any, source: str = "this file") -> dict[str, Any]:
 
 
 def _refuse_sources(path: Any, options: dict[str, Any], chosen: dict[str, Any]) -> None:
-    for key, value in _entries(options):
-        if key in _SOURCES and value is not None and not (key in chosen and chosen[key] == value):
+    """Raise for options that name sources; those that the user has named alike, with all below them, are the user's own."""
+    foreign = {key: value for key, value in options.items() if not (key in chosen and chosen[key] == value)}
+    for key, value in _entries(foreign):
+        if key in _SOURCES and value is not None:
             raise CheckpointError(
                 f"{path} has the option {key}: {str(value)[:100]!r}, which makes a library read another file or address: it was not built. "
                 f"The file's own weights need no such option: save it without {key}, or, for a classifier, name the same arch and options "

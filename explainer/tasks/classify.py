@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import logging
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
@@ -12,24 +13,34 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
+    MulticlassConfusionMatrix,
     MulticlassF1Score,
+    MulticlassRecall,
     MultilabelAveragePrecision,
+    MultilabelConfusionMatrix,
     MultilabelF1Score,
     MultilabelPrecision,
     MultilabelRecall,
 )
 
 from explainer.config import ClassifierConfig, MaskAugmentationConfig, OptimizerConfig
-from explainer.errors import ConfigError, NumericalError
+from explainer.errors import CheckpointError, ConfigError, NumericalError
 from explainer.fills import blend, make_fill
+from explainer.losses.training import balanced_weights, classifier_loss
+from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights
 from explainer.models.classifiers import build_classifier
 from explainer.models.masking import aggregate
 from explainer.models.occlusion import random_masks
+from explainer.models.preprocessing import differ, normalization, recorded
+from explainer.models.transfer import body_names, freeze, init_from, still
+from explainer.models.untrusted import portable
+from explainer.tasks.class_report import ClassReport
 from explainer.tasks.draws import Draws
 from explainer.tasks.optim import configure
 from explainer.tasks.ranks import mean_over_ranks
 from explainer.tensors import Batch
 
+log = logging.getLogger(__name__)
 _IGNORED = -1
 
 
@@ -44,6 +55,11 @@ class ClassifyTask(pl.LightningModule):
         optimizer: optimiser and schedule.
         seed: of the occlusion masks and of the mask augmentation.
         mask_explainer: the Explainer of ``config.mask_augmentation``: images in [0,1] -> class masks ``[B,K,H,W]``.
+        class_counts: number of training images of each class and of all, ``([K], N)``; needed for balanced class weights.
+        image_size: side of the training images in pixels, stored in the checkpoint.
+
+    The files that ``config.checkpoint`` and ``config.init_from`` name are read by :meth:`start`, which a fresh training calls and a
+    resumed one does not.
     """
 
     def __init__(
@@ -55,8 +71,21 @@ class ClassifyTask(pl.LightningModule):
         optimizer: OptimizerConfig | None = None,
         seed: int = 0,
         mask_explainer: nn.Module | None = None,
+        class_counts: tuple[Tensor, int] | None = None,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
+        if config.checkpoint is not None and config.init_from is not None:
+            raise ConfigError(
+                f"classifier.checkpoint ({config.checkpoint}) and classifier.init_from ({config.init_from}) both say what training starts "
+                "from: give one. checkpoint has to fit whole, init_from may leave the head out."
+            )
+        own = recorded(config.arch, config.options)
+        if config.input_size is None and own is not None and own.fixed and image_size not in (None, own.size):
+            config = replace(config, input_size=own.size)
+        self._given = (config.mean, config.std)
+        mean, std = normalization(config.arch, config.options, config.mean, config.std)
+        config = replace(config, mean=mean, std=std, options=dict(config.options))
         for name in ("probability", "max_share", "blank"):
             if not 0 <= getattr(config.occlusion, name) <= 1:
                 raise ConfigError(f"classifier.occlusion.{name} is a share between 0 and 1, received {getattr(config.occlusion, name)}.")
@@ -70,23 +99,82 @@ class ClassifyTask(pl.LightningModule):
         self.save_hyperparameters(
             {
                 "kind": "classifier",
-                "classifier": asdict(config),
+                "classifier": {**asdict(config), "options": portable(config.arch, config.options)},
                 "num_classes": num_classes,
                 "task": task,
                 "class_names": list(class_names),
+                "image_size": image_size,
                 "optimizer": asdict(self.optimizer_config),
             },
             logger=False,
         )
         self.classifier: nn.Module = build_classifier(config.arch, num_classes, **config.options)
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
+        freeze(self.classifier, config.freeze, num_classes)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        weights = _class_weights(config, task, class_names, class_counts)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("fit", "val", "test")})
         self.scores = nn.ModuleDict({stage: _scores(task, num_classes, stage) for stage in ("val", "test")})
         self.per_class: list[float] = []
+        self.report: ClassReport | None = None
 
     mean: Tensor
     std: Tensor
+    class_weights: Tensor | None
+
+    def start(self) -> None:
+        """Load what ``config.checkpoint`` or ``config.init_from`` names.
+
+        Raises:
+            CheckpointError: the file is missing or unusable, or too little of it fits.
+            ConfigError: a checkpoint of this project is for other classes.
+        """
+        c, K = self.config, self.hparams["num_classes"]
+        source = c.checkpoint or c.init_from
+        if source is None:
+            return
+        if c.checkpoint is not None:
+            names = self.hparams["class_names"]
+            try:
+                whole = load_explanandum(c.checkpoint, c.arch, c.options, K, self.task, names, c.mean, c.std, c.input_size)
+                self.classifier.load_state_dict(whole.classifier.state_dict())
+            except (CheckpointError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"{' '.join(str(error).split())[:600]} With task classify, all of classifier.checkpoint has to fit; "
+                    "classifier.init_from takes what fits and may leave the head out."
+                ) from error
+            log.warning("classifier.checkpoint: training goes on from all weights of %s.", c.checkpoint)
+        else:
+            log.warning("%s", init_from(self.classifier, source, K).description)
+        saved = hyper_parameters(read_weights(source), "classifier", source)
+        if saved is not None:
+            self.adopt_normalization(saved.get("classifier"), source)
+
+    def adopt_normalization(self, section: Any, source: str) -> None:
+        """Take over mean and std of a classifier of this project, unless the configuration gives its own."""
+        if not isinstance(section, dict):
+            return
+        for label, given, buffer in zip(("mean", "std"), self._given, (self.mean, self.std), strict=True):
+            value = section.get(label)
+            if value is None or len(value) != buffer.numel():
+                continue
+            if given is None:
+                buffer.copy_(torch.tensor(value).view_as(buffer))
+                setattr(self.config, label, list(value))
+                self.hparams["classifier"][label] = list(value)
+            elif differ(given, value):
+                log.warning("classifier.%s is %s, but %s was trained with %s: leave it out to use the same.", label, given, source, value)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The weights go with the normalisation that they were trained with."""
+        self.adopt_normalization(checkpoint.get("hyper_parameters", {}).get("classifier"), "the checkpoint")
+
+    def train(self, mode: bool = True) -> ClassifyTask:
+        """What is frozen keeps its statistics, too."""
+        super().train(mode)
+        still(self.classifier)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B,3,H,W]`` in [0,1] -> logits ``[B,K]``."""
@@ -98,10 +186,8 @@ class ClassifyTask(pl.LightningModule):
     def _shared_step(self, batch: Batch, stage: str) -> Tensor:
         images, targets = self._occlude(self._mask_evidence(batch), batch) if stage == "fit" else (batch.images, batch.targets)
         logits = self(images).float()
-        if self.task == "multilabel":
-            loss = F.binary_cross_entropy_with_logits(logits, targets)
-        else:
-            loss = F.cross_entropy(logits, targets)
+        how = self.config.loss
+        loss = classifier_loss(logits, targets, self.task, self.class_weights, how.gamma, how.label_smoothing)
         if stage == "fit" and not torch.isfinite(loss):
             raise NumericalError(
                 f"the classification loss is {float(loss.detach())}. Images of the batch: {', '.join(batch.ids)}. Lower the learning rate."
@@ -183,6 +269,8 @@ class ClassifyTask(pl.LightningModule):
         if per_class is not None:
             self.per_class = per_class.tolist()
             results[f"{stage}/map"] = per_class.nanmean()
+        report = ClassReport.multi_label if self.task == "multilabel" else ClassReport.single_label
+        self.report = report(self.hparams["class_names"], results.pop(f"{stage}/confusion"))
         self.log_dict(results, prog_bar=stage == "val")
         self.losses[stage].reset()  # type: ignore[operator]
         self.scores[stage].reset()  # type: ignore[operator]
@@ -197,7 +285,37 @@ class ClassifyTask(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """See :func:`explainer.tasks.optim.configure`."""
-        return configure(self.classifier.parameters(), self.optimizer_config, lambda: int(self.trainer.estimated_stepping_batches))
+        named = dict(self.classifier.named_parameters())
+        body = [named[name] for name in body_names(self.classifier, self.hparams["num_classes"]) if name in named]
+        total = lambda: int(self.trainer.estimated_stepping_batches)  # noqa: E731
+        return configure(self.classifier.parameters(), self.optimizer_config, total, body)
+
+
+def _class_weights(
+    config: ClassifierConfig,
+    task: Literal["multilabel", "multiclass"],
+    class_names: tuple[str, ...],
+    class_counts: tuple[Tensor, int] | None,
+) -> Tensor | None:
+    """``[K]`` weights of the loss as ``classifier.loss.class_weights`` says, or None."""
+    given = config.loss
+    if given.gamma < 0 or not 0 <= given.label_smoothing < 1:
+        raise ConfigError(
+            f"classifier.loss: gamma is at least 0 and label_smoothing in [0,1), received {given.gamma} and {given.label_smoothing}."
+        )
+    if given.class_weights is None:
+        return None
+    if given.class_weights == "balanced":
+        if class_counts is None:
+            raise ConfigError("classifier.loss.class_weights: balanced needs the classes' numbers of training images (class_counts).")
+        return balanced_weights(*class_counts, task)
+    for name, weight in given.class_weights.items():
+        if name not in class_names or not weight > 0:
+            raise ConfigError(
+                f"classifier.loss.class_weights gives {name!r} the weight {weight}; weights are positive, the classes "
+                f"{', '.join(class_names)}."
+            )
+    return torch.tensor([float(given.class_weights.get(name, 1.0)) for name in class_names])
 
 
 def _class_selection(config: MaskAugmentationConfig, net: nn.Module, class_names: tuple[str, ...]) -> Tensor:
@@ -230,6 +348,7 @@ def _scores(task: str, K: int, stage: str) -> MetricCollection:
                 "f1": MultilabelF1Score(K, average="micro", ignore_index=_IGNORED),
                 "precision": MultilabelPrecision(K, average="micro", ignore_index=_IGNORED),
                 "recall": MultilabelRecall(K, average="micro", ignore_index=_IGNORED),
+                "confusion": MultilabelConfusionMatrix(K, ignore_index=_IGNORED),
                 "ap_per_class": MultilabelAveragePrecision(K, average="none", ignore_index=_IGNORED),
             },
             prefix=prefix,
@@ -238,6 +357,8 @@ def _scores(task: str, K: int, stage: str) -> MetricCollection:
         {
             "accuracy": MulticlassAccuracy(K, average="micro", ignore_index=_IGNORED),
             "f1": MulticlassF1Score(K, average="macro", ignore_index=_IGNORED),
+            "recall_macro": MulticlassRecall(K, average="macro", ignore_index=_IGNORED),
+            "confusion": MulticlassConfusionMatrix(K, ignore_index=_IGNORED),
         },
         prefix=prefix,
     )

@@ -34,8 +34,8 @@ def configure(
         slow = [p for p in trained if id(p) in own]
         if not slow or config.encoder_lr <= 0:
             raise ConfigError(
-                f"optimizer.encoder_lr is a positive factor for the Explainer's encoder, received {config.encoder_lr} for a network with "
-                f"{len(slow)} encoder tensors; leave it at 1 for a classifier or a network without encoder."
+                f"optimizer.encoder_lr is a positive factor for the Explainer's encoder or the classifier's body, received "
+                f"{config.encoder_lr} for a network with {len(slow)} such tensors to train; leave it at 1 where there are none."
             )
         trained = [{"params": [p for p in trained if id(p) not in own]}, {"params": slow, "lr": config.encoder_lr * config.lr}]
     if config.name == "adam":
