@@ -158,9 +158,10 @@ class ExplainerConfig:
         network: deeplabv3, deeplabv3plus, unet, fpn, ... (segmentation-models-pytorch), torchvision_deeplabv3 or vgg_unet.
             With a shared encoder its decoder: fpn or deeplabv3plus.
         options: of the network (encoder_name, encoder_weights, decoder_channels, ...); of a shared encoder width, layers, prior.
+            encoder_name: auto is the classifier's own architecture (timm's, torchvision's, efficientnet_lite).
         downscale: run at 1/downscale of the resolution and upsample the masks.
         stride: multiple to which images are padded.
-        init_encoder: start the encoder from the Explanandum's own weights (same architecture needed).
+        init_encoder: start the encoder from the Explanandum's own weights (same architecture needed, whatever library built it).
     """
 
     encoder: Literal["own", "shared"] = "own"

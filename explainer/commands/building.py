@@ -17,9 +17,9 @@ from explainer.data.files import ImageFileDataset
 from explainer.errors import CheckpointError, ConfigError
 from explainer.losses.base import build_terms
 from explainer.models.checkpoints import configured_explanandum, hyper_parameters, read_weights, sub_state, trained_size
+from explainer.models.encoders import AUTO, encoder_for, init_encoder
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
-from explainer.models.networks import init_encoder
 
 # What decides numbers is the same list for a training and an evaluation.
 from explainer.provenance import versions as general_versions
@@ -105,7 +105,7 @@ def build_networks(config: RunConfig, data: DataModule, fitting: bool = True) ->
     net = Explainer(
         network=e.network,
         num_classes=data.num_classes,
-        options=_network_options(config),
+        options=_network_options(config, explanandum),
         class_names=data.class_names,
         mean=explanandum.normalization[0],
         std=explanandum.normalization[1],
@@ -125,10 +125,15 @@ def build_networks(config: RunConfig, data: DataModule, fitting: bool = True) ->
     return Networks(explanandum, net)
 
 
-def _network_options(config: RunConfig) -> dict[str, Any]:
-    """Options of the Explainer's network. The default ones name an encoder, which a shared one has none of."""
+def _network_options(config: RunConfig, explanandum: Explanandum) -> dict[str, Any]:
+    """Options of the Explainer's network. The default ones name an encoder, which a shared one has none of; ``auto`` is replaced by the
+    name of the classifier's own.
+    """
     e = config.explainer
-    return {} if e.encoder == "shared" and e.options == ExplainerConfig().options else e.options
+    if e.encoder == "shared":
+        return {} if e.options == ExplainerConfig().options else e.options
+    auto = e.options.get("encoder_name") == AUTO
+    return {**e.options, "encoder_name": encoder_for(explanandum.arch)} if auto else e.options
 
 
 def _check_teaching(config: RunConfig, explanandum: Explanandum, data: DataModule, fitting: bool) -> None:

@@ -199,4 +199,5 @@ def load_explanandum(
                 f"classifier {checkpoint} does not fit {arch} with {num_classes} classes: {' '.join(lines[1:3]).strip()[:300]} "
                 "Set classifier.arch and classifier.options to what it was trained with."
             ) from error
+    result.arch = arch
     return result

@@ -30,11 +30,15 @@ class Explanandum(nn.Module):
         class_names: K names, or None for "0".."K-1".
         input_size: side in pixels to which images are resized (bilinear) before the classifier; None leaves them as they are.
 
+    Attributes:
+        arch: name that :func:`~explainer.models.classifiers.build_classifier` built it by; None for a module of elsewhere.
+
     Class attributes:
         differentiable: gradients flow through it to the image (:class:`~explainer.models.black_box.BlackBox`: they do not).
     """
 
     differentiable: ClassVar[bool] = True
+    arch: str | None = None
 
     def __init__(
         self,

@@ -98,7 +98,10 @@ def _build(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
         raise UnknownNameError(f"unknown Explainer network {name!r}. Known: {', '.join(network_names())}.")
     import segmentation_models_pytorch as smp
 
-    return drop_unused(getattr(smp, _SMP[name])(classes=num_classes, **{"encoder_weights": None, **options}))
+    chosen = {"encoder_name": "resnet34", "encoder_weights": None, **options}
+    network = drop_unused(getattr(smp, _SMP[name])(classes=num_classes, **chosen))
+    network.encoder_name = chosen["encoder_name"]
+    return network
 
 
 def build_network(name: str, num_classes: int, **options: Any) -> nn.Module:
@@ -126,31 +129,6 @@ def build_network(name: str, num_classes: int, **options: Any) -> nn.Module:
 def encoder_of(network: nn.Module) -> nn.Module | None:
     """The part that turns the image into features; None for a network without such a part."""
     return getattr(network, "encoder", None) or getattr(getattr(network, "net", None), "backbone", None)
-
-
-def init_encoder(network: nn.Module, classifier: nn.Module) -> int:
-    """Copy the classifier's weights into the network's encoder wherever name and shape agree, e.g. a ResNet-50 classifier into a
-    DeepLabV3 with a ResNet-50 encoder. The Explainer then starts with features that know the classes, and learns far faster than from
-    random weights; at inference it remains a network of its own.
-
-    Returns:
-        Number of tensors copied.
-
-    Raises:
-        ConfigError: fewer than half of the encoder's tensors have a counterpart (another architecture).
-    """
-    inner = encoder_of(network)
-    if inner is None:
-        raise ConfigError(f"{type(network).__name__} has no encoder to initialise; set explainer.init_encoder to false.")
-    own, source = inner.state_dict(), classifier.state_dict()
-    same = {key: source[key] for key, value in own.items() if key in source and source[key].shape == value.shape}
-    if 2 * len(same) < len(own):
-        raise ConfigError(
-            f"explainer.init_encoder: only {len(same)} of the encoder's {len(own)} tensors exist in the classifier with the same name and "
-            "shape. Choose an encoder of the classifier's own architecture, or set explainer.init_encoder to false."
-        )
-    inner.load_state_dict({**own, **same})
-    return len(same)
 
 
 def drop_unused(network: nn.Module, side: int = 64) -> nn.Module:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
+
+from explainer.files import write_text
 
 _PRINTED = 12
 
@@ -98,7 +101,8 @@ class ClassReport:
         for stem, rows in (("classes", self.table()), ("confusion", self.matrix())):
             if rows:
                 path = folder / f"{stem}_{split}.csv"
-                with path.open("w", newline="", encoding="utf-8") as file:
-                    csv.writer(file).writerows(rows)
+                text = io.StringIO(newline="")
+                csv.writer(text, lineterminator="\n").writerows(rows)
+                write_text(path, text.getvalue())
                 written.append(path)
         return written
