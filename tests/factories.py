@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 230), (230, 200, 40))
+COLOURS = (
+    (220, 40, 40), (40, 200, 60), (50, 70, 230), (230, 200, 40),
+    *((60 + 47 * i % 160, 60 + 83 * i % 160, 60 + 29 * i % 160) for i in range(16)),
+)  # fmt: skip
 NAMES = ("cat", "dog", "bird")
 
 

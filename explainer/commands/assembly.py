@@ -18,6 +18,7 @@ from explainer.attribution.map_cache import method_key
 from explainer.commands.building import sized_options
 from explainer.data.contract import collate
 from explainer.data.datamodule import DataModule
+from explainer.data.samplers import spread
 from explainer.errors import CheckpointError, ConfigError
 from explainer.evaluation.config import EvaluateConfig, MethodConfig
 from explainer.evaluation.manipulation import gradient_map
@@ -39,10 +40,16 @@ _SCALES: dict[str, tuple[Scale, ...]] = {"raw": ("raw",), "minmax": ("minmax",),
 def data_module(config: EvaluateConfig) -> DataModule:
     """The images."""
     d = config.data
-    return DataModule(
+    module = DataModule(
         d.name, max(d.batch_size, 2), d.eval_batch_size, d.num_workers, config.seed, sized_options(d, config.classifier),
         d.train_options, d.eval_options, d.on_error, prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory,
     )  # fmt: skip
+    if config.sample is not None:
+        if config.sample < 1:
+            raise ConfigError(f"sample must be at least 1, received {config.sample}.")
+        dataset = module.dataset(config.split)
+        dataset.keep(spread(len(dataset), config.sample, config.seed))
+    return module
 
 
 def classifier(config: EvaluateConfig, data: DataModule) -> Explanandum:
@@ -98,7 +105,7 @@ def build_method(
     given = {"candidates": CANDIDATES, **method.options} if name == SELF_SUPERVISED else method.options
     fingerprint = method_key(name, type(attributor), given)
     attack, smooth = _differentiable(name, attributor, explanandum)
-    return Method(label, attributor, fingerprint, scales, size, attack, smooth)
+    return Method(label, attributor, fingerprint, scales, size, attack, smooth, method.threshold)
 
 
 def _trained(label: str, method: MethodConfig, explanandum: Explanandum, scales: tuple[Scale, ...], size: int, option: str) -> Method:
@@ -129,7 +136,7 @@ def _trained(label: str, method: MethodConfig, explanandum: Explanandum, scales:
     def attack(images: Tensor, class_index: Tensor) -> Tensor:
         return net(images)[torch.arange(len(images), device=images.device), class_index]
 
-    return Method(label, TrainedExplainer(net), fingerprint, scales, size, attack)
+    return Method(label, TrainedExplainer(net), fingerprint, scales, size, attack, threshold=method.threshold)
 
 
 def _differentiable(name: str, attributor: Any, explanandum: Explanandum) -> tuple[DifferentiableMap | None, bool]:

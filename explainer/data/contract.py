@@ -135,6 +135,10 @@ class ExplainerDataset(Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         """One sample, a function of ``index`` and of (augmentation_seed, epoch) only. Raises CorruptSampleError naming the file."""
 
+    def keep(self, indices: Sequence[int]) -> None:
+        """Serve only these samples from now on, in this order. Data sets that can be cut override it."""
+        raise ConfigError(f"data set {self.name!r} cannot be sampled: use limit, which takes the first images.")
+
     def sample_id(self, index: int) -> str:
         """The ``id`` of a sample, without decoding it."""
         return f"{self.split}/{index:06d}"

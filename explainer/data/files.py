@@ -179,6 +179,11 @@ class ImageFileDataset(ExplainerDataset):
     def __len__(self) -> int:
         return len(self.records)
 
+    def keep(self, indices: Sequence[int]) -> None:
+        """See :meth:`ExplainerDataset.keep`."""
+        self.records = [self.records[i] for i in indices]
+        self._ready(f"{self.name} after sampling")
+
     def sample_id(self, index: int) -> str:
         """The record's id."""
         return self.records[index].id

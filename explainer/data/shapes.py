@@ -6,7 +6,7 @@ neither an outline nor a hole of a certain form tells a class: cutting an object
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -148,6 +148,10 @@ class Shapes(ExplainerDataset):
 
     def __len__(self) -> int:
         return self.length
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """So many images: they are independent of each other, so that the first ones are a sample like any other."""
+        self.length = len(indices)
 
     def __getitem__(self, index: int) -> Sample:
         """One image with exact masks; with ``shortcut_class`` also the cue's pixels."""

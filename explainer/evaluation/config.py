@@ -18,6 +18,8 @@ class MethodConfig:
         checkpoint: of a trained Explainer: a .ckpt, a .safetensors file or an export folder.
         train_with: configuration that trains the Explainer; named in the message when the checkpoint is missing.
         rescale: overrides the evaluation's rescale for this method.
+        threshold: where agf_segmentation cuts this method's maps: zero (the positive part) or mean (of the map); null: zero for methods
+            whose maps have signs, else mean.
         batch_size: most (image, class) pairs per call of this method; null takes the evaluation's batch_size.
         allow_mismatch: evaluate an Explainer although it was trained for another classifier.
     """
@@ -27,6 +29,7 @@ class MethodConfig:
     checkpoint: str | None = None
     train_with: str | None = None
     rescale: Literal["raw", "minmax", "both"] | None = None
+    threshold: Literal["zero", "mean"] | None = None
     batch_size: int | None = None
     allow_mismatch: bool = False
 
@@ -53,6 +56,7 @@ class EvaluateConfig:
         data: images.
         split: of the data.
         limit: number of images, from the start of the split; null takes all.
+        sample: number of images drawn at random from the whole split (by ``seed``, in the data's order), before ``limit``; null: all.
         classifier: the Explanandum. Its task and classes are the data's.
         methods: what is evaluated, by label.
         protocols: names, or {label: {protocol: name, option: value}}; the label is the name where no protocol is given.
@@ -76,6 +80,7 @@ class EvaluateConfig:
     data: DataConfig = field(default_factory=DataConfig)
     split: Literal["train", "val", "test"] = "test"
     limit: int | None = None
+    sample: int | None = None
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     methods: dict[str, MethodConfig] = field(default_factory=dict)
     protocols: list[str | dict[str, dict[str, Any]]] = field(default_factory=list)

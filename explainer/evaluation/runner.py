@@ -154,6 +154,7 @@ class Runner:
             "ids": [self.dataset.sample_id(indices[0]), self.dataset.sample_id(indices[-1])] if len(indices) else [],
             "method": None if method is None else [method.label, method.fingerprint, list(method.scales), method.batch_size],
             "protocol": [label, protocol.identity()],
+            **({"threshold": method.threshold} if method is not None and method.threshold is not None else {}),
             "classes": s.classes,
             "seed": s.seed,
             "cache": s.cache_dtype if s.cache is not None and protocol.uses_maps else None,

@@ -33,6 +33,7 @@ class Method:
         differentiable_map: ``(images [B,3,H,W], class_index [B]) -> [B,h,w]`` or ``[B,C,h,w]`` with a graph to the images, for protocols
             that attack the method; None: it has none.
         needs_softplus: its gradient has no useful derivative in a ReLU network; an attack smooths the network.
+        threshold: where its maps are cut into object and background, "zero" or "mean"; None: zero for methods with signs, else mean.
     """
 
     label: str
@@ -42,6 +43,12 @@ class Method:
     batch_size: int = 64
     differentiable_map: DifferentiableMap | None = None
     needs_softplus: bool = False
+    threshold: Literal["zero", "mean"] | None = None
+
+    @property
+    def cut_at_zero(self) -> bool:
+        """Whether the object is where maps are above 0, not above their mean."""
+        return self.signed if self.threshold is None else self.threshold == "zero"
 
     @property
     def signed(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,13 +43,16 @@ class SmallVGG(nn.Module):
         return self.head(torch.flatten(self.avgpool(self.features(images)), 1))
 
 
-def vgg16(num_classes: int, weights: str | None = None, freeze_features: bool = True, dropout: float = 0.5) -> nn.Module:
-    """Torchvision VGG-16 with a new MLP head; the convolutions are frozen as in Stalder et al. 2022 when pretrained weights are given.
+def vgg16(
+    num_classes: int, weights: str | None = None, freeze_features: bool = True, dropout: float = 0.5, name: str = "vgg16"
+) -> nn.Module:
+    """Torchvision's VGG-16 (or the VGG called ``name``) with a new MLP head; the convolutions are frozen as in Stalder et al. 2022 when
+    pretrained weights are given.
 
     Args:
         weights: a torchvision weights name such as "IMAGENET1K_V1", or None for random weights (nothing is frozen then).
     """
-    net = _torchvision("vgg16", weights)
+    net = _torchvision(name, weights)
     net.classifier = nn.Sequential(
         nn.Linear(512 * 7 * 7, 4096),
         nn.ReLU(inplace=True),
@@ -70,6 +74,31 @@ def resnet50(num_classes: int, weights: str | None = None) -> nn.Module:
     return net
 
 
+#: Activations of Han et al. 2024, Table 4.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "swish": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh,
+}  # fmt: skip
+
+
+def cifar_resnet50(num_classes: int, activation: str = "relu") -> nn.Module:
+    """ResNet-50 for images of 32 px: a 3x3 stem without stride or pooling, and any of :data:`ACTIVATIONS`; random weights.
+
+    Raises:
+        ConfigError: an unknown activation.
+    """
+    if activation not in ACTIVATIONS:
+        raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, received {activation!r}.")
+    net = _torchvision("resnet50", None)
+    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out")
+    net.fc = nn.Linear(net.fc.in_features, num_classes)
+    for module in list(net.modules()):
+        for child, inner in list(module.named_children()):
+            if isinstance(inner, nn.ReLU):
+                setattr(module, child, ACTIVATIONS[activation]())
+    return net
+
+
 def _torchvision(name: str, weights: str | None) -> Any:
     try:
         return models.get_model(name, weights=weights)
@@ -81,7 +110,14 @@ def _torchvision(name: str, weights: str | None) -> Any:
         ) from error
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"small_vgg": SmallVGG, "vgg16": vgg16, "resnet50": resnet50, **LITE_BUILDERS}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "small_vgg": SmallVGG,
+    "vgg16": vgg16,
+    "vgg19": partial(vgg16, name="vgg19"),
+    "resnet50": resnet50,
+    "cifar_resnet50": cifar_resnet50,
+    **LITE_BUILDERS,
+}
 
 
 def build_classifier(arch: str, num_classes: int, **options: Any) -> nn.Module:

@@ -1,7 +1,7 @@
 """Segmentation by raw maps: Table 3 of Gur et al., AAAI 2021 (AGF). Pixel accuracy and mean average precision.
 
-Signed maps are cut at 0, positive-only maps at their mean. ``agf_class_segmentation`` is the multi-label form, in which every pixel shows
-one class or the background.
+Signed maps are cut at 0, positive-only maps at their mean, unless the method's ``threshold`` says otherwise.
+``agf_class_segmentation`` is the multi-label form, in which every pixel shows one class or the background.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AGFSegmentation(Protocol):
         truth = scene.truth(rows, classes)
         if scene.explanandum.task == "multiclass" and scene.batch.masks is not None:
             truth = scene.batch.masks.amax(1)[rows]
-        saliency, void, signed = maps.saliency(rows, classes), scene.void(rows), maps.method.signed
+        saliency, void, signed = maps.saliency(rows, classes), scene.void(rows), maps.method.cut_at_zero
         values = {
             "pixel_accuracy": pixel_accuracy(saliency, truth, void, signed),
             "mean_average_precision": mean_average_precision(

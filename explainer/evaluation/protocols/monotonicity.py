@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,18 +25,26 @@ class Monotonicity(Protocol):
         areas: shares of the image, growing; a method with masks of its own must have been built with the same.
         fill: replaces removed pixels (the paper blurs).
         output: of the classifier.
+        scores: ``masked``: the images are masked here with ``fill``; ``own``: what the method's search reached under its own perturbation
+            (methods with masks of their own only), against its reward of the untouched image.
     """
 
     name = "monotonicity"
     source = "Fong et al. 2019, section 4"
 
     def __init__(
-        self, mode: Mode = "corrected", areas: Sequence[float] = AREAS, fill: FillKind = "blur", output: Output = "probability"
+        self,
+        mode: Mode = "corrected",
+        areas: Sequence[float] = AREAS,
+        fill: FillKind = "blur",
+        output: Output = "probability",
+        scores: Literal["masked", "own"] = "masked",
     ) -> None:
         super().__init__(mode)
         self.areas = list(areas)
         self.fill: FillKind = fill
         self.output: Output = output
+        self.scores = scores
 
     def columns(self) -> dict[str, Column]:
         """Share of monotone images, and the smallest area that suffices."""
@@ -53,6 +61,8 @@ class Monotonicity(Protocol):
         if len(rows) == 0:
             return []
         images = scene.images[rows]
+        if self.scores == "own":
+            return self._rows(rows, classes, *self._own_scores(maps, images, classes))
         areas = self._area_masks(maps, images, rows, classes)
         kept = torch.stack(
             [
@@ -62,6 +72,20 @@ class Monotonicity(Protocol):
             1,
         )
         whole = class_scores(scene.explanandum, images, classes, self.output)
+        return self._rows(rows, classes, kept, whole)
+
+    def not_applicable(self, method: Method) -> str | None:
+        """With ``scores: own``, a method needs masks of its own for these areas."""
+        own = self.scores == "masked" or has_area_masks(method, self.areas)
+        return None if own else "it has no masks of its own for these areas"
+
+    def _own_scores(self, maps: Maps, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        attributor: Any = maps.method.attributor
+        parts = zip(images.split(maps.method.batch_size), classes.split(maps.method.batch_size), strict=True)
+        found = [attributor.masks(i, k, generator=maps.generator()) for i, k in parts]
+        return torch.cat([f.preserved for f in found]), torch.cat([f.original for f in found])
+
+    def _rows(self, rows: Tensor, classes: Tensor, kept: Tensor, whole: Tensor) -> list[Score]:
         reached = kept >= whole[:, None]
         smallest = torch.tensor(self.areas, dtype=torch.float64, device=kept.device)[reached.long().argmax(1)]
         values = {"monotone": monotone_scores(kept, whole), "smallest_area": smallest.masked_fill(~reached.any(1), torch.nan)}

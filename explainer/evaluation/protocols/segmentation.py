@@ -60,6 +60,7 @@ class Segmentation(Protocol):
         assert maps is not None
         mask = maps.merged()
         targets = scene.explained.to(scene.images)
+        mask = self.own_row(mask, maps, scene.void())
         values = self.compare(mask, scene.merged_truth, scene.void())
         values["sal"] = sal(scene.explanandum, scene.images, mask, targets, self.fill)
         return scores(len(mask), None, values)
@@ -80,6 +81,12 @@ class Segmentation(Protocol):
             "area": mask.double().mean((1, 2)),
         }
         return values if unknown is None else {k: v.masked_fill(unknown, torch.nan) for k, v in values.items()}
+
+    def own_row(self, mask: Tensor, maps: Maps, void: Tensor | None) -> Tensor:
+        """The mask of the row ``ground_truth`` is what is scored against, void pixels included where they count as object."""
+        if maps.method.needs_truth and void is not None and self.mode != "corrected":
+            return torch.maximum(mask, void.to(mask))
+        return mask
 
     def treat_void(self, truth: Tensor, void: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """``(ground truth, void, images without ground truth)`` as the mode says."""
@@ -109,6 +116,7 @@ class SegmentationPerClass(Segmentation):
         if len(rows) == 0:
             return []
         mask = maps.mask(rows, classes)
+        mask = self.own_row(mask, maps, scene.void(rows))
         values = self.compare(mask, scene.truth(rows, classes), scene.void(rows))
         one_hot = torch.nn.functional.one_hot(classes, scene.labels.shape[1]).to(scene.images)
         values["sal"] = sal(scene.explanandum, scene.images[rows], mask, one_hot, self.fill)

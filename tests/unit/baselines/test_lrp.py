@@ -49,6 +49,8 @@ SAME = {"first_layer": "same"}
         # class 1 sends 5 (3,1)/4 down: h gets (1.25,-1.25).
         ("clrp", SAME, (0.0, 2.5 / 3)),
         ("clrp", {"dual": "negated", **SAME}, (0.0, 10 / 3)),
+        # class 1 starts with its own 4, sends (3,1) down: (1,2) + (1,0) at the pixels, scaled from 4 to 5; signed.
+        ("clrp", {"dual": "other_logits", **SAME}, (-2.5 / 3, 2.5 / 3)),
         ("sglrp", SAME, (-Q / 6, Q / 6)),
         # h gets (6,1) 5/7; shares (15,22)/7 sum to 37/7, 2/7 too much: each gives back 1/7.
         ("rap", SAME, (2.0, 3.0)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -184,6 +185,68 @@ def test_monotonicity_takes_the_methods_own_masks(scene):
     assert [s.values["monotone"] for s in own] == pytest.approx(expected.tolist())
     other = protocol.score(scene, dense(scene))
     assert [s.vectors for s in other] != [s.vectors for s in own]
+
+
+def test_own_scores_are_those_that_the_search_reached(scene):
+    class Areas(Brightness):
+        areas = (0.25, 0.5)
+
+        def masks(self, images, classes, generator=None):
+            one, two = images.new_tensor([[1.0, 3.0]]), images.new_tensor([[2.0, 1.5]])  # monotone until 2 is reached; not
+            kept = torch.where((torch.arange(len(images)) == 0)[:, None], one, two)
+            return SimpleNamespace(preserved=kept, original=images.new_full((len(images),), 2.0))
+
+    protocol = build_protocol("monotonicity", {"areas": [0.25, 0.5], "scores": "own"}, "paper")
+    assert protocol.not_applicable(method("noisy", Brightness())) is not None
+    maps = Maps(Method("areas", Areas(), {}), scene, dense(scene).raw)
+    assert protocol.not_applicable(maps.method) is None
+    found = protocol.score(scene, maps)
+    assert found[0].values["smallest_area"] == 0.5 and found[1].values["smallest_area"] == 0.25
+    assert [s.vectors["preserved"] for s in found[:2]] == [[1.0, 3.0], [2.0, 1.5]]
+
+
+def test_the_ground_truth_row_is_the_union_that_is_scored(scene):
+    void = torch.zeros(4, 32, 32, dtype=torch.bool)
+    void[:, :4] = True
+    bordered = replace(scene, batch=replace(scene.batch, void=void))
+
+    class Truth(Dense):
+        needs_masks = True
+
+    maps = Maps(method("ground_truth", Truth()), bordered, scene.batch.masks)
+    for mode in ("paper", "code", "corrected"):
+        for protocol in ("segmentation", "segmentation_per_class"):
+            for row in build_protocol(protocol, {}, mode).score(bordered, maps):
+                assert (row.values["acc"], row.values["iou"], row.values["mae"]) == (1, 1, 0), (mode, protocol)
+
+
+def test_a_table_chooses_where_maps_are_cut(scene):
+    """All of a positive map lies above 0, a part of it above its mean."""
+    values = {}
+    for threshold in (None, "zero", "mean"):
+        maps = Maps(replace(method("dense", Dense()), threshold=threshold), scene, scene.images.clone() + 0.1)
+        values[threshold] = [s.values["pixel_accuracy"] for s in build_protocol("agf_segmentation", {}, "paper").score(scene, maps)]
+    rows, classes = scene.pairs
+    assert values["zero"] == pytest.approx(scene.truth(rows, classes).mean((1, 2)).tolist())
+    assert values[None] == values["mean"] != values["zero"]
+
+
+def test_classes_by_the_average_activation_of_their_masks(scene):
+    areas = torch.tensor([[0.5, 0.25, 0.125]] * 4)
+    maps = Maps(method("dense", Dense()), scene, areas[:, :, None, None].expand(4, 3, 32, 32))
+    found = build_protocol("mask_activation", {}, "paper").score(scene, maps)
+    for b, row in enumerate(found):
+        expected = float(scene.labels[b, 0]) if scene.labels[b].any() else math.nan
+        assert row.values["top_is_label"] == pytest.approx(expected, nan_ok=True)
+        order = torch.argsort(torch.argsort(scene.logits[b])).double()
+        assert row.values["rank_correlation"] == pytest.approx(1 - 6 * float(((torch.tensor([2.0, 1, 0]) - order) ** 2).sum()) / 24)
+        assert row.vectors["activation"] == [0.5, 0.25, 0.125]
+
+
+def test_fidelity_alone_is_that_of_the_five_metrics(scene):
+    alone = build_protocol("fidelity", {"subsets": 20}, "paper").score(scene, dense(scene))
+    five = build_protocol("srd_metrics", {"subsets": 20, "stability_samples": 0}, "corrected").score(scene, dense(scene))
+    assert [s.values["fidelity"] for s in alone] == [s.values["fidelity"] for s in five]  # 4 of 32 x 32 pixels
 
 
 def test_boxes_are_the_object_at_the_original_resolution(scene):
