@@ -17,6 +17,7 @@ from explainer.commands import (
     overlay,
     randomise,
     report,
+    reproduce,
     serve,
     train,
 )
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Command | Group] = {
     **train.COMMANDS,
     "evaluate": evaluate.COMMAND,
     "report": report.COMMAND,
+    "reproduce": reproduce.COMMAND,
     "calibrate": calibrate.COMMAND,
     "maps": maps.COMMAND,
     "randomise": randomise.COMMAND,
