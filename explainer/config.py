@@ -189,7 +189,7 @@ class MaskingConfig:
         areas: least and greatest of these areas, log-uniform.
         area_temperature: softness of the cut, in mask logits.
         absent_classes: of each image, in training, the masks of this many absent classes are computed, drawn at random, besides those of
-            all present ones. It bounds time and memory for many classes; up to about this many classes, all are computed.
+            all present ones: it bounds time and memory for many classes. Default: all of up to 100 classes, 20 of more.
     """
 
     fill: Literal[FillKind, "random", "alternative", "tokens"] = "mean"
@@ -198,7 +198,7 @@ class MaskingConfig:
     area_conditioned: float = 0.0
     areas: list[float] = field(default_factory=lambda: [0.02, 0.4])
     area_temperature: float = 1.0
-    absent_classes: int = 100
+    absent_classes: int | None = None
 
 
 @dataclass

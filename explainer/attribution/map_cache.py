@@ -285,8 +285,15 @@ def compute_pairs(
         needed = wanted.any(1).nonzero()[:, 0]
         place = torch.full((len(images),), -1, device=images.device)
         place[needed] = torch.arange(len(needed), device=images.device)
-        dense = torch.cat([attributor(part) for part in images[needed].split(batch_size)])
-        return dense[place[rows], classes]
+        most = int(wanted.sum(1).max())
+        if 2 * most > wanted.shape[1]:
+            dense = torch.cat([attributor(part) for part in images[needed].split(batch_size)])
+            return dense[place[rows], classes]
+        # Each image's own few of many classes, first in a rectangle that others fill up.
+        own = wanted[needed].float().topk(most, dim=1, sorted=True).indices.sort(dim=1).values
+        pieces = zip(images[needed].split(batch_size), own.split(batch_size), strict=True)
+        dense = torch.cat([attributor.some(piece, k) for piece, k in pieces])
+        return dense[place[rows], (own[place[rows]] == classes[:, None]).long().argmax(dim=1)]
     if not shares_work(attributor):
         parts = [
             attributor(images[r], k, generator=fresh(), masks=None if masks is None else masks[r])

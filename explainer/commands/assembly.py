@@ -28,6 +28,7 @@ from explainer.evaluation.scene import DifferentiableMap, Method, Scale
 from explainer.models.checkpoints import configured_explanandum
 from explainer.models.explainer import TrainedExplainer
 from explainer.models.explanandum import Explanandum
+from explainer.tasks.predicted import use_predicted_targets
 from explainer.tensors import state_digest
 
 N = TypeVar("N", bound=nn.Module)
@@ -122,7 +123,7 @@ def _trained(label: str, method: MethodConfig, explanandum: Explanandum, scales:
         raise CheckpointError(
             f"{option}: checkpoint {method.checkpoint} does not exist. Train it ({how}), or give another with --{option}.checkpoint."
         )
-    net = _faster(explainer.load(method.checkpoint).to(explanandum.mean.device))
+    net = _faster(explainer.load(method.checkpoint, explanandum).to(explanandum.mean.device))
     if net.num_classes != explanandum.num_classes or tuple(net.class_names) != tuple(explanandum.class_names):
         raise ConfigError(
             f"{option}: {method.checkpoint} explains the classes {', '.join(net.class_names)}, "
@@ -192,6 +193,8 @@ def build_runner(config: EvaluateConfig, rank: int = 0, world: int = 1) -> Runne
     device = device_of(config.device)
     data = data_module(config)
     explanandum = classifier(config, data).to(device)
+    if config.data.targets == "predicted":
+        use_predicted_targets(explanandum, data, (config.split,), config.data.top, config.data.threshold, config.out)
     methods = [build_method(label, m, config, explanandum, data) for label, m in config.methods.items()]
     cache = config.cache
     settings = Settings(

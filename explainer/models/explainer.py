@@ -199,3 +199,11 @@ class TrainedExplainer(DenseAttributor):
     def _explain_all(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             return self.net(images).to(images.dtype)
+
+    def some(self, images: Tensor, classes: Tensor) -> Tensor:
+        """See :meth:`DenseAttributor.some`: the network computes these classes alone."""
+        if not isinstance(self.net, Explainer):
+            return super().some(images, classes)
+        check_images(images)
+        with torch.no_grad():
+            return self.net(images, classes).to(images.dtype)

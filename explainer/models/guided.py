@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-RADIUS, EPS = 0.25, 3e-4
+RADIUS, EPS = 0.15, 3e-4
 
 
 class Guide(NamedTuple):

@@ -2,8 +2,9 @@
 
 The class's filter in the last layer is a learned projection of the classifier's own head weights plus a free part. So the decoder
 knows a class that no training image shows, and only the filters of the classes asked for are computed. Where the classifier's head
-is linear in the mean of its last feature map, the class activation (Zhou et al. 2016), fitted to the image's colours by a guided
-filter, is where the masks begin.
+is linear in the mean of its last feature map, masks begin as class activations (Zhou et al. 2016) that spread to positions with
+similar features (the pixel correlation of Wang et al., CVPR 2020, section 3.3, without learned weights) and are fitted to the image's
+colours by a guided filter.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ class ClassHead(nn.Module):
     """Embeddings -> mask logits, with filters that come from the classifier's head, and the class activation as a start.
 
     The logit of class k at a position is ``e . (U w_k + d_k) + b + gain * z_k + level * log p_k``: e the embedding, w_k the classifier's
-    head weights of the class, U and d learned, z_k its class activation (zero mean and unit variance in each image) after a guided filter
-    with the image as its guide, p_k its probability.
+    head weights of the class, U and d learned, z_k its class activation, spread over similar positions, with zero mean and unit variance in
+    each image, after a guided filter with the image as its guide, p_k its probability.
     Without a linear head only ``e . d_k + b + level * log p_k`` remains.
 
     Args:
@@ -120,7 +121,7 @@ class ClassHead(nn.Module):
         else:
             nn.init.normal_(self.own, std=0.1)
 
-    def forward(self, embeddings: Tensor, deep: Tensor, log_p: Tensor, weight: Tensor | None, guide: Guide) -> Tensor:
+    def forward(self, embeddings: Tensor, deep: Tensor, log_p: Tensor, weight: Tensor | None, similar: Tensor, guide: Guide) -> Tensor:
         """Mask logits at the embeddings' resolution.
 
         Args:
@@ -128,6 +129,7 @@ class ClassHead(nn.Module):
             deep: ``[B,C,h',w']``, the classifier's last feature map.
             log_p: ``[B,K]`` log-probabilities.
             weight: ``[K,C]`` head weights of the classifier, or None.
+            similar: ``[B,P,h'',w'']``, see :func:`similarity`.
             guide: the images, for the guided filter.
 
         Returns:
@@ -144,13 +146,35 @@ class ClassHead(nn.Module):
         level = self.level * log_p.clamp_min(_LEAST_LOG_PROBABILITY)[..., None, None]
         if self.gain is None or head is None:
             return logits + level
-        activation = _positions(deep, head)
-        centred = activation - activation.mean(dim=(2, 3), keepdim=True)
-        scale = centred.square().mean(dim=(2, 3), keepdim=True).add(1e-6).sqrt()
-        evidence = F.interpolate(centred / scale, size=guide.image.shape[-2:], mode="bilinear", align_corners=False)
+        size = similar.shape[-2:]
+        activation = F.interpolate(_positions(deep, head), size=size, mode="bilinear", align_corners=False)
+        spread = torch.matmul(activation.flatten(2), similar.flatten(2).transpose(1, 2)).unflatten(2, size)
+        evidence = F.interpolate(_standard(spread), size=guide.image.shape[-2:], mode="bilinear", align_corners=False)
         # one map is enlarged, not two
         start = self.gain * guided(evidence, guide) + level
         return logits + F.interpolate(start, size=logits.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def similarity(features: Tensor) -> Tensor:
+    """How alike the features at two positions are: cosine of the angle between them after the image's mean was subtracted, negative ones
+    0, scaled to a sum of 1 over the second position.
+
+    Args:
+        features: ``[B,C,h,w]``.
+
+    Returns:
+        ``[B,P,h,w]`` with P = h w the first positions, row by row.
+    """
+    centred = (features - features.mean(dim=(2, 3), keepdim=True)).flatten(2)
+    unit = centred / centred.square().sum(dim=1, keepdim=True).add(1e-12).sqrt()
+    alike = torch.matmul(unit.transpose(1, 2), unit).clamp_min(0)
+    return (alike / alike.sum(dim=2, keepdim=True).clamp_min(1e-6)).unflatten(2, features.shape[-2:])
+
+
+def _standard(maps: Tensor) -> Tensor:
+    """Zero mean and unit variance in each map ``[B,n,h,w]``; a flat map becomes 0."""
+    centred = maps - maps.mean(dim=(2, 3), keepdim=True)
+    return centred / centred.square().mean(dim=(2, 3), keepdim=True).add(1e-6).sqrt()
 
 
 def _positions(features: Tensor, filters: Tensor) -> Tensor:
@@ -223,7 +247,8 @@ class SharedNetwork(nn.Module):
         weight = None if head is None else head.weight.detach().to(maps[-1].dtype)
         height, width = maps[1].shape[-2:]  # the second finest stage: finer ones gain nothing and cost four times as much
         guide = make_guide(x * self.std, (height, width))
-        return self.head(self.decoder(maps), maps[-1], log_p, weight, guide)
+        # The last stage but one: fine enough to follow objects, coarse enough to know what they are, and few positions.
+        return self.head(self.decoder(maps), maps[-1], log_p, weight, similarity(maps[-2]), guide)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images ``[B,3,H,W]`` -> mask logits ``[B,K,h,w]``."""

@@ -7,14 +7,16 @@ from torch import Tensor
 
 from explainer.tasks.draws import Draws
 
+ALL, SOME = 100, 20  # of up to ALL classes all masks are computed by default, of more those of SOME absent ones
 
-def sample_classes(targets: Tensor, absent: int, draws: Draws) -> Tensor | None:
+
+def sample_classes(targets: Tensor, absent: int | None, draws: Draws) -> Tensor | None:
     """The classes of each image whose masks are computed. An absent class's mask is pushed to zero; a sample of them does that without
     a cost that grows with K.
 
     Args:
         targets: multi-hot ``[B,K]``.
-        absent: how many absent classes an image needs at least.
+        absent: how many absent classes an image needs at least; None: all of up to :data:`ALL` classes, :data:`SOME` of more.
         draws: random numbers of the step.
 
     Returns:
@@ -22,6 +24,8 @@ def sample_classes(targets: Tensor, absent: int, draws: Draws) -> Tensor | None:
         None where that is all K anyway.
     """
     present = targets > 0.5
+    if absent is None:
+        absent = targets.shape[1] if targets.shape[1] <= ALL else SOME
     n = absent + int(present.sum(dim=1).max())
     if n >= targets.shape[1]:
         return None

@@ -295,7 +295,7 @@ def check_options(
         raise ConfigError("masking.subset needs a multilabel classifier; set it to 0.")
     if not (len(masking.areas) == 2 and 0 < masking.areas[0] <= masking.areas[1] < 1):
         raise ConfigError(f"masking.areas must be two shares of the image, 0 < least <= greatest < 1, received {masking.areas}.")
-    if masking.absent_classes < 1:
+    if masking.absent_classes is not None and masking.absent_classes < 1:
         raise ConfigError(f"masking.absent_classes must be at least 1, received {masking.absent_classes}.")
     if not masking.area_temperature > 0:
         raise ConfigError(f"masking.area_temperature must be positive, received {masking.area_temperature}.")

@@ -78,7 +78,8 @@ def predict_targets(
     confident = 0
     device = next((p.device for p in explanandum.parameters()), torch.device("cpu"))
     parts = [list(range(i, min(i + data.eval_batch_size, len(dataset)))) for i in range(0, len(dataset), data.eval_batch_size)]
-    for batch in data.unaugmented().batches(split, parts):
+    plain = data.unaugmented() if split == "train" else data  # an evaluation's split may have been cut to a sample
+    for batch in plain.batches(split, parts):
         logits = explanandum(batch.images.to(device)).float()
         classes += decide(logits, explanandum.task, top, threshold)
         confident += int((explanandum.probabilities(logits).amax(dim=1) >= CONFIDENT).sum())

@@ -185,3 +185,23 @@ def test_predicted_means_the_same_for_the_cache_and_for_rows(task):
     assert torch.equal(wanted, Scene(batch, list(range(16)), net).predicted) and wanted.any(1).all()
     if task == "multiclass":
         assert (wanted.sum(1) == 1).all()
+
+
+def test_few_of_many_classes_are_asked_by_name():
+    asked = []
+
+    class Many(Dense):
+        num_classes = 40
+
+        def _explain_all(self, images):
+            pytest.fail("all classes were computed")
+
+        def some(self, images, classes):
+            asked.append(classes.tolist())
+            return images[:, :1] * 0 + classes[:, :, None, None].to(images)
+
+    wanted = torch.zeros(3, 40, dtype=torch.bool)
+    wanted[0, [3, 30]] = wanted[2, 7] = True
+    images = torch.rand(3, 3, 4, 4)
+    maps = compute_pairs(Many(), images, wanted)
+    assert maps[:, 0, 0].tolist() == [3, 30, 7] and len(asked[0]) == 2 and asked[0][0] == [3, 30] and 7 in asked[0][1]

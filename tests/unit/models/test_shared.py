@@ -61,14 +61,23 @@ def test_masks_begin_as_class_activations():
     e.classifier.fc.weight.data.mul_(100)  # so that the constant that keeps flat maps finite is small beside the activation
     net = Explainer("fpn", 6, {}, image_size=64, mean=[0.5] * 3, std=[0.5] * 3, encoder="shared", explanandum=e).eval()
     nn.init.zeros_(net.network.head.from_head.weight)  # what is learned contributes nothing: the start is left
-    seen = []
-    e.classifier.layer4.register_forward_hook(lambda _, __, out: seen.append(out))
+    seen = {}
+    for name in ("layer3", "layer4"):
+        e.classifier.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.__setitem__(name, out))
     with torch.no_grad():
         logits = net.network((x - 0.5) / 0.5)
         scores = e(x)
-    cam = torch.einsum("bchw,kc->bkhw", seen[0], e.classifier.fc.weight)  # Zhou et al. 2016
-    z = (cam - cam.mean((2, 3), keepdim=True)) / cam.std((2, 3), keepdim=True, unbiased=False).clamp_min(1e-9)
-    fitted = guided_filter(nn.functional.interpolate(z, (8, 8), mode="bilinear"), nn.functional.adaptive_avg_pool2d(x, 8), 0.25, 3e-4)
+    cam = torch.einsum("bchw,kc->bkhw", seen["layer4"], e.classifier.fc.weight)  # Zhou et al. 2016
+    cam = nn.functional.interpolate(cam, (4, 4), mode="bilinear").flatten(2)
+    spread = torch.zeros_like(cam)
+    f = (seen["layer3"] - seen["layer3"].mean((2, 3), keepdim=True)).flatten(2)
+    for b in range(2):
+        for i in range(16):  # each position takes the mean of those whose features point its way
+            weights = torch.stack([nn.functional.cosine_similarity(f[b, :, i], f[b, :, j], dim=0).clamp_min(0) for j in range(16)])
+            spread[b, :, i] = (cam[b] * weights).sum(1) / weights.sum()
+    z = (spread - spread.mean(2, keepdim=True)) / spread.std(2, keepdim=True, unbiased=False)
+    z = nn.functional.interpolate(z.unflatten(2, (4, 4)), (8, 8), mode="bilinear")
+    fitted = guided_filter(z, nn.functional.adaptive_avg_pool2d(x, 8), 0.15, 3e-4)
     expected = nn.functional.interpolate(2 * fitted, (16, 16), mode="bilinear") - 1
     expected = expected + 0.5 * nn.functional.logsigmoid(scores).clamp_min(-8)[..., None, None]
     assert torch.allclose(logits, expected, atol=1e-2)
