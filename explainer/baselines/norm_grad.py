@@ -13,6 +13,7 @@ from torch.nn import functional
 from explainer.baselines.kernels.cam import Convention, GradientCamBaseline
 from explainer.baselines.kernels.features import feature_gradients, forward_features
 from explainer.baselines.kernels.maps import Interpolation
+from explainer.baselines.kernels.meta import stepped_parameters
 from explainer.errors import ConfigError
 
 Contribution = Literal["convolution", "scaling", "bias", "selective"]
@@ -114,15 +115,8 @@ class NormGrad(GradientCamBaseline):
 
     def _meta_maps(self, image: Tensor, class_index: Tensor, layers: dict[str, torch.nn.Module]) -> list[Tensor]:
         """Maps of one image ``[1,C,H,W]`` at the weights after the inner step."""
+        after = stepped_parameters(self.explanandum, image, class_index, self.meta_rate)
         with torch.enable_grad():
-            start = {n: p.detach().clone().requires_grad_() for n, p in self.explanandum.named_parameters() if p.is_floating_point()}
-            logits = functional_call(self.explanandum, start, (image,))
-            if self.explanandum.task == "multilabel":
-                loss = -functional.logsigmoid(logits.gather(1, class_index[:, None])).sum()
-            else:
-                loss = functional.cross_entropy(logits, class_index)
-            slopes = torch.autograd.grad(loss, list(start.values()), allow_unused=True)
-            after = {n: (p if g is None else p - self.meta_rate * g).detach() for (n, p), g in zip(start.items(), slopes, strict=True)}
             moved = _Moved(self.explanandum, after)
             logits, features = forward_features(moved, layers, image, self.known)
             gradients = feature_gradients(logits, class_index, features)

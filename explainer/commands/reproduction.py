@@ -107,9 +107,9 @@ def reproduce(request: Request, dry_run: bool) -> int:
         if code := fit(FitRequest(config, "auto", rest.resolved)):
             return code
     worst = 0
-    for config, resolved in evaluations:
-        worst = max(worst, evaluation.run(config, resolved))
-    for path in write([config.out for config, _ in evaluations], Path(request.out), title=f"Reproduction: {request.name}"):
+    for table, resolved in evaluations:
+        worst = max(worst, evaluation.run(table, resolved))
+    for path in write([table.out for table, _ in evaluations], Path(request.out), title=f"Reproduction: {request.name}"):
         print(path)
     return worst
 

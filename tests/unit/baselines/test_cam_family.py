@@ -221,6 +221,34 @@ def test_meta_saliency_is_the_map_after_one_step_of_descent(task: str) -> None:
     assert not torch.allclose(got, build("norm_grad", model, layer="4")(images, index), rtol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["gradient", "grad_cam", "excitation_backprop", "lrp"])
+def test_meta_saliency_around_any_method(name: str) -> None:
+    images, index = random_images(), torch.tensor([2, 0])
+    model = Explanandum(deep_net(), 3, task="multiclass", mean=0.3, std=0.2)
+    before = copy.deepcopy(model.state_dict())
+    got = build("meta_saliency", model, method=name, eps=0.25)(images, index)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    plain = build(name, model)(images, index)
+    torch.testing.assert_close(build("meta_saliency", model, method=name, eps=0.0)(images, index), plain)
+    assert not torch.allclose(got, plain, rtol=1e-2)
+    for b in range(2):
+        stepped = Explanandum(deep_net(), 3, task="multiclass", mean=0.3, std=0.2)
+        optimizer = torch.optim.SGD(stepped.classifier.requires_grad_(True).parameters(), lr=0.5)  # rate 2 eps
+        torch.nn.functional.cross_entropy(stepped(images[b : b + 1]), index[b : b + 1]).backward()
+        optimizer.step()
+        stepped.classifier.requires_grad_(False)
+        torch.testing.assert_close(got[b], build(name, stepped)(images[b : b + 1], int(index[b]))[0])
+
+
+def test_meta_saliency_of_norm_grad_is_its_own() -> None:
+    images, model = random_images(), Explanandum(deep_net(), 3, mean=0.3, std=0.2)
+    own = build("norm_grad", model, layer="4", meta_rate=0.5)(images, 1)
+    around = build("meta_saliency", model, method="norm_grad", options={"layer": "4"}, eps=0.25)(images, 1)
+    torch.testing.assert_close(around, own)
+    with pytest.raises(ConfigError, match="does not read the classifier"):
+        build("meta_saliency", model, method="edges")
+
+
 @pytest.mark.parametrize("name", FAMILY)
 def test_contract(name: str) -> None:
     model = Explanandum(deep_net(), 3, mean=0.3, std=0.2)
