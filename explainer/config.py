@@ -268,12 +268,13 @@ class TrainerConfig:
         devices: number of devices, a list of indices, or auto.
         num_nodes: machines.
         strategy: auto, ddp, fsdp, ... (fsdp is Lightning's, passed through and not tested here: the networks fit on one GPU).
-        precision: 32-true, bf16-mixed, 16-mixed, ..., or auto: bf16-mixed where the hardware computes in it, else 32-true. The losses are
-            always computed in float32.
+        precision: 32-true, bf16-mixed, 16-mixed, ..., or auto: a few steps of this run's own networks are timed in float32 and bfloat16,
+            contiguous and channels_last, before training; the fastest is used and remembered in precision.json. Several processes use
+            bf16-mixed where the hardware computes in it. The losses are always computed in float32.
         accumulate_grad_batches: steps whose gradients are summed.
         gradient_clip_val: largest gradient norm, or null.
         sync_batchnorm: share BatchNorm statistics between GPUs; ignored on the CPU, where torch cannot.
-        channels_last: memory format of the networks.
+        channels_last: memory layout of the networks; null: the faster one with precision: auto, else true.
         compile: torch.compile the networks.
         compile_explainer: the Explainer alone (null: as ``compile``).
         compile_classifier: the classifier alone (null: as ``compile``). Frozen, it runs forwards and backwards to the image only.
@@ -297,7 +298,7 @@ class TrainerConfig:
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = None
     sync_batchnorm: bool = False
-    channels_last: bool = True
+    channels_last: bool | None = None
     compile: bool = False
     compile_explainer: bool | None = None
     compile_classifier: bool | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from explainer.lightning_internals import quiet_lightning
 from explainer.provenance import hardware
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask
+from explainer.tasks.precision import settled
 from explainer.tasks.run_folder import (
     EarlierRun,
     bytes_of_checkpoints,
@@ -33,7 +34,16 @@ from explainer.tasks.run_folder import (
     resolve_checkpoint,
 )
 from explainer.tasks.stopping import GracefulStop
-from explainer.tasks.trainer import build_trainer, compile_networks, larger_batch_message, processes, to_memory_format, unequal_message
+from explainer.tasks.trainer import (
+    build_trainer,
+    compile_networks,
+    larger_batch_message,
+    native_precision,
+    one_device,
+    processes,
+    to_memory_format,
+    unequal_message,
+)
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +88,10 @@ def fit(request: FitRequest) -> int:
     task = build_task(config, data, networks=networks)
     if checkpoint is None and isinstance(task, ClassifyTask):
         task.start()
+    rule = native_precision(config.trainer.accelerator)
+    settings = settled(config, task, data.size, checkpoint is not None, one_device(config.trainer), rule)
+    config = replace(config, trainer=settings)
+    request = replace(request, config=config)
     trainer = _ready_trainer(request, task, checkpoint)
     if trainer.is_global_zero:
         _record(request, task, data, trainer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from explainer.files import write_text
 from explainer.lightning_internals import quiet_lightning
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask
+from explainer.tasks.precision import settled
 from explainer.tasks.predicting import PredictionWriter, file_names
 from explainer.tasks.run_folder import check_run_dir, resolve_checkpoint
-from explainer.tasks.trainer import build_trainer, compile_networks, to_memory_format
+from explainer.tasks.trainer import build_trainer, compile_networks, native_precision, one_device, to_memory_format
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None) -> int:
     data = data_module(config)
     data.setup(command)
     task = build_task(config, data, fitting=False)
+    rule = native_precision(config.trainer.accelerator)
+    config = replace(config, trainer=settled(config, task, data.size, True, one_device(config.trainer), rule))
     trainer = build_trainer(config, fitting=False)
     to_memory_format(task, config.trainer)
     compile_networks(task, config.trainer)

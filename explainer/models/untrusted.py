@@ -31,11 +31,20 @@ def without_weights(options: dict[str, Any]) -> dict[str, Any]:
     return {key: _REPLACED.get(key, value) for key, value in options.items()}
 
 
+def _of_a_library(arch: str) -> bool:
+    return arch in BUILDERS or arch.partition(":")[0] in ("torchvision", "timm")
+
+
+def without_start(arch: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with a library's trained start switched off; code from elsewhere keeps all of its options."""
+    return without_weights(options) if _of_a_library(arch) else dict(options)
+
+
 def portable(arch: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options that are still needed to build a library's classifier once its weights are in a checkpoint: without trained starts and
     without the files that a library was told to read. Code from elsewhere keeps all of its options.
     """
-    if arch not in BUILDERS and arch.partition(":")[0] not in ("torchvision", "timm"):
+    if not _of_a_library(arch):
         return dict(options)
     return without_weights({key: value for key, value in options.items() if key not in _SOURCES})
 

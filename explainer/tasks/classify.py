@@ -33,7 +33,7 @@ from explainer.models.masking import aggregate
 from explainer.models.occlusion import random_masks
 from explainer.models.preprocessing import differ, normalization, recorded
 from explainer.models.transfer import body_names, freeze, init_from, still
-from explainer.models.untrusted import portable
+from explainer.models.untrusted import portable, without_start
 from explainer.tasks.class_report import ClassReport
 from explainer.tasks.draws import Draws
 from explainer.tasks.optim import configure
@@ -80,6 +80,9 @@ class ClassifyTask(pl.LightningModule):
                 f"classifier.checkpoint ({config.checkpoint}) and classifier.init_from ({config.init_from}) both say what training starts "
                 "from: give one. checkpoint has to fit whole, init_from may leave the head out."
             )
+        if config.init_from is not None or config.checkpoint is not None:
+            # The library's trained start would be replaced at once: it is not fetched.
+            config = replace(config, options=without_start(config.arch, config.options))
         own = recorded(config.arch, config.options)
         if config.input_size is None and own is not None and own.fixed and image_size not in (None, own.size):
             config = replace(config, input_size=own.size)

@@ -119,7 +119,7 @@ def native_precision(accelerator: str) -> str:
 
 def to_memory_format(task: ClassifyTask | ExplainTask, config: TrainerConfig) -> None:
     """Lay the networks out in memory as ``channels_last`` says, in place."""
-    if config.channels_last:
+    if config.channels_last is not False:
         task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -159,6 +159,13 @@ def unequal_message(config: RunConfig, task: ClassifyTask | ExplainTask, trainer
     if fill in ("shuffle", "random"):
         reasons.append(f"fill {fill} takes another image from each process's own images")
     return f"data.global_batch is on, and yet this is not the training of one process: {'; '.join(reasons)}." if reasons else None
+
+
+def one_device(config: TrainerConfig) -> bool:
+    """Whether this is a training in one process on one device."""
+    gpus = torch.cuda.device_count() if config.accelerator != "cpu" else 0
+    devices = len(config.devices) if isinstance(config.devices, list) else config.devices
+    return processes() == 1 and config.num_nodes == 1 and (devices in (1, "1") or (devices == "auto" and gpus <= 1))
 
 
 def larger_batch_message(config: RunConfig, world: int) -> str | None:
