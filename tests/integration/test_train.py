@@ -153,7 +153,7 @@ assert not {{'torch', 'pytorch_lightning', 'matplotlib'}} & set(sys.modules), so
         (["fit", "--optimizer.lrr", "1"], "Did you mean optimizer.lr?"),
         (["fit", "--optimizer.lr", "abc"], "optimizer.lr"),
         (["fit", "--task", "segment"], "task"),
-        (["train"], "the first argument must be one of the commands"),
+        (["train"], "must be one of the commands"),
         (["fit", "--config", "configs/explainer/missing.yaml"], "does not exist. In configs/explainer:"),
         (["fit", "--data.name", "shape", *TINY[4:]], "Did you mean 'shapes'?"),
         (["fit", "--data.options", "{size: 32, lenght: 5}"], "Did you mean 'length'?"),
