@@ -28,7 +28,7 @@ def add_options(parser: Parser) -> None:
 
 def run(_parser: Parser, args: Namespace) -> int:
     """Measure; returns the exit code."""
-    from explainer.inference.bench import bench, contestants, describe_first, table
+    from explainer.commands.measuring import bench, contestants, describe_first, table
 
     if args.out:
         writable_file(args.out)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl  # noqa: TID251 - for its version
+import pytorch_lightning as pl
 
 import explainer
 from explainer import plugins

@@ -12,9 +12,9 @@ from explainer.commands import assembly
 from explainer.commands.calibrate_config import CalibrateConfig
 from explainer.errors import ConfigError
 from explainer.evaluation.config import EvaluateConfig
-from explainer.export.describe import describe
 from explainer.fills import FillKind, judging_fill
 from explainer.inference.classifier import require_same_classifier
+from explainer.inference.describe import describe
 from explainer.inference.outputs import writable_file
 from explainer.inference.refinement import check_method
 from explainer.inference.selection import accepted_loss, calibrate, calibration_pairs, truth_loss

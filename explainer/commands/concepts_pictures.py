@@ -17,7 +17,7 @@ from explainer.concepts import segmentation as seg
 from explainer.concepts.iou import ratio
 from explainer.concepts.store import ConceptMasks
 from explainer.data.datamodule import DataModule
-from explainer.report.figures import overlay
+from explainer.figures import overlay
 
 _SIDE, _GAP = 112, 4
 

@@ -66,8 +66,9 @@ def add_options(parser: Parser) -> None:
 def run(_parser: Parser, args: Namespace) -> int:
     """Export; returns the exit code."""
     import explainer
-    from explainer.export.describe import describe, trained_geometry
-    from explainer.export.exporting import DEFAULT_SIDE, export
+    from explainer.export.exporting import export
+    from explainer.inference.describe import describe, trained_geometry
+    from explainer.inference.formats import DEFAULT_SIDE
     from explainer.inference.pictures import read_calibration
 
     writable_folder(args.out)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+import pytorch_lightning as pl
 import torch
 
 from explainer.commands import evaluation

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+import pytorch_lightning as pl
 
 from explainer.commands.building import build_task, data_module
 from explainer.commands.terminal import show_classes, show_row

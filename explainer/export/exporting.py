@@ -9,17 +9,16 @@ import numpy as np
 
 from explainer import plugins
 from explainer.errors import ConfigError, ExplainerError, ExportError
-from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions
 from explainer.export.card import add_report, write_card
-from explainer.export.describe import describe
 from explainer.export.fused import FusedExplainer
 from explainer.export.parity import DriftReport, measure
 from explainer.files import partial_folder
 from explainer.inference.classifier import require_same_classifier
+from explainer.inference.describe import describe
+from explainer.inference.formats import DEFAULT_SIDE, Array, ExportFormat, ExportModel, ExportOptions
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 
-DEFAULT_SIDE = 224
 _LARGEST_BATCH = 32
 
 

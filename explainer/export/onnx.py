@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from explainer.errors import ExportError
-from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
 from explainer.export.edge_layers import edge_layers
 from explainer.export.torch_export import trace
+from explainer.inference.formats import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
 from explainer.inference.predictor import Predictor
 
 OPSET = 20

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from explainer.errors import CheckpointError, ExportError
-from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
 from explainer.export.edge_layers import edge_layers
 from explainer.export.onnx import convert
+from explainer.inference.formats import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
 from explainer.inference.predictor import check_description
 
 _LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")

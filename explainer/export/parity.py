@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from explainer.errors import ConfigError, ExportError
-from explainer.export.base import Array, ExportModel, Runtime
 from explainer.fills import FillKind, blend, judging_fill, make_fill
 from explainer.inference.classifier import prediction_threshold
+from explainer.inference.formats import Array, ExportModel, Runtime
 from explainer.models.explanandum import Explanandum
 
 # Quantised masks differ by a lot at single edge pixels and hardly elsewhere, so their largest difference says nothing (ecosystem facts:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from explainer.errors import CheckpointError, ExportError
-from explainer.export.base import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, named
 from explainer.export.program_check import require_data_alone
+from explainer.inference.formats import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, named
 from explainer.inference.predictor import check_description
 
 _EXTRA = "explainer.json"

@@ -17,9 +17,8 @@ from torch.nn import functional as F
 
 from explainer.data.transforms import to_picture
 from explainer.errors import ConfigError, CorruptSampleError, NumericalError
-from explainer.export.base import Array, Runtime
-from explainer.export.exporting import DEFAULT_SIDE
 from explainer.files import replacing, write_text
+from explainer.inference.formats import DEFAULT_SIDE, Array, Runtime
 from explainer.inference.pictures import OnError, Picture, batches, find_pictures
 from explainer.inference.treatment import Treatment
 from explainer.models.explanandum import Explanandum
@@ -272,7 +271,7 @@ def _save(pixels: Array, path: Path) -> None:
 
 def overlaid(picture: Picture, mask: Tensor) -> Array:
     """What a mask ``[H',W']`` keeps of the picture's pixels: ``[H',W',3]`` uint8."""
-    from explainer.report.figures import overlay
+    from explainer.figures import overlay
 
     parts = range(0, picture.pixels.shape[1], 512)  # in parts: a picture in float32 is twelve times its pixels
     return np.concatenate([overlay(picture.pixels[:, r : r + 512].float() / 255, mask[r : r + 512]) for r in parts])
@@ -328,7 +327,7 @@ class _Sheets:
         """Draw what is waiting."""
         if not self.rows:
             return
-        from explainer.report.figures import mask_sheet
+        from explainer.figures import mask_sheet
 
         self.pages += 1
         names = list(dict.fromkeys(name for _, _, masks in self.rows for name in masks)) or ["none"]

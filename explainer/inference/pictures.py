@@ -16,8 +16,8 @@ from explainer.data.decoding import IMAGE_SUFFIXES, image_size, read_scaled
 from explainer.data.listing import image_files, printable, report_links
 from explainer.data.transforms import place_image
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
-from explainer.export.base import Array
 from explainer.geometry import Placement, placement
+from explainer.inference.formats import Array
 
 OnError = Literal["raise", "skip"]
 MOST_PIXELS = 16_000_000  # of a picture in memory; larger ones are reduced, their masks keep the file's size

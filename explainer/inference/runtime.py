@@ -6,7 +6,8 @@ from pathlib import Path
 
 from explainer import plugins
 from explainer.errors import CheckpointError
-from explainer.export.base import ExportFormat, Runtime
+from explainer.inference.eager import EagerRuntime
+from explainer.inference.formats import ExportFormat, Runtime
 from explainer.inference.loading import WEIGHTS, load
 
 
@@ -45,6 +46,4 @@ def open_model(path: str | Path, threads: int | None = None) -> Runtime:
     form = formats_by_suffix().get(path.suffix)
     if form is not None and path.is_file():
         return form.open(path, threads)
-    from explainer.export.safetensors import EagerRuntime
-
     return EagerRuntime(load(path), threads)

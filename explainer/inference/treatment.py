@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from explainer.errors import ConfigError
-from explainer.export.base import Array
 from explainer.fills import FillKind
+from explainer.inference.formats import Array
 from explainer.inference.refinement import check_method, quality, refine
 from explainer.inference.selection import Selector, explain_selectively
 

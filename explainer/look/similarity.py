@@ -27,8 +27,8 @@ from explainer.baselines.kernels.hooks import capture, find_layer, out_of_place,
 from explainer.baselines.kernels.layouts import Known, layout_of
 from explainer.baselines.kernels.stages import default_layer
 from explainer.errors import ConfigError
-from explainer.export.exporting import DEFAULT_SIDE
 from explainer.files import write_text
+from explainer.inference.formats import DEFAULT_SIDE
 from explainer.inference.pictures import Picture, find_pictures, load_picture
 from explainer.report.page import page
 

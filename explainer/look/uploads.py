@@ -20,9 +20,9 @@ from torch import Tensor
 from explainer import baselines
 from explainer.data.decoding import image_size
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
-from explainer.export.base import Array, Runtime
 from explainer.fills import judging_fill
 from explainer.inference.explaining import choose, finite, geometry_of, in_picture, network_size, overlaid, safe_name, scores_of, upsample
+from explainer.inference.formats import Array, Runtime
 from explainer.inference.pictures import Picture, load_picture
 from explainer.inference.refinement import quality, refine
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision import models  # noqa: TID251 - this package builds networks
+from torchvision import models
 
 from explainer.errors import CheckpointError, ConfigError, ExplainerError, UnknownNameError
 from explainer.models.pretrained import LITE_BUILDERS

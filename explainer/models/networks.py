@@ -33,7 +33,7 @@ class _TorchvisionDeepLab(nn.Module):
 
     def __init__(self, num_classes: int, weights_backbone: str | None = None) -> None:
         super().__init__()
-        from torchvision.models.segmentation import deeplabv3_resnet50  # noqa: TID251 - this package builds networks
+        from torchvision.models.segmentation import deeplabv3_resnet50
 
         self.net = deeplabv3_resnet50(weights=None, weights_backbone=weights_backbone, num_classes=num_classes, aux_loss=False)
 

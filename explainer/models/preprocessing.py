@@ -69,7 +69,7 @@ def _timm(name: str, options: dict[str, Any]) -> Preprocessing | None:
 
 
 def _torchvision(name: str, options: dict[str, Any]) -> Preprocessing | None:
-    from torchvision import models  # noqa: TID251 - this package builds networks
+    from torchvision import models
 
     try:
         every = models.get_model_weights(name)

@@ -88,7 +88,7 @@ def _in_a_library(arch: str, named_by_user: bool) -> bool:
     if not _NAME.fullmatch(rest) and not named_by_user:
         return False
     if prefix == "torchvision" and not named_by_user:
-        from torchvision import models  # noqa: TID251 - this package builds networks
+        from torchvision import models
 
         return rest in models.list_models(module=models)  # detection models fetch a trained backbone by default
     return prefix in ("torchvision", "timm")

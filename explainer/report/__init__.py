@@ -1,1 +1,1 @@
-"""Tables, figures and HTML: the only place that imports matplotlib."""
+"""Tables, figures and HTML of results."""

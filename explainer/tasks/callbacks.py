@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_only  # noqa: TID251
+from pytorch_lightning.utilities import rank_zero_only
 
 from explainer.data.samplers import sample_seed
 from explainer.errors import NumericalError
@@ -135,7 +135,7 @@ class MaskPictures(pl.Callback):
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs
         if trainer.sanity_checking or self.batch is None or self.images == 0 or ((trainer.current_epoch + 1) % self.every and not last):
             return
-        from explainer.report.figures import mask_sheet
+        from explainer.figures import mask_sheet
 
         batch = self.batch
         # The classes that these images have: of a thousand, the others would be computed for nothing.

@@ -6,7 +6,7 @@ import logging
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
-from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment  # noqa: TID251
-from pytorch_lightning.utilities import rank_zero_only  # noqa: TID251
+import pytorch_lightning as pl
+from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+from pytorch_lightning.utilities import rank_zero_only
 
 from explainer.files import write_text
 from explainer.lightning_internals import count_logged_steps_from

@@ -39,7 +39,7 @@ def _wandb_key() -> bool:
 
 
 def _wandb(config: RunConfig, folder: Path, offline: bool) -> Any:
-    from pytorch_lightning.loggers import WandbLogger  # noqa: TID251
+    from pytorch_lightning.loggers import WandbLogger
 
     try:
         import wandb

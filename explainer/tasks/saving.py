@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint  # noqa: TID251
-from pytorch_lightning.plugins.io import TorchCheckpointIO  # noqa: TID251
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from explainer.errors import CheckpointError, NumericalError
 from explainer.files import replacing, second_name

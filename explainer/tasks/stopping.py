@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+import pytorch_lightning as pl
 import torch
 
 from explainer.lightning_internals import is_last_batch, stop_after_this_step

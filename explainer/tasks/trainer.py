@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl  # noqa: TID251 - one of the three places that may
+import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor  # noqa: TID251
-from pytorch_lightning.plugins.environments import SLURMEnvironment  # noqa: TID251
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # noqa: TID251
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from explainer.config import RunConfig, TrainerConfig
 from explainer.errors import ConfigError

@@ -19,8 +19,8 @@ import torch
 import torchvision.models as tvm
 import yaml
 
-from explainer.export.base import ExportModel
-from explainer.inference.bench import BenchReport, Contestant, bench, onnx_contestant
+from explainer.commands.measuring import BenchReport, Contestant, bench, onnx_contestant
+from explainer.inference.formats import ExportModel
 from explainer.models.explainer import Explainer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "explainer" / "compact"

@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 
-from explainer.export.base import fingerprint
+from explainer.inference.formats import fingerprint
 from explainer.tensors import state_digest
 
 

@@ -12,8 +12,8 @@ import torch
 
 from explainer.cli import main
 from explainer.errors import CheckpointError, ConfigError
-from explainer.export.describe import describe
 from explainer.inference.classifier import described, open_classifier
+from explainer.inference.describe import describe
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from tests.unit.export.conftest import NAMES

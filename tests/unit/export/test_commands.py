@@ -15,9 +15,9 @@ from PIL import Image
 
 import explainer
 from explainer.cli import main
+from explainer.commands.measuring import Contestant, bench, contestants, onnx_contestant, table
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 from explainer.inference import explaining, pictures
-from explainer.inference.bench import Contestant, bench, contestants, onnx_contestant, table
 from explainer.inference.explaining import ExplainOptions, explain, safe_name, upsample
 from explainer.inference.pictures import batches, find_pictures, read_calibration
 from explainer.inference.runtime import open_model
@@ -223,7 +223,7 @@ def test_more_images_than_a_sheet_holds(checkpoint: Path, folder: Path, tmp_path
 
 @pytest.mark.slow
 def test_any_module_can_be_timed_in_onnxruntime(net: Explainer) -> None:
-    from explainer.export.base import ExportModel
+    from explainer.inference.formats import ExportModel
 
     rival = onnx_contestant("half", ExportModel(net), (32, 32), 1, "fp16")
     assert rival.call(np.zeros((3, 3, 32, 32), np.float32))["masks"].shape == (3, 3, 32, 32) and rival.file_bytes > 0

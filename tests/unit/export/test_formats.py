@@ -14,13 +14,13 @@ import torch
 import explainer
 from explainer import plugins, vocabulary
 from explainer.errors import CheckpointError, ConfigError, ExportError, FingerprintMismatchError, ShapeError, UnknownNameError
-from explainer.export import base
-from explainer.export.base import ExportModel, ExportOptions
 from explainer.export.exporting import build_format, export
 from explainer.export.fused import FusedExplainer
 from explainer.export.onnx import half_weights, quantize
 from explainer.export.parity import probe
 from explainer.export.safetensors import from_pretrained, push_to_hub, save_pretrained
+from explainer.inference import formats as base
+from explainer.inference.formats import ExportModel, ExportOptions
 from explainer.inference.runtime import open_model
 from explainer.models.classifiers import SmallVGG
 from explainer.models.explainer import Explainer

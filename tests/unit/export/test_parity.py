@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from explainer.errors import ConfigError, ExportError
-from explainer.export.base import Array, ExportModel, Runtime
 from explainer.export.card import add_report, card
 from explainer.export.exporting import split_calibration
 from explainer.export.parity import LIMITS, DriftReport, interleaved, measure, probe, violations
+from explainer.inference.formats import Array, ExportModel, Runtime
 from explainer.models.explanandum import Explanandum
 
 SHAPES = [(1, 4, 4), (2, 4, 4)]

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from explainer.errors import CorruptSampleError, NumericalError
-from explainer.export.base import Array, Runtime
-from explainer.export.describe import trained_geometry
 from explainer.geometry import GEOMETRIES
 from explainer.inference import pictures
+from explainer.inference.describe import trained_geometry
 from explainer.inference.explaining import explain
+from explainer.inference.formats import Array, Runtime
 from explainer.inference.pictures import batches, find_pictures, load_picture
 from explainer.inference.predictor import Predictor
 

@@ -28,6 +28,7 @@ from explainer.commands.parsing import command_parser
 from explainer.commands.serve import COMMAND, make_server
 from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from explainer.export.safetensors import save_pretrained
+from explainer.figures import overlay
 from explainer.inference.classifier import open_classifier
 from explainer.inference.explaining import upsample
 from explainer.inference.pictures import load_picture
@@ -37,7 +38,6 @@ from explainer.look import uploads as uploads_module
 from explainer.look.server import HEADER, Server
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
-from explainer.report.figures import overlay
 from tests.unit.look.conftest import encoded, photograph
 
 Answer = tuple[int, Any, dict[str, str]]

@@ -19,6 +19,8 @@ from explainer.tensors import state_digest
 
 Array = NDArray[np.float32]
 DESCRIPTION = "explainer-export/1"
+#: Side in pixels at which a model runs that does not know the side it was trained at.
+DEFAULT_SIDE = 224
 
 
 @dataclass

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: TID251 - this package plots
-from matplotlib.figure import Figure  # noqa: TID251
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 

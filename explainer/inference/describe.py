@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 import explainer
-from explainer.export.base import DESCRIPTION, ExportOptions, fingerprint
 from explainer.geometry import GEOMETRIES
 from explainer.inference.classifier import described
+from explainer.inference.formats import DESCRIPTION, ExportOptions, fingerprint
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 

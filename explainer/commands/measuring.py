@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from explainer.errors import ConfigError
-from explainer.export.base import Array, ExportModel, ExportOptions
-from explainer.export.exporting import DEFAULT_SIDE, build_format
+from explainer.export.exporting import build_format
 from explainer.export.parity import file_bytes, probe
+from explainer.inference.formats import DEFAULT_SIDE, Array, ExportModel, ExportOptions
 from explainer.inference.runtime import model_files, open_model
 from explainer.models.black_box import BlackBox
 from explainer.models.explanandum import Explanandum
