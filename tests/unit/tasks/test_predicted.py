@@ -77,7 +77,12 @@ def test_wrong_options_are_refused(tmp_path):
 
 def test_imagenet_names():
     names = imagenet_names()
-    assert len(names) == len(set(names)) == 1000 and names[0] == "tench" and names[134] == "crane (n02012849)" and names[999] == "toilet tissue"
+    assert (
+        len(names) == len(set(names)) == 1000
+        and names[0] == "tench"
+        and names[134] == "crane (n02012849)"
+        and names[999] == "toilet tissue"
+    )
 
 
 def test_an_explainer_from_photographs_alone(tmp_path):
