@@ -33,6 +33,7 @@ class DataConfig:
         global_batch: batch_size is the total over all devices.
         prefetch_factor: batches that each loader process prepares ahead (default: torch's 2); needs num_workers.
         pin_memory: page-locked batches, which copy faster to a GPU (default: where CUDA is available).
+        balance: draw every class equally often in training, whatever its number of images; an epoch keeps its length.
     """
 
     name: str = "shapes"
@@ -49,6 +50,7 @@ class DataConfig:
     global_batch: bool = False
     prefetch_factor: int | None = None
     pin_memory: bool | None = None
+    balance: bool = False
 
 
 @dataclass

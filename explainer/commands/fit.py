@@ -94,6 +94,7 @@ def fit(request: FitRequest) -> int:
     request = replace(request, config=config)
     trainer = _ready_trainer(request, task, checkpoint)
     if trainer.is_global_zero:
+        _describe_data(data)
         _record(request, task, data, trainer)
     to_memory_format(task, config.trainer)
     compile_networks(task, config.trainer)
@@ -201,6 +202,15 @@ def _record(request: FitRequest, task: ClassifyTask | ExplainTask, data: DataMod
         record["explanandum"] = task.fingerprint
         record["parameters"] = sum(p.numel() for p in task.explainer.parameters())
     write_text(request.folder / "provenance.json", json.dumps(record, indent=1) + "\n")
+
+
+def _describe_data(data: DataModule) -> None:
+    """Say what is trained on: classes by split, imbalance, sizes and geometry, and what is worth a word about them."""
+    from explainer.data.survey import advice, describe, survey
+
+    train = data.dataset("train")
+    splits = [survey(train), survey(data.dataset("val"))]
+    print("\n".join([*describe(train, splits), *advice(train, splits, data.balance)]), flush=True)
 
 
 def _train(trainer: pl.Trainer, task: ClassifyTask | ExplainTask, data: DataModule, checkpoint: str | None) -> int:

@@ -139,6 +139,13 @@ class ExplainerDataset(Dataset[Sample], ABC):
         """Serve only these samples from now on, in this order. Data sets that can be cut override it."""
         raise ConfigError(f"data set {self.name!r} cannot be sampled: use limit, which takes the first images.")
 
+    #: Whether :meth:`target` is free; else it makes the whole sample.
+    cheap_targets: ClassVar[bool] = False
+
+    def target(self, index: int) -> Tensor:
+        """``[K]`` multi-hot labels of a sample."""
+        return self[index].target
+
     def sample_id(self, index: int) -> str:
         """The ``id`` of a sample, without decoding it."""
         return f"{self.split}/{index:06d}"

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from explainer import plugins
 from explainer.data.contract import SPLITS, ExplainerDataset, Sample, Task, collate
-from explainer.data.samplers import ResumableBatchSampler, UnpaddedSampler
+from explainer.data.samplers import ResumableBatchSampler, UnpaddedSampler, members_by_class
 from explainer.errors import ConfigError, CorruptSampleError
 from explainer.lightning_internals import brings_own_sampler, resume_position
 from explainer.tensors import Batch
@@ -114,6 +114,7 @@ class DataModule(pl.LightningDataModule):
         predict_split: the split that :meth:`predict_dataloader` serves.
         global_batch: True means ``batch_size`` is the sum over all devices (same training on 1, 2 or 8).
         pin_memory: page-locked batches; default where CUDA is available.
+        balance: draw every class equally often in training (images without a label count as one more class); an epoch keeps its length.
         prefetch_factor: batches each worker prepares ahead (default: torch's 2); needs ``num_workers``.
     """
 
@@ -132,6 +133,7 @@ class DataModule(pl.LightningDataModule):
         global_batch: bool = False,
         pin_memory: bool | None = None,
         prefetch_factor: int | None = None,
+        balance: bool = False,
     ) -> None:
         super().__init__()
         if on_error not in ("raise", "skip"):
@@ -156,6 +158,9 @@ class DataModule(pl.LightningDataModule):
         self.num_workers, self.seed, self.on_error, self.predict_split = num_workers, seed, on_error, predict_split
         self.options = dict(options or {})
         self.train_options, self.eval_options = dict(train_options or {}), dict(eval_options or {})
+        if not isinstance(balance, bool):
+            raise ConfigError(f"balance must be true or false, got {balance!r}.")
+        self.balance = balance
         self.global_batch, self.pin, self.prefetch_factor = global_batch, pin_memory, prefetch_factor
         self.skipped: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
         self._datasets: dict[str, ExplainerDataset] = {}
@@ -208,6 +213,12 @@ class DataModule(pl.LightningDataModule):
 
     def _any_dataset(self) -> ExplainerDataset:
         return next(iter(self._datasets.values())) if self._datasets else self.dataset(self.predict_split)
+
+    def members(self, split: str) -> list[list[int]]:
+        """Positions of the images of each class that has some, and of those without a label."""
+        dataset = self.dataset(split)
+        found = members_by_class((dataset.target(i).tolist() for i in range(len(dataset))), dataset.num_classes)
+        return [own for own in found if own]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -279,6 +290,7 @@ class DataModule(pl.LightningDataModule):
         if world > 1 and brings_own_sampler(self.trainer):
             raise ConfigError("this data module brings its own samplers: build the Trainer with use_distributed_sampler=False.")
         sampler = ResumableBatchSampler(len(self.dataset("train")), self._per_device(world), self.seed, rank, world)
+        sampler.members = self.members("train") if self.balance else None
         if self.trainer is not None:
             sampler.steps = _limited(len(sampler), self.trainer.limit_train_batches)
             sampler.start_at(*resume_position(self.trainer))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from explainer.errors import CorruptSampleError, DatasetNotFoundError
 
-__all__ = ["image_size", "join_inside", "read_image", "read_json", "read_label_map", "read_lines", "read_scaled", "read_xml"]
+__all__ = ["image_facts", "image_size", "join_inside", "read_image", "read_json", "read_label_map", "read_lines", "read_scaled", "read_xml"]
 
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 32_768
@@ -92,6 +92,13 @@ def image_size(path: Path) -> tuple[int, int]:
     with _open(path, "the image") as image:
         width, height = image.size
         return (width, height) if _turned(image) else (height, width)
+
+
+def image_facts(path: Path) -> tuple[int, int, str, str]:
+    """``(height, width, mode, format)`` from the header, e.g. (480, 640, "RGB", "JPEG")."""
+    with _open(path, "the image") as image:
+        width, height = image.size[::-1] if _turned(image) else image.size
+        return height, width, image.mode, image.format or "unknown"
 
 
 def _turned(image: Image.Image) -> bool:

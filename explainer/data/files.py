@@ -174,6 +174,7 @@ class ImageFileDataset(ExplainerDataset):
         self._layers = _SharedBytes(len(self), (1, self.work, self.work)) if self.cache == "ram" and self._cacheable_layers else None
 
     _cacheable_layers = True
+    cheap_targets = True
 
     # ------------------------------------------------------------------ samples
     def __len__(self) -> int:
@@ -216,7 +217,7 @@ class ImageFileDataset(ExplainerDataset):
 
     def _working(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Image and labels at the working size, from the cache where it has them."""
-        wanted = self.with_masks and self._has_masks(index)
+        wanted = self.with_masks and self.has_masks(index)
         image = None if self._images is None else self._images.get(index)
         layers = None if self._layers is None or not wanted else self._layers.get(index)
         own: tuple[int, int] | None = None
@@ -241,7 +242,8 @@ class ImageFileDataset(ExplainerDataset):
         return to_picture(maps, place, float(maps.min()) if maps.numel() else 0.0)
 
     # ------------------------------------------------------------------ ground truth
-    def _has_masks(self, index: int) -> bool:
+    def has_masks(self, index: int) -> bool:
+        """Whether the image has ground truth."""
         return self._has_labels(index) or self._is_empty(index)
 
     def _has_labels(self, index: int) -> bool:
@@ -288,7 +290,7 @@ class ImageFileDataset(ExplainerDataset):
 
     def original_masks(self, index: int) -> tuple[Tensor, Tensor] | None:
         """Class masks ``[K,H,W]`` and void ``[H,W]``, bool, at the image's own size (pointing game), or None without ground truth."""
-        if not self._has_masks(index):
+        if not self.has_masks(index):
             return None
         return self._expand(index, self._labels(index, self.original_size(index)))
 

@@ -7,14 +7,14 @@ These do neither; use them with ``Trainer(use_distributed_sampler=False)``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
 
 from explainer.errors import ConfigError
 
-__all__ = ["ResumableBatchSampler", "UnpaddedSampler", "sample_seed", "spread"]
+__all__ = ["ResumableBatchSampler", "UnpaddedSampler", "members_by_class", "sample_seed", "spread", "spread_over_classes"]
 
 
 def sample_seed(*key: int | str) -> int:
@@ -48,6 +48,8 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         among: gives, for an epoch and a global batch of it, the samples it is drawn from (always the same ones), or None for the
             epoch's permutation. The drawn ones go round in a shuffled order of their own, and the round takes the epoch's place in the
             pairs: an image drawn again is augmented anew.
+        members: images of each class, for balanced training: every class is drawn once in each round of classes, and its images in shuffled
+            rounds of their own. An epoch keeps its number of batches. None draws every image once an epoch. ``among`` comes first.
 
     Raises:
         ConfigError: for a batch below 2, or fewer samples than one global batch.
@@ -63,6 +65,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         shuffle: bool = True,
         steps: int | None = None,
         among: Callable[[int, int], Sequence[int] | None] | None = None,
+        members: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if batch_size < 2:
             raise ConfigError(
@@ -78,7 +81,9 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
             )
         self.length, self.batch_size, self.seed, self.rank, self.world, self.shuffle = length, batch_size, seed, rank, world, shuffle
         self.steps, self.among = steps, among
+        self.members = None if members is None else [list(m) for m in members if len(m)]
         self._rounds: dict[int, list[int]] = {}
+        self._class_rounds: dict[int, tuple[int, list[int]]] = {}
         self.epoch = 0
         self._start = (0, 0)
 
@@ -129,10 +134,13 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         order, stride = self.order(epoch), self.batch_size * self.world
         for batch in range(first, len(self)):
             among = self.among(epoch, batch) if self.among is not None else None
-            if among is None:
-                part = [(epoch, index) for index in order[batch * stride : (batch + 1) * stride]]
+            start = (epoch * self.per_epoch + batch) * stride
+            if among is not None:
+                part = self._drawn(among, start, stride)
+            elif self.members is not None:
+                part = [self._balanced(position) for position in range(start, start + stride)]
             else:
-                part = self._drawn(among, (epoch * self.per_epoch + batch) * stride, stride)
+                part = [(epoch, index) for index in order[batch * stride : (batch + 1) * stride]]
             yield part[self.rank :: self.world]
 
     def _drawn(self, among: Sequence[int], start: int, count: int) -> list[tuple[int, int]]:
@@ -142,6 +150,61 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         self._rounds = {t: self._rounds.get(t) or self._permutation(len(among), t, 1) for t in turns}
         places = (divmod(position, len(among)) for position in range(start, start + count))
         return [(turn, among[self._rounds[turn][place]]) for turn, place in places]
+
+    def _balanced(self, position: int) -> tuple[int, int]:
+        """One draw of the endless row of rounds through the classes. The position takes the epoch's place: no two draws augment alike."""
+        assert self.members is not None
+        turn, place = divmod(position, len(self.members))
+        label = self._round(-1, turn, len(self.members))[place]
+        own = self.members[label]
+        again, at = divmod(turn, len(own))
+        return position, own[self._round(label, again, len(own))[at]]
+
+    def _round(self, label: int, number: int, length: int) -> list[int]:
+        """The shuffled order of a round of a class's images, or (label -1) of the classes. The last one of each is kept."""
+        known = self._class_rounds.get(label)
+        if known is None or known[0] != number:
+            known = self._class_rounds[label] = (number, self._permutation(length, number, 2, label + 1))
+        return known[1]
+
+
+def members_by_class(targets: Iterable[Sequence[float]], classes: int) -> list[list[int]]:
+    """Positions of the images of each class, and last of those without any label.
+
+    Args:
+        targets: multi-hot labels, one row an image.
+        classes: number of classes.
+    """
+    members: list[list[int]] = [[] for _ in range(classes + 1)]
+    for index, row in enumerate(targets):
+        present = [k for k, value in enumerate(row) if value]
+        for k in present or [classes]:
+            members[k].append(index)
+    return members
+
+
+def spread_over_classes(members: Sequence[Sequence[int]], number: int, seed: int = 0) -> list[int]:
+    """``number`` positions, in order, drawn from all classes in turn, so that none is forgotten. A larger number adds some.
+
+    Args:
+        members: of :func:`members_by_class`.
+        number: how many, at most all.
+        seed: of the choice within each class.
+    """
+    queues = [[own[i] for i in _shuffled(len(own), seed, label)] for label, own in enumerate(members) if len(own)]
+    chosen: dict[int, None] = {}
+    total = len({i for queue in queues for i in queue})
+    while len(chosen) < min(number, total):
+        for queue in queues:
+            while queue and queue[0] in chosen:
+                queue.pop(0)
+            if queue and len(chosen) < number:
+                chosen[queue.pop(0)] = None
+    return sorted(chosen)
+
+
+def _shuffled(length: int, *key: int) -> list[int]:
+    return torch.randperm(length, generator=torch.Generator().manual_seed(sample_seed(*key, length))).tolist()
 
 
 class UnpaddedSampler(Sampler[int]):

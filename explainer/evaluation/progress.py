@@ -18,10 +18,11 @@ class Progress:
     Args:
         total: number of units.
         enabled: False shows nothing.
+        what: is done, a verb.
     """
 
-    def __init__(self, total: int, enabled: bool = True) -> None:
-        self.total, self.done, self.enabled = total, 0, enabled and total > 0
+    def __init__(self, total: int, enabled: bool = True, what: str = "evaluate") -> None:
+        self.total, self.done, self.enabled, self.what = total, 0, enabled and total > 0, what
         self._bar: Any = None
         self._start = self._last = time.monotonic()
 
@@ -35,7 +36,7 @@ class Progress:
             columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task("evaluate", total=self.total)
+            self._task = self._bar.add_task(self.what, total=self.total)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -54,7 +55,7 @@ class Progress:
             self._bar.advance(self._task, units)
         elif self.enabled and time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            print(f"evaluate: {self.done} of {self.total} done, {self.remaining():.0f} s left", file=sys.stderr, flush=True)
+            print(f"{self.what}: {self.done} of {self.total} done, {self.remaining():.0f} s left", file=sys.stderr, flush=True)
 
     def remaining(self) -> float:
         """Seconds left at the speed so far; infinity before the first unit."""

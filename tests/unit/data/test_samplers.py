@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import operator
+from pathlib import Path
 
 import pytest
 
-from explainer.data.samplers import ResumableBatchSampler, UnpaddedSampler, sample_seed, spread
+from explainer.data.datamodule import DataModule
+from explainer.data.samplers import ResumableBatchSampler, UnpaddedSampler, members_by_class, sample_seed, spread, spread_over_classes
 from explainer.errors import ConfigError
+from tests.factories import make_image_folder
 
 
 def epoch(sampler: ResumableBatchSampler, number: int) -> list[list[tuple[int, int]]]:
@@ -142,3 +145,55 @@ def test_seeds_of_neighbours_are_unrelated() -> None:
     seeds = {sample_seed(s, e, i) for s in range(3) for e in range(4) for i in range(50)}
     assert len(seeds) == 600 and all(0 <= s < 2**63 for s in seeds)
     assert sample_seed(1, 11) != sample_seed(11, 1)
+
+
+def test_balanced_batches_draw_classes_equally_and_can_be_cut_anywhere() -> None:
+    members = members_by_class([[1, 0, 0]] * 30 + [[0, 1, 0]] * 6 + [[1, 1, 0], [0, 0, 0]], 3)
+    assert [len(m) for m in members] == [31, 7, 0, 1] and members[3] == [37] and members[1][-1] == 36
+
+    def sampler(batch: int, rank: int = 0, world: int = 1, seed: int = 0) -> ResumableBatchSampler:
+        return ResumableBatchSampler(38, batch, seed, rank, world, members=members)
+
+    whole = sampler(6)
+    epochs: list[list[list[tuple[int, int]]]] = []
+    for epoch in range(3):
+        whole.set_epoch(epoch)
+        epochs.append(list(whole))
+    assert [len(e) for e in epochs] == [6, 6, 6]
+    drawn = [pair for e in epochs for batch in e for pair in batch]
+    # 108 draws in 36 rounds of three groups: the one image without a label 36 times, each class 36 times
+    assert [p for p, _ in drawn] == list(range(108)), "every draw is augmented anew"
+    indices = [i for _, i in drawn]
+    assert indices.count(37) == 36 and 36 <= sum(i < 31 or i == 36 for i in indices) <= 36 + 36
+    rare = [i for i in indices if 30 <= i <= 36]
+    assert max(rare.count(i) for i in range(30, 36)) - min(rare.count(i) for i in range(30, 36)) <= 1, "a class's images take turns"
+    again = sampler(6)
+    again.set_epoch(1)
+    again.start_at(1, 4)
+    assert list(again) == epochs[1][4:]
+    pieces = [sampler(3, rank, 2) for rank in range(2)]
+    for piece in pieces:
+        piece.set_epoch(2)
+    merged = [sorted(a + b) for a, b in zip(*pieces, strict=True)]
+    assert merged == [sorted(batch) for batch in epochs[2]], "the union over the ranks does not depend on their number"
+    assert list(sampler(6, seed=1)) != epochs[0]
+
+
+def test_a_balanced_data_module(tmp_path: Path) -> None:
+    make_image_folder(tmp_path / "a", per_class=4)
+    for path in (tmp_path / "a" / "train" / "dog").glob("[123].png"):
+        path.unlink()
+    options = {"root": str(tmp_path / "a"), "size": 16}
+    balanced = DataModule("image_folder", 4, options=options, balance=True).train_dataloader()
+    plain = DataModule("image_folder", 5, options=options).train_dataloader()
+    assert [b.targets.sum(0).tolist() for b in balanced] == [[2, 2]] and [b.targets.sum(0).tolist() for b in plain] == [[4, 1]]
+    with pytest.raises(ConfigError, match="balance must be true or false, got 'yes'"):
+        DataModule("image_folder", balance="yes")  # type: ignore[arg-type]
+
+
+def test_a_choice_is_spread_over_classes() -> None:
+    members = members_by_class([[1, 0]] * 50 + [[0, 1]] * 5, 2)
+    few = spread_over_classes(members, 6)
+    assert sum(i >= 50 for i in few) == 3 and few == sorted(set(few)) and set(few) <= set(spread_over_classes(members, 20))
+    assert sum(i >= 50 for i in spread_over_classes(members, 20)) == 5 and spread_over_classes(members, 999) == list(range(55))
+    assert spread_over_classes(members, 6, seed=1) != few
