@@ -15,13 +15,23 @@ from torch import Tensor
 
 from explainer.errors import ConfigError, ShapeError
 
+# Far above [0,1] and above normalised images (about 3), which an Explanandum with mean 0 and std 1 takes; far below 255.
+_MOST = 10.0
+
 
 def check_images(images: Tensor) -> None:
-    """Raise :class:`ShapeError` unless ``images`` is a float tensor ``[B,C,H,W]`` with B >= 1."""
+    """Raise :class:`ShapeError` unless ``images`` is a float tensor ``[B,C,H,W]`` with B >= 1, finite and not in 0..255."""
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or images.shape[0] == 0:
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ShapeError(
             f"images must be a float tensor [B,C,H,W] in [0,1] with B >= 1, received {got}; add the batch axis or divide by 255."
+        )
+    low, high = (float(value) for value in images.detach().aminmax())
+    if not (low >= -_MOST and high <= _MOST):  # NaN is in no range
+        bad = [i for i, image in enumerate(images.detach()) if not bool((image.abs() <= _MOST).all())]
+        raise ShapeError(
+            f"images must be finite and lie in [0,1], received values {low:.4g} to {high:.4g} (positions {bad[:8]} in the batch). Divide "
+            "images in 0..255 by 255; the Explanandum normalises."
         )
 
 

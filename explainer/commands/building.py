@@ -52,6 +52,7 @@ def data_module(config: RunConfig) -> DataModule:
         global_batch=d.global_batch,
         pin_memory=d.pin_memory,
         prefetch_factor=d.prefetch_factor,
+        balance=d.balance,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from jsonargparse import Namespace
 
 from explainer.commands.arguments import name_list, positive
 from explainer.commands.parsing import Command, Group, Parser
-from explainer.config import DataConfig
+from explainer.config import DataConfig, RunConfig
 from explainer.errors import ConfigError, ExplainerError
 
 if TYPE_CHECKING:
@@ -87,10 +88,10 @@ def run(_parser: Parser, options: Namespace) -> int:
     if unknown := [name for name in options.splits if name not in SPLITS]:
         raise ConfigError(f"--splits must be of {', '.join(SPLITS)}, received {unknown[0]!r}.")
     config = data_config(options)
-    from explainer.data.datamodule import DataModule
+    from explainer.commands.building import data_module
     from explainer.data.survey import advice, describe, survey
 
-    data = DataModule(**asdict(_unchanged(config)))
+    data = data_module(RunConfig(data=_unchanged(config)))
     splits, wrong = _split_datasets(data, options.splits)
     surveys = [survey(dataset) for dataset in splits.values()]
     some = next(iter(splits.values()))
@@ -109,11 +110,11 @@ def run(_parser: Parser, options: Namespace) -> int:
 def _unchanged(config: DataConfig) -> DataConfig:
     """The same data as it is stored: without augmentation and with the masks."""
     from explainer import plugins
-    from explainer.data.files import ImageFileDataset
 
-    if not issubclass(plugins.find("explainer.data", config.name), ImageFileDataset):
-        return config
-    plain = {"augment": None, "masks": True, "cache": "none"}
+    known = inspect.signature(plugins.find("explainer.data", config.name)).parameters
+    plain = {key: value for key, value in (("augment", None), ("masks", True), ("cache", "none")) if key in known}
+    if "masks" not in plain:  # generated data, or photographs without labels: nothing to undo but the augmentation
+        plain = {key: "none" for key in ("augment",) if key in known}
     return replace(config, options={**config.options, **plain}, train_options={**config.train_options, **plain})
 
 

@@ -134,7 +134,7 @@ def advice(dataset: ExplainerDataset, splits: Sequence[SplitSurvey], balanced: b
     lines: list[str] = []
     by_name: dict[str, Any] = {s.split: s for s in splits}
     train = by_name.get("train")
-    if train is not None:
+    if train is not None and any(train.labels):
         never = [name for name, n in zip(dataset.class_names, train.labels, strict=True) if n == 0]
         if never and train.counted == train.images:
             lines.append(f"No training image has {_names(never)}: the classifier cannot learn what it never sees.")
@@ -147,7 +147,7 @@ def advice(dataset: ExplainerDataset, splits: Sequence[SplitSurvey], balanced: b
             )
     for split in splits:
         missing = [name for name, n in zip(dataset.class_names, split.labels, strict=True) if n == 0]
-        if split.split != "train" and missing and split.counted == split.images:
+        if split.split != "train" and missing and any(split.labels) and split.counted == split.images:
             lines.append(f"No {split.split} image has {_names(missing)}: nothing is measured of that.")
     sizes = [size for s in splits for size in s.sizes]
     if sizes:

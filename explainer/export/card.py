@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def write_card(folder: Path, description: dict[str, Any], metrics: dict[str, Any
     Metrics and licence that are not given are taken over from the card that is replaced, if it is of the same weights.
     """
     path = folder / CARD
-    files = sorted(p.name for p in folder.iterdir() if p.is_file())
+    # A name that would break out of the card's tables and code is left out; no file of ours has one.
+    files = sorted(p.name for p in folder.iterdir() if p.is_file() and re.fullmatch(r"[\w.-]+", p.name))
     reports = {name: report for name, report in _read(folder / DRIFT).items() if name in files}
     old_metrics, old_licence = _of_the_old_card(path, description["weights"])
     write_text(path, card(description, reports, metrics or old_metrics, licence or old_licence, files))
@@ -89,12 +91,12 @@ def card(
         "## Use", "",
         *_use(files), "",
         "## What it is", "",
-        f"- Classes: {', '.join(str(c) for c in d['classes'])}",
+        f"- Classes: {', '.join(plain(c) for c in d['classes'])}",
         f"- Parameters: {d['parameters']:,}; trained at {d['image_size'] or 'an unknown'} px; weights `{d['weights']}`",
         f"- Explains the classifier with fingerprint `{d['explained_classifier'] or 'unknown'}`",
         f"- Removed pixels were shown as: {d.get('fill') or 'mean (not recorded)'}",
         *([f"- Classes are predicted from a probability of {d['threshold']:g} (merged mask of fused files)"] if d.get("threshold") else []),
-        f"- Data: {json.dumps(d['data']) if d['data'] else 'not recorded'}",
+        f"- Data: {plain(json.dumps(d['data'])) if d['data'] else 'not recorded'}",
         f"- Versions: {json.dumps(d['versions'])}", "",
         "## Metrics", "",
         *_metrics(metrics), "",
@@ -106,6 +108,12 @@ def card(
         "## Limits", "", _LIMITS, "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def plain(text: Any) -> str:
+    """Text that is shown in Markdown as it stands: one line, no markup, no HTML, no table cells."""
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~$&])", r"\\\1", line)
 
 
 def _use(files: Sequence[str]) -> list[str]:

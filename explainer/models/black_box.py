@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from explainer.errors import CheckpointError, ConfigError, QueryBudgetError, ShapeError, UnknownNameError
+from explainer.errors import CheckpointError, ConfigError, NumericalError, QueryBudgetError, ShapeError, UnknownNameError
 from explainer.models.explanandum import IMAGENET_MEAN, IMAGENET_STD, Explanandum, Task
 
 Scores = Literal["logit", "probability"]
@@ -79,10 +79,18 @@ class ResponseCache:
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
-        row = self._file.execute("SELECT scores FROM answers WHERE key = ?", (key,)).fetchone() if self._file is not None else None
+        try:
+            row = self._file.execute("SELECT scores FROM answers WHERE key = ?", (key,)).fetchone() if self._file is not None else None
+        except sqlite3.Error as error:
+            raise CheckpointError(f"the response cache cannot be read ({error}). Choose another cache_file, or delete it.") from error
         if row is None:
             return None
-        scores = torch.from_numpy(np.frombuffer(row[0], dtype=np.float32).copy())
+        try:
+            scores = torch.from_numpy(np.frombuffer(row[0], dtype=np.float32).copy())
+        except (TypeError, ValueError):  # not what this class writes: asked again and written anew
+            return None
+        if not bool(torch.isfinite(scores).all()):  # stored by an older version
+            return None
         self._keep(key, scores)
         return scores
 
@@ -166,6 +174,7 @@ class Questions(nn.Module):
         """``[B,C,H,W]`` -> logits ``[B,K]`` on the images' device.
 
         Raises:
+            NumericalError: an answer is NaN or infinite; it is not stored.
             QueryBudgetError: the budget does not cover the images that are not in the cache; none of them was asked about.
         """
         known = images.detach().float().cpu().contiguous()
@@ -196,6 +205,12 @@ class Questions(nn.Module):
                 scores = torch.as_tensor(self.function(known[[missing[key] for key in part]])).detach().float().cpu()
                 if scores.ndim != 2 or len(scores) != len(part):
                     raise ShapeError(f"{self.identity} returned {tuple(scores.shape)} for {len(part)} images, expected scores (B,K).")
+                if not bool(torch.isfinite(scores).all()):  # kept for good, they would poison all later runs
+                    bad = int((~torch.isfinite(scores).all(dim=1)).nonzero()[0])
+                    raise NumericalError(
+                        f"{self.identity} answered {scores[bad].tolist()[:8]} for image {start + bad} of {len(todo)}: scores must be "
+                        "finite. Nothing of this answer was stored; correct the function or the service behind it."
+                    )
                 self.cache.put(part, scores)
                 answers.update(zip(part, scores, strict=True))
         finally:

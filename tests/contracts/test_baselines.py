@@ -342,6 +342,12 @@ def test_leaves_the_model_as_it_was_after_an_exception(name: str, backward: bool
         (lambda x: (x[0], 0), ShapeError, "images must be"),
         (lambda x: ((x * 255).byte(), 0), ShapeError, "images must be"),
         (lambda x: (x[:0], 0), ShapeError, "B >= 1"),
+        (lambda x: (x * 255, 0), ShapeError, r"lie in \[0,1\], received values .* Divide images in 0\.\.255 by 255"),
+        (
+            lambda x: (torch.where(torch.arange(len(x)).view(-1, 1, 1, 1) == 1, torch.nan, x), 0),
+            ShapeError,
+            r"positions \[1\] in the batch",
+        ),
         (lambda x: (x, CLASSES), ConfigError, "class_index must lie in"),
         (lambda x: (x, -1), ConfigError, "class_index must lie in"),
         (lambda x: (x, [0, 1, 2]), ShapeError, "one integer per image"),

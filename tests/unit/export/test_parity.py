@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,15 @@ def test_int8_is_measured_on_images_it_was_not_fitted_to() -> None:
     assert all(part is images for part in split_calibration(images, "fp32"))
     assert split_calibration(None, "int8") == (None, None)
     assert [len(part) for part in split_calibration(images[:7], "int8") if part is not None] == [7, 7]
+
+
+def test_names_cannot_write_the_card() -> None:
+    from explainer.export.card import plain
+
+    hostile = "<script>alert(1)</script> | [x](http://y)\n## Licence\n`code` ![i](j) *b*"
+    assert "\n" not in plain(hostile) and plain("cat/dog 3.5") == "cat/dog 3.5"
+    assert not re.search(r"(?<!\\)[<>|\[\]`*!#]", plain(hostile)), "every mark is escaped"
+    description = {"classes": [hostile], "explainer": {"network": "unet", "options": {}}, "parameters": 1, "image_size": 8, "weights": "w"}
+    description |= {"explained_classifier": None, "data": {"name": hostile}, "versions": {}}
+    text = card(description, {}, None, "CC0")
+    assert "<script>" not in text and text.count("## Licence") == 1

@@ -1,6 +1,7 @@
 """Classifiers that give scores only: answers, cache, budget, ONNX files, and clear refusals of gradients."""
 
 import copy
+import sqlite3
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 import explainer
 from explainer.baselines import build
-from explainer.errors import CheckpointError, ConfigError, QueryBudgetError, ShapeError, UnknownNameError
+from explainer.errors import CheckpointError, ConfigError, NumericalError, QueryBudgetError, ShapeError, UnknownNameError
 from explainer.models.black_box import BlackBox, OnnxScores, ResponseCache
 from explainer.models.checkpoints import load_explanandum
 
@@ -293,3 +294,28 @@ def test_callables_by_import_path():
 def test_a_torch_module_may_be_the_function():
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     torch.testing.assert_close(BlackBox(net, 3)(images()), images().mean((2, 3)))
+
+
+def test_nan_answers_are_refused_and_never_stored(tmp_path):
+    answers = iter([float("nan"), float("inf"), 0.25])
+
+    def moody(images):
+        value = next(answers)
+        return torch.full((len(images), 2), 0.25).index_put((torch.tensor(len(images) - 1), torch.tensor(1)), torch.tensor(value))
+
+    images = torch.rand(3, 3, 4, 4)
+    box = BlackBox(moody, 2, cache_file=str(tmp_path / "a.sqlite"), identity="moody")
+    for _ in range(2):
+        with pytest.raises(NumericalError, match=r"moody answered \[0\.25, (nan|inf)\] for image 2 of 3: scores must be finite"):
+            box(images)
+    with sqlite3.connect(tmp_path / "a.sqlite") as file:
+        assert file.execute("SELECT COUNT(*) FROM answers").fetchone() == (0,)
+    expected = box(images)
+    assert torch.isfinite(expected).all()
+    with sqlite3.connect(tmp_path / "a.sqlite") as file:  # as an older version, or a stranger, may have left it
+        rows = file.execute("SELECT key FROM answers ORDER BY key").fetchall()
+        bad = [np.full(2, np.nan, np.float32).tobytes(), b"odd", "text"]
+        for (key,), value in zip(rows, bad, strict=True):
+            file.execute("UPDATE answers SET scores = ? WHERE key = ?", (value, key))
+    again = BlackBox(lambda x: torch.full((len(x), 2), 0.25), 2, cache_file=tmp_path / "a.sqlite", identity="moody")
+    assert torch.allclose(again(images), expected) and again.queries == 3, "what is no answer is asked again"
