@@ -142,10 +142,6 @@ class ExplainerDataset(Dataset[Sample], ABC):
     #: Whether :meth:`target` is free; else it makes the whole sample.
     cheap_targets: ClassVar[bool] = False
 
-    def target(self, index: int) -> Tensor:
-        """``[K]`` multi-hot labels of a sample."""
-        return self[index].target
-
     def sample_id(self, index: int) -> str:
         """The ``id`` of a sample, without decoding it."""
         return f"{self.split}/{index:06d}"
