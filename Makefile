@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install install-test quickstart test test-slow lint format clean
+.PHONY: install install-test quickstart test test-slow lint format docs clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -12,7 +12,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet -e ".[export,openvino,pretrained,test]"
+	$(BIN)/pip install --quiet -e ".[export,openvino,pretrained,docs,test]"
 	touch $@
 
 install: $(VENV)/.installed
@@ -38,6 +38,14 @@ lint: install-test
 
 format: install-test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet -e ".[export,pretrained,docs]"
+	touch $@
+
+# Into build/docs. Any warning is an error: a missing page, a dead link, a heading that a link names and that is not there.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs/mkdocs.yml
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
