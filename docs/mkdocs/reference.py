@@ -8,7 +8,7 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import docstring_parser
@@ -117,7 +117,8 @@ def _keys(cls: type, seen: set[type]) -> list[str]:
     hints = typing.get_type_hints(cls)
     rows, inner = [], []
     for f in dataclasses.fields(cls):
-        within = [t for t in (hints[f.name], *typing.get_args(hints[f.name])) if dataclasses.is_dataclass(t)]
+        kinds = (hints[f.name], *typing.get_args(hints[f.name]))
+        within = [t for t in kinds if isinstance(t, type) and dataclasses.is_dataclass(t)]
         default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         if within:
             kind = f"[{within[0].__name__}](#{within[0].__name__.lower()})"
@@ -172,7 +173,7 @@ def _anchor(command: str) -> str:
     return f"explainer-{command.replace(' ', '-')}"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     if not rows:
         return []
     return ["| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows)] + [""]

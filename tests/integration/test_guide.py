@@ -20,7 +20,7 @@ from PIL import Image
 
 import explainer
 from explainer.baselines.overview import overview
-from explainer.cli import COMMANDS
+from explainer.cli import COMMANDS, main
 from explainer.commands.parsing import parse
 from explainer.config import RunConfig
 from explainer.models.explainer import Explainer
@@ -131,10 +131,13 @@ def test_loss_of_the_guide_runs() -> None:
 
 def test_site_builds_without_warnings_and_is_complete(tmp_path: Path) -> None:
     site = tmp_path / "site"
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", "docs/mkdocs/mkdocs.yml", "-d", str(site)]
+    line = re.search(r"^\t\$\(BIN\)/python (-m mkdocs .*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+    assert line, "make docs calls mkdocs"
+    command = [sys.executable, *shlex.split(line[1]), "-d", str(site)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+    assert "--strict" in command and "Documentation built" in done.stderr, "mkdocs counts the warnings that it may print, and no others"
     start = (site / "index.html").read_text(encoding="utf-8")
     for page in {*PAGES, *GENERATED} - {ROOT / "docs/index.md"}:
         path = page.relative_to(ROOT / "docs").with_suffix("")
@@ -148,3 +151,31 @@ def test_site_builds_without_warnings_and_is_complete(tmp_path: Path) -> None:
     assert all(cell in methods for row in overview() for cell in row)
     assert all(f"\n{f.name}\n" in keys for f in dataclasses.fields(RunConfig))
     assert "0.001" in keys and all(f"explainer {name}" in listed for name in COMMANDS)
+
+
+#: What makes the quickstart's commands short; none of it is something that a user would have to know.
+SHORT_FIT = "--data.options.length 48 --data.options.size 32 --data.batch_size 16 --trainer.max_epochs 1 --trainer.progress_bar false"
+SHORT = {
+    "fit": f"{SHORT_FIT} --evaluate_with null --logging.images 0",
+    "evaluate": "--data.options.size 32 --limit 4 --protocols [segmentation] --bootstrap 0 --gallery 0 --progress false",
+}
+
+
+def test_commands_and_code_of_the_quickstart_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs/tutorials/quickstart.md"
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    called = commands(page)
+    assert [c[0] for c in called] == ["fit", "fit", "evaluate"]
+    for arguments in called:
+        assert main([*arguments, *SHORT[arguments[0]].split()]) == 0
+    assert (tmp_path / "results/quickstart/table.md").read_text().count("\n") > 9  # a row for each method
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    (code,) = blocks(page, "python")
+    names: dict[str, Any] = {}
+    capsys.readouterr()
+    exec(compile(code, str(page), "exec"), names)
+    assert names["masks"].shape == (1, 6, 48, 64) and eval(capsys.readouterr().out).keys() == set(names["net"].class_names)
