@@ -23,6 +23,7 @@ from explainer.commands.maps_config import MapsConfig
 from explainer.commands.parsing import Command, Group, command_parser
 from explainer.config import RunConfig
 from explainer.evaluation.config import EvaluateConfig
+from explainer.plugins import discover
 
 #: Configurations with the command that reads them.
 CONFIGURATIONS: dict[str, type] = {
@@ -31,6 +32,13 @@ CONFIGURATIONS: dict[str, type] = {
     "calibrate": CalibrateConfig,
     "maps": MapsConfig,
     "concepts fit": ConceptsConfig,
+}
+#: Packages whose modules are found by name.
+PLUGINS = {
+    "Losses": "explainer.losses",
+    "Protocols": "explainer.evaluation.protocols",
+    "Metrics": "explainer.metrics",
+    "Data sets": "explainer.data",
 }
 #: Public names: they change only with a deprecation of one minor version.
 API = (
@@ -158,7 +166,33 @@ def api() -> str:
     return "\n".join(lines)
 
 
-PAGES: dict[str, Callable[[], str]] = {"methods": methods, "commands": commands, "configuration": configuration, "api": api}
+def plugins() -> str:
+    """Losses, protocols, metrics and data sets with their options, as configurations name them."""
+    lines = ["# Losses, protocols, metrics, data sets", ""]
+    lines += [
+        "Names for configurations, and the options that each takes. [Methods](methods.md) have a page of their own. One file adds a",
+        "",
+    ]
+    lines[-1:] = ["[further one](../howto/extend.md).", ""]
+    for title, package in PLUGINS.items():
+        rows = []
+        for name, cls in discover(package).items():
+            taken = [p for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+            options = ", ".join(f"`{p.name}`" if p.default is p.empty else f"`{p.name}: {_default(p.default)}`" for p in taken)
+            # A protocol's class says what its rows are; its module says what it measures.
+            about = inspect.getmodule(cls) if title == "Protocols" else cls
+            rows.append((f"`{name}`", _cell((inspect.getdoc(about) or "").partition("\n\n")[0]), options))
+        lines += [f"## {title}", "", *_table(("name", "what it is", "options with defaults"), rows)]
+    return "\n".join(lines)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    "commands": commands,
+    "configuration": configuration,
+    "plugins": plugins,
+    "api": api,
+}
 
 
 def _walk(commands: typing.Mapping[str, Command | Group], before: str = "") -> Iterator[tuple[str, Command]]:
@@ -192,6 +226,16 @@ def _type(t: Any) -> str:
     if origin in (list, tuple):
         return f"list of {_type(inside[0])}"
     return " or ".join(_type(i) for i in inside) if inside else getattr(t, "__name__", str(t))
+
+
+def _default(value: Any) -> str:
+    """An option's default: as YAML where it can be, by its name otherwise."""
+    if isinstance(value, tuple):
+        value = [float(f"{v:g}") if isinstance(v, float) else v for v in value]  # 0.3 and not 0.30000000000000004
+    try:
+        return _plain(value)
+    except yaml.YAMLError:
+        return getattr(value, "__name__", type(value).__name__)
 
 
 def _plain(value: Any) -> str:

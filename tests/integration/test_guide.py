@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import explainer
+from explainer import plugins
 from explainer.baselines.overview import overview
 from explainer.cli import COMMANDS, main
 from explainer.commands.parsing import parse
@@ -30,7 +31,7 @@ README = ROOT / "README.md"
 PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md"))
 SHOWN = [README, *PAGES]
 #: Written when the guide is built; see docs/mkdocs/reference.py.
-GENERATED = {ROOT / "docs/reference" / f"{name}.md" for name in ("methods", "commands", "configuration", "api")}
+GENERATED = {ROOT / "docs/reference" / f"{name}.md" for name in ("methods", "commands", "configuration", "plugins", "api")}
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -150,6 +151,7 @@ def test_site_builds_without_warnings_and_is_complete(tmp_path: Path) -> None:
     methods, keys, listed = text("methods"), text("configuration"), text("commands")
     assert all(cell in methods for row in overview() for cell in row)
     assert all(f"\n{f.name}\n" in keys for f in dataclasses.fields(RunConfig))
+    assert all(name in text("plugins") for package in ("losses", "metrics", "data") for name in plugins.discover(f"explainer.{package}"))
     assert "0.001" in keys and all(f"explainer {name}" in listed for name in COMMANDS)
 
 
