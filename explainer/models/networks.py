@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from explainer.errors import CheckpointError, ConfigError, UnknownNameError
 from explainer.models.class_layer import with_class_layer
 from explainer.models.classifiers import SmallVGG
+from explainer.models.dpt import DPT
 
 _SMP = {
     "deeplabv3": "DeepLabV3",
@@ -86,7 +87,7 @@ class VGGUNet(nn.Module):
 
 def network_names() -> list[str]:
     """Names accepted by :func:`build_network`."""
-    return [*_SMP, "torchvision_deeplabv3", "vgg_unet"]
+    return [*_SMP, "dpt", "torchvision_deeplabv3", "vgg_unet"]
 
 
 def _build(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
@@ -94,6 +95,8 @@ def _build(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
         return _TorchvisionDeepLab(num_classes, **options)
     if name == "vgg_unet":
         return VGGUNet(num_classes, **options)
+    if name == "dpt":
+        return drop_unused(DPT(num_classes, **options))
     if name not in _SMP:
         raise UnknownNameError(f"unknown Explainer network {name!r}. Known: {', '.join(network_names())}.")
     import segmentation_models_pytorch as smp
