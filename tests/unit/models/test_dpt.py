@@ -9,13 +9,9 @@ from torch import Tensor, nn
 
 import explainer
 from explainer.errors import ConfigError
+from explainer.models.encoders import init_encoder
 from explainer.models.explainer import Explainer
 from explainer.models.networks import build_network, encoder_of
-
-try:
-    from explainer.models.encoders import init_encoder
-except ImportError:
-    from explainer.models.networks import init_encoder
 
 VIT = {"depth": 4, "embed_dim": 24, "num_heads": 2}
 OPTIONS = {
