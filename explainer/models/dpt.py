@@ -36,5 +36,5 @@ class DPT(nn.Module):
         return self.net.encoder.model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images ``[B,3,H,W]``, H and W multiples of the patch size -> logits ``[B,K,H,W]``."""
+        """Normalised images ``[B,3,H,W]``, H and W multiples of twice the patch size -> logits ``[B,K,H,W]``."""
         return self.net(images)

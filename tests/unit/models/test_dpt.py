@@ -13,7 +13,7 @@ from explainer.models.encoders import init_encoder
 from explainer.models.explainer import Explainer
 from explainer.models.networks import build_network, encoder_of
 
-VIT = {"depth": 4, "embed_dim": 24, "num_heads": 2}
+VIT = {"embed_dim": 24, "num_heads": 2}
 OPTIONS = {
     "encoder_name": "tu-vit_tiny_patch16_224",
     "decoder_intermediate_channels": (8, 8, 8, 8),
@@ -44,7 +44,7 @@ def test_the_encoder_computes_the_classifiers_features() -> None:
 
 
 def test_masks_of_any_image_size_and_all_weights_learn() -> None:
-    net = Explainer("dpt", 3, {**OPTIONS}, stride=16)
+    net = Explainer("dpt", 3, {**OPTIONS})
     for height, width in ((64, 64), (48, 80), (50, 33)):
         masks = net(torch.rand(2, 3, height, width))
         assert masks.shape == (2, 3, height, width)
@@ -55,7 +55,7 @@ def test_masks_of_any_image_size_and_all_weights_learn() -> None:
 
 
 def test_a_saved_one_is_rebuilt(tmp_path) -> None:
-    net = Explainer("dpt", 3, {**OPTIONS, "decoder_intermediate_channels": [8, 8, 8, 8]}, stride=16).eval()
+    net = Explainer("dpt", 3, {**OPTIONS, "decoder_intermediate_channels": [8, 8, 8, 8]}).eval()
     twin = Explainer.from_config(net.config).eval()
     twin.load_state_dict(net.state_dict())
     images = torch.rand(1, 3, 32, 48)
