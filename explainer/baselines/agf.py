@@ -21,7 +21,8 @@ from explainer.attribution import check_class_index, check_images
 from explainer.baselines.kernels.agf_rules import Options
 from explainer.baselines.kernels.agf_sweep import Record, Sweep
 from explainer.baselines.kernels.base import Baseline
-from explainer.baselines.kernels.graph import Graph, Run
+from explainer.baselines.kernels.graph import Graph
+from explainer.baselines.kernels.graph_calls import Run
 from explainer.baselines.kernels.hooks import untouched
 from explainer.errors import ConfigError
 
@@ -51,8 +52,8 @@ class AGF(Baseline):
     """Attribution Guided Factorization of the class probability.
 
     Args:
-        explanandum: a classifier that :mod:`torch.fx` can trace, of Conv2d, Linear, BatchNorm, activations, pooling, flatten, sums and
-            concatenations.
+        explanandum: a classifier of Conv2d, Linear, BatchNorm, activations, pooling, flatten, sums,
+            concatenations and squeeze-and-excitation gates.
         mode: the differences between the published ``"code"`` (default) and the ``"paper"`` as printed; they correlate weakly. The
             options below change single ones (None: as the mode says; code | paper).
         gain: in ``sigmoid(gain * y / max y)`` of eq. 7 (10 | 1).

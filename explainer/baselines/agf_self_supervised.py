@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from explainer.attribution import check_class_index, check_images
 from explainer.baselines.agf import make_options, to_map
 from explainer.baselines.kernels.agf_sweep import Sweep
-from explainer.baselines.kernels.graph import Graph, Run
+from explainer.baselines.kernels.graph import Graph
+from explainer.baselines.kernels.graph_calls import Run
 from explainer.baselines.kernels.hooks import untouched
 from explainer.errors import ConfigError, ShapeError
 

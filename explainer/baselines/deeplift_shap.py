@@ -12,37 +12,22 @@ from torch.overrides import TorchFunctionMode
 
 from explainer.baselines.gradient_shap import reference_images
 from explainer.baselines.kernels.channels import ChannelBaseline
-from explainer.baselines.kernels.functions import CLAMPS, RECTIFIERS, RELU, in_place, module_stack, place_of, refuse_compiled
+from explainer.baselines.kernels.functions import module_stack, place_of, refuse_compiled
 from explainer.baselines.kernels.maps import Reduction
+from explainer.baselines.kernels.operations import ACTIVATIONS, CLAMPS, PRODUCTS, QUOTIENTS, overwrites, plain_name
 from explainer.errors import ConfigError, UnsupportedLayerError
 
-_ELEMENTWISE = RELU | RECTIFIERS | CLAMPS | {
-    "sigmoid", "sigmoid_", "tanh", "tanh_", "hardsigmoid", "logsigmoid", "exp", "log", "sqrt", "rsqrt", "square", "abs",
-}  # fmt: skip
+_ELEMENTWISE = ACTIVATIONS | CLAMPS | {"exp", "log", "sqrt", "rsqrt", "square", "abs"}
 _MAX_POOLS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "max_pool2d": functional.max_pool2d_with_indices,
     "adaptive_max_pool2d": functional.adaptive_max_pool2d_with_indices,
 }
 _NO_RULE = {
     "max_pool1d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool3d", "layer_norm", "group_norm", "instance_norm", "softmax",
-    "log_softmax", "pow", "__pow__", "norm", "vector_norm", "normalize", "maximum", "minimum", "max", "amax", "min", "amin", "logsumexp",
+    "log_softmax", "pow", "norm", "vector_norm", "normalize", "maximum", "minimum", "max", "amax", "min", "amin", "logsumexp",
     "scaled_dot_product_attention", "multi_head_attention_forward",
 }  # fmt: skip
-_PRODUCTS = {
-    "mul",
-    "mul_",
-    "multiply",
-    "div",
-    "div_",
-    "true_divide",
-    "matmul",
-    "bmm",
-    "mm",
-    "einsum",
-    "addcmul",
-    "__rtruediv__",
-    "__matmul__",
-}
+_PRODUCTS = PRODUCTS | QUOTIENTS | {"matmul", "bmm", "mm", "einsum", "addcmul", "rtruediv"}
 _SMALL = 1e-10
 
 
@@ -118,7 +103,8 @@ class _RescaleMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
-        name = getattr(func, "__name__", "")
+        raw = getattr(func, "__name__", "")
+        name, _ = plain_name(raw)
         moving = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
         if name in _PRODUCTS and len(moving) > 1:
             self._refuse(f"the product of two activations ({name})")
@@ -131,7 +117,7 @@ class _RescaleMode(TorchFunctionMode):
         if name in _MAX_POOLS:
             kwargs.pop("return_indices", None)
             return _RescaleMaxPool.apply(x, lambda t: _MAX_POOLS[name](t, *args[1:], **kwargs))
-        if not in_place(name, kwargs):
+        if not overwrites(raw, kwargs):
             return _RescaleElementwise.apply(x, lambda t: func(t, *args[1:], **kwargs))
         return x.copy_(_RescaleElementwise.apply(x.clone(), lambda t: func(t, *args[1:], **kwargs)))
 

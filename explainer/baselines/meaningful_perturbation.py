@@ -5,6 +5,10 @@ Deletion (eq. 5), with M the mask m upsampled and smoothed, and tau a random shi
     min_m  l1 ||1 - m||_1 + l2 sum_u ||grad m(u)||_beta^beta + E_tau[ f_c( Phi(x shifted by tau; M) ) ]
 
 Preservation replaces the first term by l1 ||m||_1 and the last by its negative. m = 1 keeps a pixel, 0 perturbs it.
+
+Perturbations (section 4.1): a constant colour or noise is mixed in, ``M x + (1 - M) fill``. Blur is a Gaussian whose width varies with the
+pixel, ``sigma(u) = sigma0 (1 - M(u))`` (printed as ``sigma0 m(u)``, which would blur what m = 1 keeps, against eq. 3); the public code
+mixes in one blurred image instead. At M = 0 and M = 1 the two agree.
 """
 
 from __future__ import annotations
@@ -21,13 +25,16 @@ from explainer.attribution import check_class_index, check_images
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.hooks import untouched
 from explainer.baselines.kernels.mask_search import Ascent, History, Limits, maximise
-from explainer.baselines.kernels.perturbation import pyramid, shift, upsampling_matrix
+from explainer.baselines.kernels.perturbation import Perturbation, pyramid, shift, upsampling_matrix
 from explainer.errors import ConfigError, ShapeError
 
 Game = Literal["delete", "preserve"]
 Kind = Literal["blur", "constant", "noise"]
+Blend = Literal["width", "mix"]
 Start = Tensor | float | Callable[[Tensor, Tensor], Tensor] | Literal["disc"]
 
+_NOISE = 0.2  # standard deviation of the noise around the image's mean colour
+_WIDTHS = 11  # blur levels between which the width is interpolated: sigma 0, 1, .., 10 at 224 pixels
 _RADII = 16  # discs tried for the start, evenly spaced up to the one that covers the corners
 
 
@@ -75,7 +82,9 @@ class MeaningfulPerturbation(Baseline):
     Args:
         explanandum: the classifier.
         game: ``delete`` or ``preserve``.
-        perturbation: ``blur``, ``constant`` (the image's mean colour) or ``noise``.
+        perturbation: ``blur``, ``constant`` (the image's mean colour) or ``noise`` (Gaussian around it, independent per pixel and channel;
+            the same draw for all images, so that a map does not depend on the batch).
+        blend: of blur: ``width`` (paper) or ``mix`` (public code), see the module.
         iterations: Adam steps.
         rate: step size of Adam.
         l1: weight of the mask's size, summed over the grid.
@@ -96,6 +105,7 @@ class MeaningfulPerturbation(Baseline):
     name = "meaningful_perturbation"
     passes = "iterations x (forward + backward), less for converged masks"
     deterministic = False
+    revision = 1  # blur of varying width, Gaussian noise
 
     def __init__(
         self,
@@ -117,9 +127,10 @@ class MeaningfulPerturbation(Baseline):
         tolerance: float | None = None,
         patience: int = 10,
         rows_per_pass: int | None = None,
+        blend: Blend = "width",
     ) -> None:
         super().__init__(explanandum)
-        for option, value, known in (("game", game, Game), ("perturbation", perturbation, Kind)):
+        for option, value, known in (("game", game, Game), ("perturbation", perturbation, Kind), ("blend", blend, Blend)):
             if value not in get_args(known):
                 raise ConfigError(f"{option} must be one of {', '.join(get_args(known))}, received {value!r}.")
         if iterations < 1 or grid < 1 or jitter < 0:
@@ -129,6 +140,7 @@ class MeaningfulPerturbation(Baseline):
         self.game, self.perturbation, self.iterations, self.rate = game, perturbation, iterations, rate
         self.l1, self.l2, self.beta, self.grid = l1, l2, beta, grid
         self.mask_sigma, self.blur_sigma, self.jitter, self.init = mask_sigma, blur_sigma, jitter, init
+        self.blend = blend
         self.limits = Limits(max_iterations, budget_s, tolerance, patience, rows_per_pass)
         self.history = History()
 
@@ -157,7 +169,13 @@ class MeaningfulPerturbation(Baseline):
         cells = self.cells(images)
         blur = 10 * scale if self.blur_sigma is None else self.blur_sigma
         smoothing = 5 * scale if self.mask_sigma is None else self.mask_sigma
-        fill = pyramid(images, self.perturbation, levels=2, max_blur=blur, renormalize=True, generator=generator)[:, 0]
+        width_varies = self.perturbation == "blur" and self.blend == "width"
+        if self.perturbation == "noise":
+            noise = torch.randn((1, *images.shape[1:]), generator=generator, dtype=images.dtype).to(images.device)
+            fill = images.mean((2, 3), keepdim=True) + _NOISE * noise
+        else:
+            levels = pyramid(images, self.perturbation, _WIDTHS if width_varies else 2, blur, renormalize=True)
+            fill = levels[:, 0]
         rows = upsampling_matrix(cells[0], height, smoothing, images.dtype).to(images.device)
         columns = upsampling_matrix(cells[1], width, smoothing, images.dtype).to(images.device).T.contiguous()
         offsets = torch.randint(0, max(1, self.jitter), (self.iterations, 2), generator=generator).tolist()
@@ -166,10 +184,15 @@ class MeaningfulPerturbation(Baseline):
         def upsample(mask: Tensor) -> Tensor:
             return rows @ mask @ columns
 
-        def score(mask: Tensor, which: Tensor, offset: list[int]) -> Tensor:
+        def blended(mask: Tensor, which: Tensor, offset: list[int]) -> Tensor:
+            if width_varies:
+                moved = shift(levels, *offset) if any(offset) else levels
+                return Perturbation(moved).apply(upsample(mask).clamp(0, 1), which)
             shown, behind = (shift(t[which], *offset) if any(offset) else t[which] for t in (images, fill))
-            blended = torch.addcmul(behind, upsample(mask).unsqueeze(1), shown - behind)
-            logits = self.explanandum(blended)
+            return torch.addcmul(behind, upsample(mask).unsqueeze(1), shown - behind)
+
+        def score(mask: Tensor, which: Tensor, offset: list[int]) -> Tensor:
+            logits = self.explanandum(blended(mask, which, offset))
             return self.explanandum.probabilities(logits).gather(1, class_index[which, None]).squeeze(1)
 
         def objective(mask: Tensor, which: Tensor, t: int) -> tuple[Tensor, dict[str, Tensor]]:

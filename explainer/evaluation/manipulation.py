@@ -38,7 +38,8 @@ class AttackSettings:
             below the paper's 0.001, so the stop could never fire).
         epsilon: largest change of a pixel, in units of [0,1] images.
         output: distance of ``logits`` (paper) or ``softmax`` outputs (public code).
-        distance: ``mean`` of squares (the public code's, for which the weights are meant) or ``sum`` (the paper's formula).
+        distance: ``sum`` of squares, the squared norms of eq. 10 (paper), or their ``mean`` (public code, from which the weights are
+            taken). Maps have H*W values and outputs K, so the two balance the terms differently, by H*W/K.
         softplus: (first, last) beta of the surrogate that replaces ReLU during the attack, growing geometrically over the iterations:
             gradient maps of ReLU networks have no useful derivative otherwise. None: the network as it is (SRD needs none).
     """
@@ -50,7 +51,7 @@ class AttackSettings:
     stop_mse: float = 1e-3
     epsilon: float = 8 / 255
     output: Literal["logits", "softmax"] = "logits"
-    distance: Literal["mean", "sum"] = "mean"
+    distance: Literal["mean", "sum"] = "sum"
     softplus: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:

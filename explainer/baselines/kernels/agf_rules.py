@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-from explainer.baselines.kernels.graph import Call
+from explainer.baselines.kernels.graph_calls import Call
 
 EPS = 1e-9
 

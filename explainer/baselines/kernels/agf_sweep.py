@@ -1,8 +1,9 @@
 """The backward sweep of AGF over a traced forward pass: one rule per kind of operation (Algorithm 1, lines 5 to 20).
 
 Layers beyond the paper follow its Definition 1: ReLU, pooling and averages hand each output's attribution to their inputs in
-proportion to the inputs' contributions; other elementwise activations, BatchNorm and dropout pass it through; a sum divides it in
-proportion to its terms; a tensor read by several operations receives ``x * sum_k(phi_k / x)``.
+proportion to the inputs' contributions; other elementwise activations, BatchNorm, dropout and products with a gate
+(squeeze-and-excitation, the gate taken as a constant) pass it through; a sum divides it in proportion to its terms; a tensor read by
+several operations receives ``x * sum_k(phi_k / x)``.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from explainer.baselines.kernels.agf_rules import (
     shift,
     z_bounds,
 )
-from explainer.baselines.kernels.graph import Call, Run, unsupported
+from explainer.baselines.kernels.graph_calls import Call, Run, unsupported
 
 SUPPORTED = (
-    "Conv2d, Linear, BatchNorm, elementwise activations, max, average and adaptive pooling, dropout, flatten, addition and concatenation"
+    "Conv2d, Linear, BatchNorm, elementwise activations, max, average and adaptive pooling, dropout, flatten, "
+    "padding, addition, concatenation and gates of one number per channel (squeeze-and-excitation)"
 )
-_THROUGH = ("activation", "batch_norm", "affine", "identity")
+_THROUGH = ("activation", "gate", "batch_norm", "affine", "identity")
 Record = dict[str, dict[str, Tensor]]
 
 
@@ -125,7 +127,9 @@ class Sweep:
         if kind in ("relu", "max_pool", "average"):
             return (self._definition_one(call, phi),)
         if kind in _THROUGH:
-            return (phi * (call.output != 0) if kind == "activation" else phi,)
+            return (phi * (call.output != 0) if kind in ("activation", "gate") else phi,)
+        if kind == "pad":
+            return (torch.autograd.grad(call.output, call.inputs[0], phi.to(call.output.dtype), retain_graph=True)[0].to(phi.dtype),)
         if kind == "reshape":
             return (phi.reshape(call.inputs[0].shape),)
         if kind == "add" and len(call.inputs) == 2:

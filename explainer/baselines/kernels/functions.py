@@ -14,16 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from explainer.baselines.kernels.operations import CLAMPS, RECTIFIERS, bounds, overwrites, plain_name
 from explainer.errors import UnsupportedLayerError
 
 ReluRule = Literal["guided", "guided_strict", "deconvnet"]
-
-RELU = {"relu", "relu_"}
-RECTIFIERS = {
-    "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "selu_", "celu", "celu_", "gelu", "silu", "mish", "relu6", "hardtanh", "hardtanh_",
-    "hardswish", "prelu", "rrelu", "rrelu_", "softplus", "threshold", "threshold_",
-}  # fmt: skip
-CLAMPS = {"clamp", "clamp_", "clip", "clip_", "clamp_min", "clamp_min_"}
 
 
 @contextlib.contextmanager
@@ -55,36 +49,24 @@ def place_of(path: str, module: nn.Module) -> str:
     return f"{type(module).__name__} at {path!r}" if path else type(module).__name__
 
 
-def in_place(name: str, kwargs: dict[str, Any]) -> bool:
-    """Whether a call of an elementwise function changes its argument."""
-    return name.endswith("_") or bool(kwargs.get("inplace", False))
-
-
-def _cuts_at_zero(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a clamp is a ReLU in disguise: lower bound 0 and no upper bound."""
-    low = kwargs.get("min", args[1] if len(args) > 1 else None)
-    high = kwargs.get("max", args[2] if len(args) > 2 else None)
-    return name in CLAMPS and high is None and not isinstance(low, Tensor) and low == 0
-
-
 class _RuleRelu(torch.autograd.Function):
-    """``max(x, 0)`` with a changed backward pass."""
+    """``min(max(x, 0), top)`` with a changed backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rule: ReluRule) -> Tensor:
-        ctx.rule = rule
+    def forward(ctx: Any, x: Tensor, rule: ReluRule, top: float) -> Tensor:
+        ctx.rule, ctx.top = rule, top
         ctx.save_for_backward(x)
-        return x.clamp(min=0)
+        return x.clamp(0, top)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         positive = grads[0].clamp(min=0)
         if ctx.rule == "guided":
-            return positive * (x >= 0), None
-        if ctx.rule == "guided_strict":
-            return positive * (x > 0), None
-        return positive, None
+            positive = positive * ((x >= 0) & (x < ctx.top))
+        elif ctx.rule == "guided_strict":
+            positive = positive * ((x > 0) & (x < ctx.top))
+        return positive, None, None
 
 
 class _ReluMode(TorchFunctionMode):
@@ -94,18 +76,20 @@ class _ReluMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name in RELU:
+        raw = getattr(func, "__name__", "")
+        name, _ = plain_name(raw)
+        cut = bounds(name, args, kwargs)
+        if cut is not None and name not in CLAMPS:
             self.count += 1
             x = args[0] if args else kwargs["input"]
-            if not in_place(name, kwargs):
-                return _RuleRelu.apply(x, self.rule)
-            return x.copy_(_RuleRelu.apply(x.clone(), self.rule))  # in place: the caller may ignore what is returned
-        if name in RECTIFIERS or _cuts_at_zero(name, args, kwargs):
+            if not overwrites(raw, kwargs):
+                return _RuleRelu.apply(x, self.rule, cut[1])
+            return x.copy_(_RuleRelu.apply(x.clone(), self.rule, cut[1]))  # in place: the caller may ignore what is returned
+        if name in RECTIFIERS or (cut is not None and cut[1] == float("inf")):  # a clamp may be a ReLU in disguise
             path, module = self.stack[-1] if self.stack else ("", None)
             place = "the Explanandum" if module is None else place_of(path, module)
             raise UnsupportedLayerError(
-                f"{self.method} has a backward rule for ReLU only, but {place} calls {name}. Use gradient, smooth_grad, "
+                f"{self.method} has a backward rule for ReLU and ReLU6 only, but {place} calls {name}. Use gradient, smooth_grad, "
                 "integrated_gradients or grad_cam for this classifier."
             )
         return func(*args, **kwargs)
@@ -113,7 +97,8 @@ class _ReluMode(TorchFunctionMode):
 
 @contextlib.contextmanager
 def relu_rule(classifier: nn.Module, rule: ReluRule, method: str) -> Iterator[None]:
-    """Every ReLU that runs inside (module, ``F.relu``, ``torch.relu``, ``x.relu_()``) gets another backward pass.
+    """Every ReLU that runs inside (module, ``F.relu``, ``torch.relu``, ``x.relu_()``) gets another backward pass, and every ReLU6, through
+    which guided rules let nothing pass at its upper bound.
 
     ``guided``: positive gradients where the input is >= 0 (TorchRay); ``guided_strict``: where it is > 0 (captum);
     ``deconvnet``: positive gradients everywhere.

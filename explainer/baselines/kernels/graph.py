@@ -8,151 +8,59 @@ the gradient through that one operation, also where a tensor feeds several.
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from explainer.baselines.kernels.graph_calls import AFFINE_MODULES, MODULE_KINDS, Call, Run, function_kind, gated, module_kind, unsupported
+from explainer.baselines.kernels.graph_watch import watch_run
 from explainer.baselines.kernels.hooks import out_of_place
 from explainer.errors import UnsupportedLayerError
 
-_ACTIVATION_MODULES = (
-    nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.SiLU, nn.GELU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Hardtanh,
-    nn.Hardswish, nn.Hardsigmoid,
-)  # fmt: skip
-_MODULE_KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
-    ((nn.Conv2d,), "conv"),
-    ((nn.Linear,), "linear"),
-    ((nn.BatchNorm1d, nn.BatchNorm2d), "batch_norm"),
-    ((nn.ReLU,), "relu"),
-    (_ACTIVATION_MODULES, "activation"),
-    ((nn.MaxPool2d, nn.AdaptiveMaxPool2d), "max_pool"),
-    ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), "average"),
-    ((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity), "identity"),
-    ((nn.Flatten, nn.Unflatten), "reshape"),
-)
-_FUNCTION_KINDS = {
-    "conv": ("conv2d",),
-    "linear": ("linear",),
-    "batch_norm": ("batch_norm",),
-    "relu": ("relu",),
-    "activation": ("leaky_relu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish", "tanh", "sigmoid", "softplus", "relu6", "hardtanh",
-                   "hardswish", "hardsigmoid"),
-    "max_pool": ("max_pool2d", "adaptive_max_pool2d"),
-    "average": ("avg_pool2d", "adaptive_avg_pool2d", "mean"),
-    "identity": ("dropout", "dropout2d", "alpha_dropout", "contiguous", "stochastic_depth"),
-    "reshape": ("flatten", "reshape", "view", "squeeze", "unsqueeze"),
-    "add": ("add",),
-    "cat": ("cat", "concat", "concatenate"),
-}  # fmt: skip
-_KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTION_KINDS.items() for name in names}
-_ARITHMETIC = ("add", "sub", "mul", "truediv", "div")
 _IN_PLACE_OPERATORS = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
-_AFFINE_MODULES = ("FrozenBatchNorm2d", "Normalize")  # torchvision's; their forward inspects its input, which a symbolic trace cannot do
-
-
-@dataclass
-class Call:
-    """One operation of one forward pass.
-
-    Attributes:
-        kind: ``input conv linear batch_norm relu activation max_pool average identity reshape add cat affine`` or ``unknown``.
-            ``affine``: arithmetic with one data-dependent operand (``(x - mean) / std``); ``average`` includes ``mean``.
-        place: module path, and the function where it is not a module: ``layer1.0 (add)``. A repeated call of a module ends in ``#2``.
-        module: the module called, None for functions.
-        sources: indices of the calls whose outputs came in, in the order of ``inputs``.
-        inputs: aliases of those outputs, attached to the graph.
-        output: what came out, attached to the graph.
-        arguments: all arguments as executed, by position and by keyword (tensors from other calls included).
-        targets: indices of the calls that read the output (twice if one reads it twice).
-    """
-
-    index: int
-    kind: str
-    place: str
-    what: str
-    module: nn.Module | None
-    sources: tuple[int, ...]
-    inputs: tuple[Tensor, ...]
-    output: Tensor
-    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-    targets: list[int] = field(default_factory=list)
-
-
-@dataclass
-class Run:
-    """All calls of one forward pass in the order of execution; ``calls[0]`` is the input, ``calls[last]`` the result."""
-
-    calls: list[Call]
-    last: int
-    cache: dict[Any, Any] = field(default_factory=dict)
-
-    @property
-    def input(self) -> Tensor:
-        """What the network was given (a leaf that requires a gradient)."""
-        return self.calls[0].output
-
-    @property
-    def output(self) -> Tensor:
-        """What the network returned."""
-        return self.calls[self.last].output
-
-    def backwards(self) -> Iterable[Call]:
-        """The calls from the result to the input (calls behind the result are left out)."""
-        return reversed(self.calls[: self.last + 1])
-
-    def behind(self, index: int, kinds: tuple[str, ...] = ("identity",)) -> Call:
-        """The call that made the ``index``-th output, looking through calls of these kinds."""
-        call = self.calls[index]
-        while call.kind in kinds:
-            call = self.calls[call.sources[0]]
-        return call
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, tuple(t for types, _ in _MODULE_KINDS for t in types)) and type(m).forward in _standard_forwards()
-        return known or type(m).__name__ in _AFFINE_MODULES or super().is_leaf_module(m, module_qualified_name)
+        known = isinstance(m, tuple(t for types, _ in MODULE_KINDS for t in types)) and type(m).forward in _standard_forwards()
+        return known or type(m).__name__ in AFFINE_MODULES or super().is_leaf_module(m, module_qualified_name)
 
 
 def _standard_forwards() -> set[Callable[..., Any]]:
     """The forwards of the known layer types: a subclass that keeps its parent's forward is that layer."""
-    return {t.forward for types, _ in _MODULE_KINDS for t in types}
+    return {t.forward for types, _ in MODULE_KINDS for t in types}
 
 
 class Graph:
     """The operations of ``network``, found by symbolic tracing; modules are looked up when run, so weights may change.
+
+    A network with control flow that symbolic tracing cannot follow (timm's) is watched afresh in each run, see :func:`watch_run`.
 
     Args:
         network: one tensor in, one tensor out.
         method: name of the method that needs the graph, for the message.
 
     Raises:
-        UnsupportedLayerError: the forward pass depends on values of its input, or cannot be traced for another reason.
+        UnsupportedLayerError: the network has several inputs.
     """
 
     def __init__(self, network: nn.Module, method: str) -> None:
         self.network = network
         self.method = method
-        try:
+        self.graph: fx.Graph | None = None
+        with contextlib.suppress(Exception):  # what cannot be traced is watched while it runs
             self.graph = _Tracer().trace(network)
-        except Exception as error:
-            raise UnsupportedLayerError(
-                f"{method} cannot follow the forward pass of {type(network).__name__}: torch.fx says {error}. "
-                "Write it without control flow "
-                ""
-                "that depends on the input (or wrap that part in a plain nn.Module of supported layers), or use a method that only needs "
-                "gradients (gradient, integrated_gradients) or a layer (grad_cam)."
-            ) from error
-        if sum(node.op == "placeholder" and not node.args for node in self.graph.nodes) != 1:
+        if self.graph is not None and sum(node.op == "placeholder" and not node.args for node in self.graph.nodes) != 1:
             raise UnsupportedLayerError(f"{method} needs a network with exactly one input; {type(network).__name__} has another signature.")
         self._checked = False
 
@@ -164,7 +72,7 @@ class Graph:
         x = x.detach().clone().requires_grad_()
         in_place = {path for path, m in self.network.named_modules(remove_duplicate=False) if getattr(m, "inplace", False)}
         with torch.enable_grad(), out_of_place(self.network):
-            run = _Execution(self, x, in_place).run()
+            run = watch_run(self.network, x, self.method) if self.graph is None else _Execution(self, x, in_place).run()
         if not self._checked:
             self._check(x[:1], run.output[:1])
         return run
@@ -193,6 +101,7 @@ class _Execution:
 
     def run(self) -> Run:
         last: Any = None
+        assert self.graph.graph is not None
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 self.env[node] = node.args[0] if node.args else self._add(node, "input", "input", "input", None, (), (), self.x)
@@ -237,7 +146,9 @@ class _Execution:
                 split = Call(0, "unknown", self._place(node, what), what, module, (), (), inputs[0])
                 raise unsupported(split, self.graph.method, "operations that return one tensor")
             return output
-        kind = _module_kind(module) if module is not None else _function_kind(what, len(inputs))
+        kind = module_kind(module) if module is not None else function_kind(what, len(inputs))
+        kind, kept = gated(kind, what, inputs)
+        sources, inputs = [sources[k] for k in kept], [inputs[k] for k in kept]
         made = self._add(node, kind, self._place(node, what), what, module, tuple(sources), tuple(inputs), output, (tuple(args), kwargs))
         if in_place:  # whoever reads the overwritten tensor later reads the new value
             stale = sources[0]
@@ -294,25 +205,3 @@ class _Execution:
 @dataclass(frozen=True)
 class _Index:
     index: int
-
-
-def _module_kind(module: nn.Module) -> str:
-    for types, kind in _MODULE_KINDS:
-        if isinstance(module, types):
-            return kind
-    return "batch_norm" if type(module).__name__ in _AFFINE_MODULES else "unknown"
-
-
-def _function_kind(name: str, operands: int) -> str:
-    if name in _ARITHMETIC and operands == 1:
-        return "affine"
-    return _KIND_OF_FUNCTION.get(name, "unknown")
-
-
-def unsupported(call: Call, method: str, supported: str, reason: str = "") -> UnsupportedLayerError:
-    """The error to raise when ``method`` has no rule for ``call``: names the layer, its place, the method and the alternatives."""
-    layer = f"{call.what} at {call.place!r}"
-    return UnsupportedLayerError(
-        f"{method} has no rule for {layer}{f' ({reason})' if reason else ''}. It handles {supported}. Use another classifier, replace the "
-        "layer, or use a method that only needs gradients (gradient, integrated_gradients, smooth_grad) or one layer (grad_cam, layer_cam)."
-    )

@@ -7,7 +7,9 @@ not modules are intercepted, shared or in-place ReLUs, functional calls, ``nn.Fl
 nothing of the classifier is changed.
 
 A batch norm is folded into the convolution whose output it reads: the pair is one linear layer, ``w' = g w``,
-``b' = g (b - mean) + beta`` with ``g = gamma / sqrt(var + eps)``. An operation without a rule raises
+``b' = g (b - mean) + beta`` with ``g = gamma / sqrt(var + eps)``. A gate, one number per channel that multiplies a feature map
+(squeeze-and-excitation), is taken as a constant: the feature map receives all relevance (signal takes all; Arras et al. 2017), the gate
+none. An operation without a rule raises
 :class:`~explainer.errors.UnsupportedLayerError` rather than letting a plain gradient through.
 """
 
@@ -25,6 +27,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from explainer.baselines.kernels.operations import (
+    ACTIVATIONS,
+    CLAMPS,
+    DROPOUTS,
+    PRODUCTS,
+    QUOTIENTS,
+    plain_name,
+    signal_and_gate,
+)
 from explainer.baselines.kernels.relevance_rules import Layer, Rules, redistribute, share_sum
 from explainer.errors import ConfigError, UnsupportedLayerError
 
@@ -34,12 +45,8 @@ _CONVOLUTION_ARGS = {
     False: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     True: ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
 }
-# One output per input, monotone: relevance passes (Bach et al. 2015). Dropout is off in eval mode.
-POINTWISE = {
-    "relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "silu", "mish", "gelu", "tanh", "sigmoid", "hardtanh",
-    "hardswish", "hardsigmoid", "softplus", "softsign", "logsigmoid", "threshold", "clamp", "clip", "clamp_min", "neg",
-    "negative", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"
-}  # fmt: skip
+# One output per input: relevance passes (Bach et al. 2015). Dropout is off in eval mode.
+POINTWISE = ACTIVATIONS | CLAMPS | DROPOUTS | {"neg", "negative"}
 # Each output is a copy of one input: the true gradient routes relevance.
 ROUTING = {
     "flatten", "reshape", "view", "view_as", "reshape_as", "permute", "transpose", "swapaxes", "movedim", "contiguous", "clone",
@@ -52,7 +59,6 @@ ROUTING = {
 _POOLING = {"avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "mean", "sum",
             "interpolate", "upsample"}  # fmt: skip
 _SUMS = {"add": 1, "radd": 1, "sub": -1, "subtract": -1, "rsub": -1}
-_SCALINGS = {"mul", "multiply", "rmul", "div", "divide", "true_divide", "truediv"}
 _ALTERNATIVES = "input_x_gradient, integrated_gradients, grad_cam, rise, extremal_perturbation"
 
 
@@ -149,7 +155,7 @@ class _Recorder(TorchFunctionMode):
         features = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.requires_grad]
         if not features:
             return func(*args, **kwargs)
-        name, inplace = _plain_name(raw)
+        name, inplace = plain_name(raw)
         inplace = inplace or bool(kwargs.get("inplace", False))
         if any(t not in self.origins for t in features):
             raise self.unsupported(raw, "it reads a tensor made by a custom autograd function or compiled code, which cannot be watched")
@@ -177,7 +183,7 @@ class _Recorder(TorchFunctionMode):
             return self._linear(args[0], args[1].t())
         if name == "batch_norm":
             return self._batch_norm(*args, **kwargs)
-        if name in _SCALINGS:
+        if name in PRODUCTS | QUOTIENTS:
             return self._scaling(name, func, args, features)
         if name in POINTWISE:
             return self._pointwise(func, args, kwargs, features)
@@ -221,15 +227,18 @@ class _Recorder(TorchFunctionMode):
         return self._attach(self._value(func, args, kwargs), lambda r: (r.sum_to_size(x.shape),), x)
 
     def _scaling(self, name: str, func: Any, args: Any, features: list[Tensor]) -> Tensor:
+        gated = signal_and_gate(name, features)
+        if gated is not None:
+            return self._attach(self._value(func, args, {}), lambda r: (r,), gated[0])
         x = features[0]
-        if len(features) > 1 or (name in ("div", "divide", "true_divide", "truediv") and args[0] is not x):
+        if len(features) > 1 or (name in QUOTIENTS and args[0] is not x):
             raise self.unsupported(func.__name__, "it multiplies or divides by features")
         value = self._value(func, args, {})
         factor = torch.as_tensor(args[1] if args[0] is x else args[0], dtype=value.dtype, device=value.device)
         before = self._foldable(x, factor, value) if self.rules.fold_norm else None
         if before is None:
             return self._attach(value, lambda r: (r.sum_to_size(x.shape),), x)
-        if name not in ("mul", "multiply", "rmul"):
+        if name not in PRODUCTS:
             factor = factor.reciprocal()
         return self._attach_layer(_scaled(before, factor.expand(value.shape[1]) if factor.numel() == 1 else factor.flatten()), value)
 
@@ -353,16 +362,6 @@ def _scaled(layer: Layer, factor: Tensor) -> Layer:
     """The layer with its outputs multiplied by one number per channel, ``[C]``."""
     weight = layer.weight * factor.reshape(-1, *(1,) * (layer.weight.ndim - 1))
     return replace(layer, weight=weight, bias=layer.bias * factor.reshape(-1, *(1,) * (layer.weight.ndim - 2)))
-
-
-def _plain_name(raw: str) -> tuple[str, bool]:
-    """Name without dunders and in-place mark, and whether the operation overwrites its first argument."""
-    if raw.startswith("__") and raw.endswith("__"):
-        core = raw[2:-2]
-        if core.startswith("i") and core[1:] in ("add", "sub", "mul", "truediv"):
-            return core[1:], True
-        return core, False
-    return (raw[:-1], True) if raw.endswith("_") else (raw, False)
 
 
 def _copy(value: Any) -> Any:

@@ -18,13 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from explainer.baselines.kernels.hooks import out_of_place
-from explainer.baselines.kernels.srd_rules import Add, AvgPool, Cat, Conv, MaxPool, Norm, Opaque, Pad, Pass, Rule, Source, aten
+from explainer.baselines.kernels.operations import ACTIVATIONS, DROPOUTS, plain_name, signal_and_gate
+from explainer.baselines.kernels.srd_rules import Add, AvgPool, Cat, Conv, Gate, MaxPool, Norm, Opaque, Pad, Pass, Rule, Source, aten
 from explainer.errors import ConfigError, UnsupportedLayerError
 
-POINTWISE = (
-    "relu", "leaky_relu", "elu", "silu", "gelu", "tanh", "relu6", "hardtanh", "hardswish", "mish", "softplus", "celu", "selu", "sigmoid",
-    "softsign", "prelu", "logsigmoid",
-)  # fmt: skip
 ALTERNATIVES = "Use a method without layer rules: extremal_perturbation, rise, igos_pp, gradient, integrated_gradients."
 
 
@@ -118,8 +115,7 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 _RULES: dict[str, Callable[..., Rule]] = {
     "conv2d": _conv2d, "batch_norm": _batch_norm, "avg_pool2d": _avg_pool2d, "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "add": _add, "cat": _cat, "concat": _cat, "pad": _pad, "contiguous": lambda *a, **k: Pass(), "clone": lambda *a, **k: Pass(),
-    "dropout": _dropout, "dropout2d": _dropout, "alpha_dropout": _dropout, "feature_dropout": _dropout,
-    **dict.fromkeys(POINTWISE, lambda *a, **k: Source()),
+    **dict.fromkeys(DROPOUTS, _dropout), **dict.fromkeys(ACTIVATIONS, lambda *a, **k: Source()),
 }  # fmt: skip
 _NUM_INPUTS: dict[type[Rule], int] = {Add: 2}
 
@@ -153,11 +149,17 @@ class _Recorder(TorchFunctionMode):
         if not inputs:
             return func(*args, **kwargs)
         in_place = bool(kwargs.get("inplace")) or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-        name = name if name.endswith("__") else name.rstrip("_")
+        name = name if name.endswith("__") else plain_name(name)[0]
+        gated = signal_and_gate(name, [a for a in args if isinstance(a, Tensor) and id(a) in self.index])
+        gate = gated[1].clone() if gated is not None and not in_place else None
         target = args[0] if args and in_place else None
         if target is not None and id(target) in self.index:  # the value before the write is what the earlier node returned
             self.nodes[self.index[id(target)]].out = target.clone()
-        if name == "max_pool2d" and not in_place:
+        rule: Rule
+        if gated is not None and gate is not None:
+            rule, inputs = Gate(gate), [self.index[id(gated[0])]]
+            out = func(*args, **kwargs)
+        elif name == "max_pool2d" and not in_place:
             out, rule = _max_pool2d(*args, **kwargs)
         else:
             rule = self._rule(name, args, kwargs, inputs)

@@ -110,6 +110,23 @@ class Cat(Rule):
 
 
 @dataclass
+class Gate(Rule):
+    """Product with a gate, one number per channel or pixel (squeeze-and-excitation). At the operating point the gate is a constant, so the
+    product is the linear map ``u -> gate * u``; the gate's own inputs share nothing.
+    """
+
+    gate: Tensor = field(repr=False)
+
+    def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """``gate * g``."""
+        return [g * self.gate.to(g.dtype)]
+
+    def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
+        """``gate * w``."""
+        return None if pieces[0] is None else pieces[0] * self.gate.to(pieces[0].dtype)
+
+
+@dataclass
 class Pad(Rule):
     """Zero padding: ``pad`` in the order of ``F.pad``."""
 

@@ -20,7 +20,7 @@ class Manipulation(Protocol):
     Only methods whose map can be differentiated are attacked. Read the similarity with the perturbation reached and the iterations.
 
     Args:
-        mode: "code" keeps the softmax outputs instead of the logits.
+        mode: "code" keeps the softmax outputs instead of the logits, and compares by means of squares, not squared norms (eq. 10).
         max_iterations, learning_rate, epsilon, stop_mse: of the attack.
         softplus: (first, last) beta of the surrogate for methods that need one.
     """
@@ -52,6 +52,7 @@ class Manipulation(Protocol):
             stop_mse=self.stop_mse,
             epsilon=self.epsilon,
             output="softmax" if self.mode == "code" else "logits",
+            distance="mean" if self.mode == "code" else "sum",
             softplus=(float(self.softplus[0]), float(self.softplus[1])) if smooth else None,
         )
 

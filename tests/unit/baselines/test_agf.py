@@ -215,7 +215,7 @@ def test_refusals_name_layer_place_method_and_alternatives() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
-    with pytest.raises(UnsupportedLayerError, match="agf cannot follow the forward pass of Branching"):
+    with pytest.raises(UnsupportedLayerError, match="no single last linear or convolutional layer"):
         AGF(wrap(Branching(), 3))(torch.rand(1, 3, 8, 8), 0)
     with pytest.raises(ConfigError, match="mode must be 'code' or 'paper'"):
         AGF(wrap(small_net()), mode="book")

@@ -148,7 +148,7 @@ def test_relu_rules_by_hand(how: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["guided_backprop", "deconvnet", "guided_grad_cam"])
-@pytest.mark.parametrize("activation", [nn.GELU, nn.ReLU6, nn.LeakyReLU, nn.SiLU])
+@pytest.mark.parametrize("activation", [nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.SiLU])
 def test_rectifiers_without_a_rule_are_refused(method: str, activation: type[nn.Module]) -> None:
     model = Explanandum(small_net(activation), 3)
     with pytest.raises(UnsupportedLayerError, match=rf"{activation.__name__} at '1'.*gradient"):

@@ -65,7 +65,18 @@ def test_two_iterations_equal_the_slow_derivation(game: str) -> None:
             with torch.no_grad():
                 parameter.clamp_(0, 1)
     method = MeaningfulPerturbation(
-        explanandum, game, iterations=3, l1=0.003, l2=0.02, beta=2.0, grid=4, mask_sigma=0.0, blur_sigma=2.0, jitter=0, init=start
+        explanandum,
+        game,
+        iterations=3,
+        l1=0.003,
+        l2=0.02,
+        beta=2.0,
+        grid=4,
+        mask_sigma=0.0,
+        blur_sigma=2.0,
+        jitter=0,
+        init=start,
+        blend="mix",
     )
     found = method.masks(images, index)
     torch.testing.assert_close(method.history.values["objective"], torch.stack(objectives), rtol=1e-6, atol=1e-8)
@@ -143,3 +154,56 @@ def test_starts_and_limits() -> None:
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MeaningfulPerturbation(spots(), **options)
+
+
+def seen_by_the_classifier(mask: Tensor, images: Tensor, **options: object) -> Tensor:
+    """What a classifier is shown behind a full-size mask: logit k is pixel k."""
+
+    class Pixels(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)
+
+    count = images[0].numel()
+    explanandum = Explanandum(Pixels(), num_classes=count, task="multilabel", mean=0.0, std=1.0)
+    shown = torch.empty(count, dtype=images.dtype)
+    method = MeaningfulPerturbation(
+        explanandum,
+        "preserve",
+        iterations=1,
+        grid=images.shape[-1],
+        mask_sigma=0.0,
+        jitter=0,
+        init=mask,
+        **options,  # type: ignore[arg-type]
+    )
+    for k in range(count):
+        shown[k] = method.masks(images, k).scores[0]
+    return shown.logit().view_as(images[0])
+
+
+def test_blur_of_varying_width_equals_a_gaussian_per_pixel() -> None:
+    """Each pixel is the average of the image under its own Gaussian of width 4 (1 - m), cut off and renormalised at the border."""
+    coarse = torch.rand(1, 3, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images = F.interpolate(coarse, (6, 6), mode="bilinear", align_corners=True)
+    mask = torch.linspace(0, 1, 36, dtype=torch.float64).view(1, 6, 6)
+    exact = torch.empty(3, 6, 6, dtype=torch.float64)
+    place = torch.arange(6, dtype=torch.float64)
+    for y in range(6):
+        for x in range(6):
+            sigma = 4 * (1 - float(mask[0, y, x])) + 1e-7
+            window = torch.exp(-((place[:, None] - y) ** 2 + (place - x) ** 2) / (2 * sigma**2))
+            exact[:, y, x] = (images[0] * window).sum((1, 2)) / window.sum()
+    shown = seen_by_the_classifier(mask, images, blur_sigma=4.0)
+    torch.testing.assert_close(shown, exact, atol=0.02, rtol=0)
+    mixed = seen_by_the_classifier(mask, images, blur_sigma=4.0, blend="mix")
+    assert (mixed - exact).abs().max() > 0.04  # the public code's formula is another one
+    binary = (mask > 0.5).double()
+    ends = [seen_by_the_classifier(binary, images, blur_sigma=4.0, blend=blend) for blend in ("width", "mix")]
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_noise_is_gaussian_around_the_mean_colour_and_independent_per_pixel() -> None:
+    images = torch.full((1, 3, 8, 8), 0.5, dtype=torch.float64)
+    noise = (seen_by_the_classifier(torch.zeros(1, 8, 8, dtype=torch.float64), images, perturbation="noise") - 0.5) / 0.2
+    expected = torch.randn((1, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64)[0]
+    torch.testing.assert_close(noise, expected, rtol=1e-6, atol=1e-8)

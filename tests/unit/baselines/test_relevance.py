@@ -338,7 +338,7 @@ class Gate(nn.Module):
 
     def forward(self, x):
         y = self.conv(x)
-        return self.head((y * y.mean((2, 3), keepdim=True).sigmoid()).mean((2, 3)))
+        return self.head((y * y.sigmoid()).mean((2, 3)))
 
 
 class Double(torch.autograd.Function):

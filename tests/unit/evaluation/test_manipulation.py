@@ -71,13 +71,13 @@ def test_the_attack_approaches_the_target_map_within_its_limits(method):
 
 def test_first_losses_by_hand():
     ex, x, y = explanandum(), images(0, 1), images(1, 1)
-    attack = manipulate(ex, srd(ex), x, y, AttackSettings(max_iterations=2))
+    attack = manipulate(ex, srd(ex), x, y, AttackSettings(max_iterations=2, distance="mean"))
     maps = [build("srd", ex, start="constant", normalize=False)(z, int(ex(z).argmax())).abs() for z in (x, y)]
     h, target = (m / m.sum() for m in maps)
     assert float(attack.map_loss[0, 0]) == pytest.approx(float(((h - target) ** 2).mean()), rel=1e-9)
     assert float(attack.output_loss[0, 0]) == 0 and float(attack.output_loss[1, 0]) > 0
     assert torch.allclose(attack.target_map, target) and attack.class_index.tolist() == ex(x).argmax(1).tolist()
-    summed = manipulate(ex, srd(ex), x, y, AttackSettings(max_iterations=1, distance="sum"))
+    summed = manipulate(ex, srd(ex), x, y, AttackSettings(max_iterations=1))  # the squared norms of eq. 10
     assert float(summed.map_loss[0, 0]) == pytest.approx(144 * float(attack.map_loss[0, 0]))
     # Adam's first step moves every pixel by the learning rate in normalised units, wherever colours and epsilon allow it
     change = ((summed.images - x) / ex.std.view(1, -1, 1, 1)).abs()
@@ -121,7 +121,7 @@ def test_output_weight_holds_the_prediction():
     assert held < 0.5 * free
     softmax = manipulate(ex, srd(ex), x, y, AttackSettings(max_iterations=2, output="softmax"))
     moved = manipulate(ex, srd(ex), x, y, AttackSettings(max_iterations=1)).images
-    expected = (ex(moved).softmax(1) - ex(x).softmax(1)).square().mean(1)
+    expected = (ex(moved).softmax(1) - ex(x).softmax(1)).square().sum(1)
     assert torch.allclose(softmax.output_loss[1], expected, rtol=1e-6)
 
 
