@@ -24,7 +24,8 @@ _RELU = ("relu", "relu_")
 _POOL = ("max_pool2d", "max_pool2d_with_indices")
 _OTHERS = (
     "leaky_relu", "elu", "selu", "celu", "silu", "gelu", "tanh", "sigmoid", "relu6", "hardtanh", "hardswish", "hardsigmoid", "mish",
-    "softplus", "softsign", "prelu", "rrelu", "logsigmoid", "glu", "threshold", "clamp", "clamp_min", "adaptive_max_pool2d",
+    "softplus", "softsign", "prelu", "rrelu", "logsigmoid", "log_sigmoid", "glu", "threshold", "_threshold", "clamp", "clip",
+    "clamp_min", "adaptive_max_pool2d",
     "max_pool1d", "max_pool3d", "maximum",
 )  # fmt: skip
 
