@@ -115,7 +115,7 @@ def test_output_weight_holds_the_prediction():
     ex, x, y = explanandum(), images(0), images(1)
     changes = []
     for weight in (0.0, 1e11):
-        settings = AttackSettings(max_iterations=25, learning_rate=5e-3, output_weight=weight, stop_mse=1.0)
+        settings = AttackSettings(max_iterations=25, learning_rate=5e-3, output_weight=weight, stop_mse=1.0, distance="mean")
         changes.append(float((ex(manipulate(ex, srd(ex), x, y, settings).images) - ex(x)).abs().mean()))
     free, held = changes
     assert held < 0.5 * free
