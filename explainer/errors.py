@@ -41,6 +41,10 @@ class UnsupportedLayerError(ExplainerError, TypeError):
     """A method has no rule for a layer of the classifier."""
 
 
+class NotDifferentiableError(ConfigError):
+    """Gradients are needed of a classifier that has none, or wrong ones."""
+
+
 class QueryBudgetError(ExplainerError):
     """A classifier that gives scores only was asked about more images than its budget allows."""
 

@@ -37,7 +37,13 @@ def check_images(images: Tensor) -> None:
 
 def check_class_index(class_index: Tensor | int | list[int], images: Tensor, num_classes: int) -> Tensor:
     """``class_index`` as a long tensor ``[B]`` on the images' device. An int is used for every image."""
-    index = torch.as_tensor(class_index, device=images.device)
+    try:
+        index = torch.as_tensor(class_index, device=images.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"class_index must be an int, a list of ints or an integer tensor, received {class_index!r}: say which class is explained, "
+            "for example logits.argmax(1)."
+        ) from error
     if index.ndim == 0:
         index = index.expand(images.shape[0])
     if index.shape != images.shape[:1] or index.is_floating_point() or index.dtype == torch.bool:
@@ -113,7 +119,7 @@ class Attributor(abc.ABC):
         expected = (images.shape[0], *images.shape[-2:])
         if tuple(maps.shape) != expected:
             raise ShapeError(f"{self.name} returned {tuple(maps.shape)}, expected {expected} (B,H,W).")
-        return maps.detach()
+        return maps.detach().to(images.dtype)
 
     @abc.abstractmethod
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -85,6 +86,10 @@ class _RescaleMaxPool(torch.autograd.Function):
         return torch.cat([slope.view_as(x1), torch.zeros_like(x0)]), None
 
 
+def _call(function: Callable[..., Any], others: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Any:
+    return function(x, *others, **kwargs)
+
+
 class _RescaleMode(TorchFunctionMode):
     """Gives every nonlinearity that runs the rescale rule, and remembers the first that has none."""
 
@@ -114,12 +119,15 @@ class _RescaleMode(TorchFunctionMode):
         if not (isinstance(x, Tensor) and x.requires_grad and (name in _ELEMENTWISE or name in _MAX_POOLS)):
             return func(*args, **kwargs)
         kwargs.pop("input", None)
+        # The graph keeps the closure below. It must not keep the tensor that is written in place, whose graph this is: neither of them
+        # would ever be freed. So it gets the other arguments alone.
+        others = tuple(args[1:])
         if name in _MAX_POOLS:
             kwargs.pop("return_indices", None)
-            return _RescaleMaxPool.apply(x, lambda t: _MAX_POOLS[name](t, *args[1:], **kwargs))
+            return _RescaleMaxPool.apply(x, partial(_call, _MAX_POOLS[name], others, kwargs))
         if not overwrites(raw, kwargs):
-            return _RescaleElementwise.apply(x, lambda t: func(t, *args[1:], **kwargs))
-        return x.copy_(_RescaleElementwise.apply(x.clone(), lambda t: func(t, *args[1:], **kwargs)))
+            return _RescaleElementwise.apply(x, partial(_call, func, others, kwargs))
+        return x.copy_(_RescaleElementwise.apply(x.clone(), partial(_call, func, others, kwargs)))
 
 
 class DeepLiftShap(ChannelBaseline):

@@ -187,6 +187,7 @@ def load_explanandum(
         if saved is None:
             raise
         raise CheckpointError(f"classifier {checkpoint} describes itself wrongly ({' '.join(str(error).split())[:300]}).") from error
+    result.classifier.eval().requires_grad_(False)  # made here, so nobody trains it
     if checkpoint is not None:
         if saved is None:
             names = {theirs: mine for mine, theirs in by_name(state, result.classifier.state_dict(), checkpoint).items()}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from explainer.attribution.rest import Turn, at_rest
 from explainer.errors import ConfigError, FingerprintMismatchError, ShapeError
+from explainer.models.scores import logits_of
 from explainer.tensors import state_digest
 
 Task = Literal["multilabel", "multiclass"]
@@ -19,12 +21,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Explanandum(nn.Module):
     """A frozen classifier: images in [0,1] -> logits ``[B,K]``.
 
-    It stays in eval mode whatever ``train()`` is called with, its parameters never receive gradients (gradients flow *through* it
-    to the image), and it normalises its input with its own mean and standard deviation.
+    Every call runs in eval mode and gives no gradients to parameters (they flow *through* it to the image), whatever state the user's
+    own module is in; that state (modes, ``requires_grad``, buffers) is left as it was. Calls of several threads wait for each other. The
+    input is normalised with the classifier's own mean and standard deviation and cast to its parameters' dtype; logits have the images'.
 
     Args:
-        classifier: any module that maps normalised images ``[B,C,H,W]`` to logits ``[B,K]``.
-        num_classes: K.
+        classifier: any module that maps normalised images ``[B,C,H,W]`` to logits ``[B,K]``, or to a tuple, dict or named output that
+            holds them (:func:`~explainer.models.scores.logits_of`).
+        num_classes: K; 1 for a binary classifier with one logit, then ``multilabel``.
         task: ``multilabel`` (sigmoid per class) or ``multiclass`` (softmax).
         mean, std: per-channel or one number, in units of [0,1] images. 0 and 1 switch normalisation off.
         class_names: K names, or None for "0".."K-1".
@@ -55,6 +59,8 @@ class Explanandum(nn.Module):
             raise ConfigError(f"task must be 'multilabel' or 'multiclass', received {task!r}.")
         if num_classes < 1:
             raise ConfigError(f"num_classes must be at least 1, received {num_classes}.")
+        if num_classes == 1 and task == "multiclass":
+            raise ConfigError("one class with task='multiclass' has probability 1 whatever the image shows: use task='multilabel'.")
         if class_names is not None and len(class_names) != num_classes:
             raise ConfigError(f"class_names has {len(class_names)} entries for num_classes={num_classes}; give one name per class.")
         self.classifier = classifier
@@ -68,8 +74,8 @@ class Explanandum(nn.Module):
             self.register_buffer(label, tensor, persistent=False)
         if bool((self.std <= 0).any()):
             raise ConfigError(f"std must be positive, received {std}.")
-        classifier.requires_grad_(False)
-        self.eval()
+        self.turn = Turn()
+        self.training = False
 
     mean: Tensor
     std: Tensor
@@ -80,22 +86,44 @@ class Explanandum(nn.Module):
         return [round(float(v), 7) for v in self.mean], [round(float(v), 7) for v in self.std]
 
     def train(self, mode: bool = True) -> Explanandum:
-        """Stays in eval mode: dropout and drifting BatchNorm statistics would change what is explained."""
+        """Eval mode, whatever ``mode`` is: dropout and drifting BatchNorm statistics would change what is explained."""
         return super().train(False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """``(images - mean) / std`` per channel."""
+        """``(images - mean) / std`` per channel.
+
+        Raises:
+            ShapeError: mean or std has another number of channels than the images.
+        """
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, images.shape[1]):
+                raise ShapeError(
+                    f"images have {images.shape[1]} channel(s) and {name} has {len(values)} values: give {name}= one number, or one per "
+                    f"channel of the classifier's input (images {tuple(images.shape)})."
+                )
         return (images - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B,C,H,W]`` in [0,1] -> logits ``[B,K]``."""
         if self.input_size is not None and images.shape[-2:] != (self.input_size, self.input_size):
             images = nn.functional.interpolate(images, (self.input_size, self.input_size), mode="bilinear", align_corners=False)
-        logits = self.classifier(self.normalize(images))
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != self.num_classes:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ShapeError(f"the classifier returned {got}, expected logits (B,{self.num_classes}); check num_classes or wrap the model.")
-        return logits
+        with at_rest(self):
+            logits = logits_of(self._run(self.normalize(images)), self.num_classes)
+        return logits if logits.dtype == images.dtype else logits.to(images.dtype)
+
+    def _run(self, normalised: Tensor) -> Any:
+        """The classifier's own output, in its own precision."""
+        weight = next((p for p in self.classifier.parameters() if p.is_floating_point()), None)
+        if weight is not None and weight.dtype != normalised.dtype:
+            normalised = normalised.to(weight.dtype)
+        try:
+            return self.classifier(normalised)
+        except RuntimeError as error:
+            if "channels" not in str(error):
+                raise
+            raise ShapeError(
+                f"the classifier cannot take images of {normalised.shape[1]} channel(s), {tuple(normalised.shape)}: {error}"
+            ) from error
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Sigmoid (multi-label) or softmax (single-label) of logits ``[B,K]``."""

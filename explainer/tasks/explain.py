@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from explainer.attribution.gradients import require_gradients
 from explainer.config import MaskingConfig, OptimizerConfig
 from explainer.errors import ConfigError
 from explainer.fills import alternative_fill, alternative_kind, blend, make_fill
@@ -62,7 +63,7 @@ class ExplainTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         check_options(explainer, explanandum, losses, masking, optimizer, teachers is not None)
-        self.explainer, self.explanandum = explainer, explanandum
+        self.explainer, self.explanandum = explainer, explanandum.eval()
         self.terms = build_terms(losses)
         self.teachers, self.taught = teachers, taught
         self.masking = masking or MaskingConfig()
@@ -77,6 +78,20 @@ class ExplainTask(pl.LightningModule):
         self.save_hyperparameters({**saved, **(provenance or {})}, logger=False)
         self.strict_loading = False  # the Explanandum's weights are left out on purpose; on_load_checkpoint checks the rest
         self.means = Means()
+        self._believed = False
+        self._learning: list[nn.Parameter] = []
+
+    # ------------------------------------------------------------------ the classifier stays frozen
+    def setup(self, stage: str) -> None:
+        """Freeze the Explanandum, so that no strategy waits for gradients of a classifier that its user may still train elsewhere."""
+        self._learning = [p for p in self.explanandum.parameters() if p.requires_grad]
+        self.explanandum.requires_grad_(False)
+
+    def teardown(self, stage: str) -> None:
+        """Give the parameters their flags back."""
+        for parameter in self._learning:
+            parameter.requires_grad_(True)
+        self._learning = []
 
     # ------------------------------------------------------------------ checkpoints
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -125,6 +140,10 @@ class ExplainTask(pl.LightningModule):
             shown_mask = aggregate(class_masks, of_classes(shown, classes))[0]
         if stage == "train" and self.masking.binarize > 0:
             shown_mask = self._binarize(shown_mask, draws)
+        passing = [t.name for t in active if t.needs_passes]
+        if stage == "train" and passing and not self._believed:
+            require_gradients(self.explanandum, images, f"losses.{passing[0]}")
+            self._believed = True
         # Evaluation measures what the masks keep and leave even where no term asks, but not where each look is paid for.
         if any(t.needs_passes for t in active) or (stage != "train" and self.explanandum.differentiable):
             logits_masked, logits_inverse = self._masked(images, shown_mask, draws).float().chunk(2)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainer.attribution import Attributor
+from explainer.attribution import Attributor, check_images
+from explainer.attribution.gradients import require_gradients
 from explainer.baselines.kernels.hooks import find_layer, untouched
 from explainer.baselines.kernels.layouts import Known
 from explainer.baselines.kernels.stages import default_layer
@@ -24,17 +25,31 @@ class Baseline(Attributor):
     def __init__(self, explanandum: Any) -> None:
         self.explanandum = explanandum
         self.num_classes: int = explanandum.num_classes
+        self.believed = False
         self.known: Known = {}  # layouts of the layers that were read
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """See :meth:`Attributor.__call__`; modes, hooks, gradients and RNG state are restored on the way out."""
+        """See :meth:`Attributor.__call__`; modes, hooks, gradients and RNG state are restored on the way out.
+
+        Raises:
+            NotDifferentiableError: the method needs gradients and the classifier has none that can be believed (asked on the first call).
+        """
         with untouched(self.explanandum):
+            self.require_gradients(args[0] if args else kwargs.get("images"))
             return super().__call__(*args, **kwargs)
 
     def all_classes(self, *args: Any, **kwargs: Any) -> Tensor:
         """See :meth:`Attributor.all_classes`; the classifier is restored on the way out."""
         with untouched(self.explanandum):
             return super().all_classes(*args, **kwargs)
+
+    def require_gradients(self, images: Any) -> None:
+        """Ask once whether the classifier's gradients can be believed, where the method needs them."""
+        if self.believed or not self.needs_gradients:
+            return
+        check_images(images)
+        require_gradients(self.explanandum, images, self.name)
+        self.believed = True
 
     def class_scores(self, images: Tensor, class_index: Tensor) -> Tensor:
         """Logit of each image's class, ``[B]``."""

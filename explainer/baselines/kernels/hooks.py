@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from explainer.attribution.rest import at_rest
 from explainer.errors import ConfigError
 
 _HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -15,10 +16,18 @@ _HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_bac
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, the model leaves with its modes, ``requires_grad``, ``.grad``, hooks, ``inplace`` flags, ``forward``
+    """Inside, the model is at rest (:func:`~explainer.attribution.rest.at_rest`): in eval mode, frozen, in one thread's hands.
+
+    Whatever happens there, the model leaves with its modes, ``requires_grad``, ``.grad``, hooks, ``inplace`` flags, ``forward``
     overrides and the global RNG state (CPU, and CUDA where the model lives there) as they were, and without new attributes (captum
     leaves some on its modules after an exception).
     """
+    with at_rest(model), _restored(model):
+        yield
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     modes = [m.training for m in modules]
     inplace = [(m, m.inplace) for m in modules if hasattr(m, "inplace")]

@@ -18,6 +18,7 @@ from explainer.baselines.kernels.layouts import Call, Layout, Recording, candida
 from explainer.errors import UnsupportedLayerError
 
 _SAME = 1e-3  # of the difference between two images' scores: what may remain where everything passes through a layer
+_SEED = 7919_2711  # no user's random image is the second one
 _SILENT = 1e-6  # of that difference: rounding
 _LOUD = 1e3  # patch tokens are replaced by this many times another image's, so that weak ways to the scores (layer scale) are heard
 
@@ -49,7 +50,7 @@ class _Search:
     def __init__(self, explanandum: Any, images: Tensor) -> None:
         self.explanandum, self.classifier = explanandum, explanandum.classifier
         first = images[:1].detach()
-        noise = torch.rand(first.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(first)
+        noise = torch.rand(first.shape, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float32).to(first)
         self.images = torch.cat([first, noise, first])
         self.head: nn.Module | None = None
         self.recording, logits = record(explanandum, self.images[:2])

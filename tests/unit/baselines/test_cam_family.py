@@ -212,7 +212,7 @@ def test_meta_saliency_is_the_map_after_one_step_of_descent(task: str) -> None:
         net = deep_net()
         stepped = Explanandum(net, 3, task=task, mean=0.3, std=0.2)
         optimizer = torch.optim.SGD(net.requires_grad_(True).parameters(), lr=rate)
-        logits = stepped(images[b : b + 1])
+        logits = net(stepped.normalize(images[b : b + 1]))
         probability = logits.softmax(1) if task == "multiclass" else logits.sigmoid()
         (-probability[0, index[b]].log()).backward()
         optimizer.step()

@@ -322,7 +322,7 @@ def test_batch_of_two_is_two_singles_and_the_model_stays(name: str) -> None:
     assert not torch.allclose(both, method(images, 1))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
-    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters()), "the user's parameters stay trainable"
     single_precision = build(name, Explanandum(small_net().float(), 3, mean=0.3, std=0.2))(images.float(), index)
     assert single_precision.dtype == torch.float32
     torch.testing.assert_close(single_precision.double(), both, rtol=1e-3, atol=1e-4 * float(both.abs().max()))

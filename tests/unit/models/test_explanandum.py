@@ -1,8 +1,13 @@
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
 import explainer
+from explainer.baselines import build
 from explainer.errors import ConfigError, FingerprintMismatchError, ShapeError
 
 
@@ -19,6 +24,65 @@ def test_normalises_with_its_own_statistics():
     torch.testing.assert_close(e(x), net(by_hand))
     off = explainer.Explanandum(net, 5, mean=0.0, std=1.0)
     torch.testing.assert_close(off(x), net(x))
+
+
+def test_the_users_model_is_left_as_it_was_and_runs_in_eval():
+    net = classifier()
+    net[0].weight.requires_grad_(False)
+    flags = [p.requires_grad for p in net.parameters()]
+    x = torch.rand(4, 3, 8, 8)
+    expected = copy.deepcopy(net).eval()(x)
+    e = explainer.Explanandum(net, 5, mean=0.0, std=1.0)
+    assert net.training and [p.requires_grad for p in net.parameters()] == flags, "wrapping changes nothing"
+    buffers = copy.deepcopy(dict(net.named_buffers()))
+    net.train()
+    torch.testing.assert_close(e(x), expected)
+    image = x.clone().requires_grad_()
+    e(image).sum().backward()
+    assert image.grad.abs().sum() > 0 and all(p.grad is None for p in net.parameters())
+    assert all(m.training for m in net.modules()) and [p.requires_grad for p in net.parameters()] == flags
+    assert all(torch.equal(buffers[k], v) for k, v in net.named_buffers()), "no drift of BatchNorm's statistics"
+    loss = net(x).sum()
+    loss.backward()
+    assert net[1].weight.grad is not None, "its user can still train it"
+
+
+def test_an_exception_leaves_modes_and_flags():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            raise KeyboardInterrupt
+
+    net = Broken()
+    with pytest.raises(KeyboardInterrupt):
+        explainer.Explanandum(net, 2, mean=0.0, std=1.0)(torch.rand(1, 3, 2, 2))
+    assert net.training and net.layer.training and net.layer.weight.requires_grad
+
+
+def test_copies_and_pickles():
+    e = explainer.Explanandum(classifier(), 5)
+    x = torch.rand(1, 3, 8, 8)
+    for again in (copy.deepcopy(e), pickle.loads(pickle.dumps(e))):
+        assert torch.equal(again(x), e(x)) and again.turn is not e.turn
+
+
+def test_two_threads_give_what_one_gives():
+    net = classifier()
+    e = explainer.Explanandum(net, 5, mean=0.0, std=1.0)
+    images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    methods = [build("grad_cam", e), build("gradient", e), build("hires_cam", e, layer="0")]
+    expected = [[m(x[None], k % 5) for k, x in enumerate(images)] for m in methods]
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [[pool.submit(m, x[None], k % 5) for k, x in enumerate(images)] for m in methods]
+        logits = list(pool.map(lambda x: e(x[None]), images))
+        found = [[job.result() for job in row] for row in jobs]
+    for row, wanted in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(row, wanted, strict=True))
+    assert all(torch.equal(a, e(x[None])) for a, x in zip(logits, images, strict=True))
+    assert all(m.training for m in net.modules()) and all(p.requires_grad for p in net.parameters())
 
 
 def test_stays_frozen_in_eval():
