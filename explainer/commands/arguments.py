@@ -6,6 +6,7 @@ The kinds accept their own results too: the parser checks defaults and values fr
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 
 from explainer.commands.parsing import Parser
@@ -31,8 +32,10 @@ def number(value: str | float) -> float:
 
 
 def name_list(value: str | list[str]) -> list[str]:
-    """Names separated by commas."""
-    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+    """Names separated by commas; one that holds a comma stands in double quotes: ``'"tench, Tinca tinca",goldfish'``."""
+    if not isinstance(value, str):
+        return value
+    return [name.strip() for row in csv.reader([value], skipinitialspace=True) for name in row if name.strip()]
 
 
 def add_model(parser: Parser) -> None:

@@ -90,7 +90,7 @@ class Explanandum(nn.Module):
         return super().train(False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """``(images - mean) / std`` per channel.
+        """``(images - mean) / std`` per channel, in the dtype of the classifier's parameters: what the classifier itself is given.
 
         Raises:
             ShapeError: mean or std has another number of channels than the images.
@@ -101,7 +101,9 @@ class Explanandum(nn.Module):
                     f"images have {images.shape[1]} channel(s) and {name} has {len(values)} values: give {name}= one number, or one per "
                     f"channel of the classifier's input (images {tuple(images.shape)})."
                 )
-        return (images - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
+        normalised = (images - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
+        weight = next((p for p in self.classifier.parameters() if p.is_floating_point()), None)
+        return normalised if weight is None or weight.dtype == normalised.dtype else normalised.to(weight.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B,C,H,W]`` in [0,1] -> logits ``[B,K]``."""
@@ -112,10 +114,7 @@ class Explanandum(nn.Module):
         return logits if logits.dtype == images.dtype else logits.to(images.dtype)
 
     def _run(self, normalised: Tensor) -> Any:
-        """The classifier's own output, in its own precision."""
-        weight = next((p for p in self.classifier.parameters() if p.is_floating_point()), None)
-        if weight is not None and weight.dtype != normalised.dtype:
-            normalised = normalised.to(weight.dtype)
+        """The classifier's own output."""
         try:
             return self.classifier(normalised)
         except RuntimeError as error:

@@ -33,7 +33,7 @@ def logits_of(output: Any, num_classes: int) -> Tensor:
 
 def auxiliary_logits(output: Any, num_classes: int) -> list[Tensor]:
     """The other heads' logits in a named tuple such as GoogLeNet's and Inception's in training: fields ``aux...`` that are ``[B,K]``."""
-    fields = getattr(output, "_asdict", dict)()
+    fields: dict[str, Any] = getattr(output, "_asdict", dict)()
     return [v for k, v in fields.items() if k.startswith("aux") and isinstance(v, Tensor) and v.shape[1:] == (num_classes,)]
 
 

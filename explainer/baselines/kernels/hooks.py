@@ -54,7 +54,8 @@ def _restored(model: nn.Module) -> Iterator[None]:
                 for name in set(vars(module)) - known:
                     del module.__dict__[name]
             for module, flag in inplace:
-                module.inplace = flag  # type: ignore[assignment]
+                if module.inplace != flag:  # of scripted modules it is a constant
+                    module.inplace = flag  # type: ignore[assignment]
             for parameter, wanted, grad in parameters:
                 parameter.requires_grad_(wanted)
                 parameter.grad = grad
@@ -63,7 +64,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def out_of_place(model: nn.Module) -> Iterator[None]:
     """In-place activations write to a fresh tensor inside, so that what a hook has seen stays what it was."""
-    changed = [m for m in model.modules() if getattr(m, "inplace", False)]
+    changed = [m for m in model.modules() if getattr(m, "inplace", False) and not isinstance(m, torch.jit.ScriptModule)]
     for module in changed:
         module.inplace = False  # type: ignore[assignment]
     try:

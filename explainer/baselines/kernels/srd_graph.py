@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from explainer.baselines.kernels.functions import refuse_compiled
 from explainer.baselines.kernels.hooks import out_of_place
 from explainer.baselines.kernels.operations import ACTIVATIONS, DROPOUTS, plain_name, signal_and_gate
 from explainer.baselines.kernels.srd_rules import Add, AvgPool, Cat, Conv, Gate, MaxPool, Norm, Opaque, Pad, Pass, Rule, Source, aten
@@ -348,6 +349,8 @@ def record(explanandum: Any, images: Tensor, keep_graph: bool = False) -> Graph:
         images: ``[B,3,H,W]``.
         keep_graph: leave everything attached to ``images``, for gradients of the relevance itself.
     """
+    if any(isinstance(m, torch.jit.ScriptModule) for m in explanandum.classifier.modules()):
+        refuse_compiled(explanandum.classifier, "srd")
     recorder = _Recorder()
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
         images = images.clone() if images.is_inference() else images

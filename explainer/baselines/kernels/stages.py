@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from explainer.baselines.kernels.functions import refuse_compiled
 from explainer.baselines.kernels.hooks import out_of_place
 from explainer.baselines.kernels.layouts import Call, Layout, Recording, candidates, decide, record
 from explainer.errors import UnsupportedLayerError
@@ -41,6 +42,7 @@ def default_layer(explanandum: Any, images: Tensor) -> str:
         raise UnsupportedLayerError(
             f"{type(explanandum.classifier).__name__} has no modules inside, so no feature map: name no layer of it."
         )
+    refuse_compiled(explanandum.classifier, "the search for the last feature map")
     return _Search(explanandum, images).find()
 
 
