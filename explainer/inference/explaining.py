@@ -142,7 +142,8 @@ def _indices(classes: Sequence[str] | None, names: Sequence[str]) -> list[int] |
         return None
     unknown = [c for c in classes if c not in names]
     if unknown:
-        raise ConfigError(f"unknown class {unknown[0]!r}. This model has: {', '.join(names)}.")
+        commas = " A name with a comma stands in double quotes." if any("," in name for name in names) else ""
+        raise ConfigError(f"unknown class {unknown[0]!r}. This model has: {', '.join(names)}.{commas}")
     return [names.index(c) for c in dict.fromkeys(classes)]
 
 
