@@ -45,7 +45,8 @@ def at_rest(model: nn.Module) -> Iterator[None]:
             yield
             return
         awake = [m for m in model.modules() if m.training]
-        learning = [p for p in model.parameters() if p.requires_grad]
+        # Tensors that torch.func.functional_call has put in the parameters' place are someone's own variables.
+        learning = [p for p in model.parameters() if p.requires_grad and isinstance(p, nn.Parameter)]
         turn.resting = True
         try:
             for module in awake:

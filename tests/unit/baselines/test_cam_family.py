@@ -234,7 +234,7 @@ def test_meta_saliency_around_any_method(name: str) -> None:
     for b in range(2):
         stepped = Explanandum(deep_net(), 3, task="multiclass", mean=0.3, std=0.2)
         optimizer = torch.optim.SGD(stepped.classifier.requires_grad_(True).parameters(), lr=0.5)  # rate 2 eps
-        torch.nn.functional.cross_entropy(stepped(images[b : b + 1]), index[b : b + 1]).backward()
+        torch.nn.functional.cross_entropy(stepped.classifier(stepped.normalize(images[b : b + 1])), index[b : b + 1]).backward()
         optimizer.step()
         stepped.classifier.requires_grad_(False)
         torch.testing.assert_close(got[b], build(name, stepped)(images[b : b + 1], int(index[b]))[0])
