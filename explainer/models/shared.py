@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from explainer.attribution.rest import at_rest
 from explainer.errors import ConfigError
 from explainer.models.class_layer import chosen_classes, per_image
 from explainer.models.guided import Guide, guided, make_guide
@@ -235,7 +236,7 @@ class SharedNetwork(nn.Module):
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """The stages' maps ``[B,C_i,h_i,w_i]``, fine to coarse, and the classifier's logits ``[B,K]``, without gradients."""
-        with _no_grad_in_eager(), _captured(self.classifier, self.stages) as found:
+        with at_rest(self.classifier), _no_grad_in_eager(), _captured(self.classifier, self.stages) as found:
             logits = self.classifier(x)
         maps = [stage.spatial(found[stage.path]) for stage in self.stages]
         return maps, logits

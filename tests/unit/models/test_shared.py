@@ -93,6 +93,12 @@ def test_the_classifier_stays_frozen_and_out_of_the_state(tmp_path):
     net(torch.rand(2, 3, 64, 64)).mean().backward()
     optimizer.step()
     assert all(torch.equal(v, before[k]) for k, v in e.classifier.state_dict().items())
+    e.classifier.train()  # its user may do that: the masks stay those of the classifier at rest
+    x = torch.rand(2, 3, 64, 64)
+    net.eval()
+    masks = net(x)
+    e.classifier.train()
+    assert torch.equal(net(x), masks) and torch.equal(e.classifier.bn1.running_mean, before["bn1.running_mean"])
     state = net.state_dict()
     assert state and not any("classifier" in k for k in state)
     other = Explainer("deeplabv3plus", 6, {"width": 16}, image_size=64, encoder="shared", explanandum=e)
