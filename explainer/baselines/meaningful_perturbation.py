@@ -84,7 +84,8 @@ class MeaningfulPerturbation(Baseline):
         game: ``delete`` or ``preserve``.
         perturbation: ``blur``, ``constant`` (the image's mean colour) or ``noise`` (Gaussian around it, independent per pixel and channel;
             the same draw for all images, so that a map does not depend on the batch).
-        blend: of blur: ``width`` (paper) or ``mix`` (public code), see the module.
+        blend: of blur: ``mix`` (public code; default, because its masks find planted evidence where ``width`` leaves fringes) or
+            ``width`` (paper), see the module.
         iterations: Adam steps.
         rate: step size of Adam.
         l1: weight of the mask's size, summed over the grid.
@@ -127,7 +128,7 @@ class MeaningfulPerturbation(Baseline):
         tolerance: float | None = None,
         patience: int = 10,
         rows_per_pass: int | None = None,
-        blend: Blend = "width",
+        blend: Blend = "mix",
     ) -> None:
         super().__init__(explanandum)
         for option, value, known in (("game", game, Game), ("perturbation", perturbation, Kind), ("blend", blend, Blend)):

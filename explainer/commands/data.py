@@ -16,6 +16,7 @@ from explainer.commands.arguments import name_list, positive
 from explainer.commands.parsing import Command, Group, Parser
 from explainer.config import DataConfig, RunConfig
 from explainer.errors import ConfigError, ExplainerError
+from explainer.files import write_text
 
 if TYPE_CHECKING:
     from explainer.data.check import SplitCheck
@@ -221,7 +222,7 @@ def _write(path: Path, found: Mapping[str, SplitCheck], wrong: list[str], notes:
     writable_file(path)
     samples = {name: [{**asdict(s), "content": d} for s, d in _paired(split)] for name, split in found.items()}
     classes = {name: list(split.dataset.class_names) for name, split in found.items()}
-    path.write_text(json.dumps({"classes": classes, "wrong": wrong, "notes": notes, "samples": samples}, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps({"classes": classes, "wrong": wrong, "notes": notes, "samples": samples}, indent=1) + "\n")
 
 
 def _paired(split: SplitCheck) -> list[tuple[Any, str | None]]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from explainer.attribution.rest import at_rest
 from explainer.errors import ConfigError, ShapeError, UnsupportedLayerError
 from explainer.metrics.base import PerImageMetric
 
@@ -209,7 +210,8 @@ class APOP(PerImageMetric):
         size = getattr(explanandum, "input_size", None)
         if size is not None and images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
-        logits = apop_logits(explanandum.classifier, explanandum.normalize(images), self.substitute, self.mode, self.generator)
+        with at_rest(explanandum):
+            logits = apop_logits(explanandum.classifier, explanandum.normalize(images), self.substitute, self.mode, self.generator)
         labels = class_index.to(images.device)
         return torch.stack([top_k_hits(y, labels, k) for y in logits for k in (1, 5)], 1).double()
 

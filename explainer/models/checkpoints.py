@@ -178,7 +178,7 @@ def load_explanandum(
         state = sub_state(weights, "classifier.")
     else:
         state = {} if checkpoint is None else unwrapped(content, checkpoint)
-        mean, std = normalization(arch, options, mean, std)
+    mean, std = normalization(arch, options, mean, std)
     if num_classes is None:
         raise ConfigError("num_classes is needed for a classifier that was not trained with this project.")
     try:

@@ -70,7 +70,10 @@ class Explanandum(nn.Module):
         self.input_size = input_size
         example = next((p for p in classifier.parameters() if p.is_floating_point()), torch.empty(0))
         for label, value in (("mean", mean), ("std", std)):
-            tensor = torch.as_tensor(value, dtype=example.dtype, device=example.device).reshape(-1)
+            try:
+                tensor = torch.as_tensor(value, dtype=example.dtype, device=example.device).reshape(-1)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"{label} must be a number or one number per channel, received {value!r} ({error}).") from error
             self.register_buffer(label, tensor, persistent=False)
         if bool((self.std <= 0).any()):
             raise ConfigError(f"std must be positive, received {std}.")

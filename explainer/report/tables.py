@@ -39,6 +39,8 @@ TITLES: dict[str, tuple[str, str]] = {
     "randomised_classifier": ("Check: randomised classifier", "Is the masks' advantage lost when the classifier is random?"),
     "fill_swap": ("Check: fill swap", "Do masks work under fills not used in training?"),
     "shortcut": ("Check: planted shortcut", "Is a cue shown exactly where the classifier uses it?"),
+    "fidelity": ("Fidelity", "How closely does the sum of a map follow the score when parts are removed?"),
+    "mask_activation": ("Mask activation", "Which share of the image do the masks of present and absent classes cover?"),
     "implausible": ("Check: Explainer of a random classifier", "Do masks look right although there was nothing to explain?"),
     "parameter_randomisation": ("Check: parameter randomisation", "Do maps change when the classifier's parameters are random?"),
 }

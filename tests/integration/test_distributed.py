@@ -128,6 +128,7 @@ def test_a_process_whose_images_were_all_skipped_takes_part(tmp_path):
         assert job.exitcode == 0
     a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     scores = {"val/ap_per_class": [1.0, 1.0], "val/f1": 1.0, "val/precision": 1.0, "val/recall": 1.0, "accuracy": 0.5}
+    scores["val/confusion"] = [[[1, 0], [0, 1]], [[1, 0], [0, 1]]]  # type: ignore[assignment]
     assert a == b == {"loss": 2.0, "iou": 5.0, "area": 3.0, **scores}
 
 

@@ -66,7 +66,7 @@ def train_through(classifier, tmp_path, dies, epochs):
     for die in dies:
         job = Job(argv, tmp_path, strike=die)
         assert job.wait() == -signal.SIGKILL, (die, job.text)
-        torn += any((tmp_path / "cut/checkpoints").glob(".last.ckpt.*.tmp"))
+        torn += any((tmp_path / "cut/checkpoints").glob(".last.ckpt~*.tmp"))
         check_checkpoints(tmp_path / "cut")
     assert run(argv, tmp_path) == 0
     assert_same_end(tmp_path / "whole", tmp_path / "cut")

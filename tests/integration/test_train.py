@@ -150,7 +150,7 @@ assert not {{'torch', 'pytorch_lightning', 'matplotlib'}} & set(sys.modules), so
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit", "--optimizer.lrr", "1"], "Did you mean optimizer.lr?"),
+        (["fit", "--optimizer.lrr", "1"], "Did you mean --optimizer.lr?"),
         (["fit", "--optimizer.lr", "abc"], "optimizer.lr"),
         (["fit", "--task", "segment"], "task"),
         (["train"], "must be one of the commands"),

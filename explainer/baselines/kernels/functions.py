@@ -40,7 +40,8 @@ def refuse_compiled(classifier: nn.Module, method: str) -> None:
     for path, module in classifier.named_modules():
         if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
             raise UnsupportedLayerError(
-                f"{method} must see every activation, but {place_of(path, module)} is scripted or compiled: pass the original module."
+                f"{method} must see every activation, but {place_of(path, module)} is scripted or compiled: pass the original "
+                "one, a plain nn.Module."
             )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from explainer.baselines.kernels.functions import refuse_compiled
 from explainer.baselines.kernels.graph_calls import AFFINE_MODULES, MODULE_KINDS, Call, Run, function_kind, gated, module_kind, unsupported
 from explainer.baselines.kernels.graph_watch import watch_run
 from explainer.baselines.kernels.hooks import out_of_place
@@ -69,6 +70,7 @@ class Graph:
 
         The first run is compared with the network's own forward pass on one image.
         """
+        refuse_compiled(self.network, self.method)
         x = x.detach().clone().requires_grad_()
         in_place = {path for path, m in self.network.named_modules(remove_duplicate=False) if getattr(m, "inplace", False)}
         with torch.enable_grad(), out_of_place(self.network):

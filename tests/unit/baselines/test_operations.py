@@ -96,7 +96,7 @@ def test_every_activation_is_known_to_every_watcher(name: str) -> None:
     assert function_kind(name, 1) == ("relu" if name == "relu" else "activation")
     if name != "relu":
         with pytest.raises(Exception, match="apop is defined for ReLU"):
-            apop.apop_logits(explanandum.classifier, images)
+            apop.apop_logits(explanandum.classifier.eval(), images)
 
 
 def test_relu6_lets_guided_gradients_through_between_its_bounds() -> None:

@@ -429,6 +429,8 @@ _BLIND = {"constant", "centre", "random", "edges", "ground_truth"}
 def test_every_baseline_can_be_randomised(name):
     from explainer.plugins import check_options, find
 
+    if find("explainer.baselines", name).needs_attention:
+        pytest.skip("for networks with attention; tests/contracts/test_transformers.py runs it")
     network = small_network()
     options = _OPTIONS.get(name, {})
     try:
@@ -454,7 +456,7 @@ def test_random_copies_keep_the_scale_and_lose_the_weights(tmp_path):
         if a.ndim >= 2 and a.numel() > 100:
             assert float(b.std()) == pytest.approx(float(a.std()), rel=0.3), name
             assert abs(float(np.corrcoef(a.detach().flatten(), b.detach().flatten())[0, 1])) < 0.3
-    assert not twin.training and all(not m.training for m in twin.modules())
+    assert [m.training for m in twin.modules()] == [m.training for m in network.modules()], "as its original was"
     norm = twin.classifier[1]
     assert norm.momentum == network.classifier[1].momentum and not torch.equal(norm.running_mean, network.classifier[1].running_mean)
     assert randomised(network, 3).fingerprint() == randomised(network, 3).fingerprint() != randomised(network, 4).fingerprint()

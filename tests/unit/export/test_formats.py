@@ -158,7 +158,7 @@ def test_a_fused_model_refuses_another_classifier(net: Explainer) -> None:
 
 def test_a_fixed_size_is_said(onnx_fused: tuple[Path, Any]) -> None:
     runtime = open_model(onnx_fused[0])
-    with pytest.raises(ShapeError, match=r"exported for images of 32 x 32, received 40 x 32.*--dynamic-size"):
+    with pytest.raises(ShapeError, match=r"exported for images of 32 x 32, received 40 x 32.*--dynamic_size"):
         runtime.run(np.zeros((1, 3, 40, 32), np.float32))
     with pytest.raises(ShapeError, match=r"float32 \[B,3,H,W\]"):
         runtime.run(np.zeros((1, 3, 32, 32)))
@@ -295,7 +295,7 @@ def test_export_refuses_drift_and_leaves_nothing(net: Explainer, tmp_path: Path,
 
     monkeypatch.setattr(form, "open", shifted)
     with pytest.raises(
-        ExportError, match=r"model\.safetensors was not written: max difference 0\.00\d+ is above the limit 0\.0001.*--allow-drift"
+        ExportError, match=r"model\.safetensors was not written: max difference 0\.00\d+ is above the limit 0\.0001.*--allow_drift"
     ):
         export(net, "safetensors", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
