@@ -93,7 +93,8 @@ def measure_norms(explanandum: nn.Module, images: Tensor) -> None:
         norm.momentum = None
     try:
         if norms:
-            explanandum(images)
+            # Not through the Explanandum, whose calls are in eval mode.
+            explanandum.classifier(explanandum.normalize(images))  # type: ignore[operator]
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
