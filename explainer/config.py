@@ -126,6 +126,8 @@ class ClassifierConfig:
         init_from: with task classify: file whose weights training starts from as far as they fit (state_dict, safetensors, a checkpoint).
             A head of another size is left out; less than 90 % of the body is refused. The resulting checkpoint needs it no more.
         freeze: with task classify, what is not trained: none, body (all but the head) or a list of modules (features.0, layer1).
+        batch_norm: with task classify: train, or keep: the layers go on with the statistics that training starts from, while their scale
+            and shift are trained. For fine-tuning on few images or in small batches, whose own statistics are noise.
         loss: with task classify, class weights, focal loss, label smoothing.
         train_with: configuration that trains the classifier when the checkpoint does not exist yet.
         mean: normalisation mean per channel, in units of [0,1] images; null: the checkpoint's, the model's own (timm, torchvision), or
@@ -145,6 +147,7 @@ class ClassifierConfig:
     input_size: int | None = None
     init_from: str | None = None
     freeze: str | list[str] = "none"
+    batch_norm: Literal["train", "keep"] = "train"
     loss: ClassifierLossConfig = field(default_factory=ClassifierLossConfig)
     occlusion: OcclusionConfig = field(default_factory=OcclusionConfig)
     mask_augmentation: MaskAugmentationConfig = field(default_factory=MaskAugmentationConfig)

@@ -160,9 +160,14 @@ def freeze(net: nn.Module, chosen: str | Sequence[str], num_classes: int) -> lis
     return frozen
 
 
-def still(net: nn.Module) -> None:
-    """Put the normalisation layers whose parameters are frozen into eval mode: their statistics are a part of what is frozen."""
+def still(net: nn.Module, every: bool = False) -> None:
+    """Put normalisation layers with running statistics into eval mode, so that they use and keep the statistics they have.
+
+    Args:
+        net: the classifier.
+        every: all of them; else those whose parameters are frozen, for their statistics are a part of what is frozen.
+    """
     for module in net.modules():
         own = list(module.parameters(recurse=False))
-        if own and isinstance(getattr(module, "running_mean", None), Tensor) and not any(p.requires_grad for p in own):
+        if isinstance(getattr(module, "running_mean", None), Tensor) and (every or (own and not any(p.requires_grad for p in own))):
             module.eval()

@@ -174,9 +174,9 @@ class ClassifyTask(pl.LightningModule):
         self.adopt_normalization(checkpoint.get("hyper_parameters", {}).get("classifier"), "the checkpoint")
 
     def train(self, mode: bool = True) -> ClassifyTask:
-        """What is frozen keeps its statistics, too."""
+        """What is frozen keeps its statistics, too; with ``config.batch_norm`` keep, all layers do."""
         super().train(mode)
-        still(self.classifier)
+        still(self.classifier, every=self.config.batch_norm == "keep")
         return self
 
     def forward(self, images: Tensor) -> Tensor:

@@ -198,6 +198,15 @@ def test_freezing_stops_gradients_and_statistics(tmp_path: Path) -> None:
     assert not some.classifier.features[1].training and some.classifier.features[4].training
 
 
+def test_kept_statistics_do_not_move_and_scale_and_shift_are_trained() -> None:
+    mine = task(3, batch_norm="keep").train()
+    norms = [m for m in mine.classifier.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [m.running_mean.clone() for m in norms]
+    mine(torch.rand(4, 3, 16, 16)).sum().backward()
+    assert mine.training and mine.classifier.training and not any(m.training for m in norms)
+    assert all(torch.equal(m.running_mean, mean) and m.weight.grad.abs().sum() > 0 for m, mean in zip(norms, before, strict=True))
+
+
 def test_wrong_freezing_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"names 'layer1'.*features, avgpool, head"):
         task(3, freeze=["layer1"])
