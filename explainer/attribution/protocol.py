@@ -65,6 +65,7 @@ class Attributor(abc.ABC):
         signed: maps may be negative (evidence against the class).
         class_specific: maps differ between classes.
         needs_masks: the method reads ground truth (sanity rows only).
+        reference: the method asks no classifier; other rows are read against its own, which a table never marks as best.
         classes_share_work: :meth:`all_classes` costs less than one call per class.
         needs_attention: the method is for transformers and refuses classifiers without attention.
         passes: cost per image and class in passes through the classifier, in words.
@@ -78,6 +79,7 @@ class Attributor(abc.ABC):
     signed: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True
     needs_masks: ClassVar[bool] = False
+    reference: ClassVar[bool] = False
     classes_share_work: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = False
     passes: ClassVar[str] = "none"

@@ -54,7 +54,7 @@ class GuidedFilter(Baseline):
             )
         self.inner: Attributor = build(method, explanandum, **dict(options or {}))
         self.smooth, self.radius, self.eps = smooth, radius, eps
-        for fact in ("needs_gradients", "deterministic", "class_specific", "needs_masks"):
+        for fact in ("needs_gradients", "deterministic", "class_specific", "needs_masks", "reference"):
             setattr(self, fact, getattr(self.inner, fact))
 
     @classmethod

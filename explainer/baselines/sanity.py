@@ -18,6 +18,7 @@ class Constant(Baseline):
 
     name = "constant"
     needs_gradients = False
+    reference = True
     class_specific = False
 
     def __init__(self, explanandum: Any, value: float = 0.5) -> None:
@@ -35,6 +36,7 @@ class Centre(Baseline):
 
     name = "centre"
     needs_gradients = False
+    reference = True
     class_specific = False
 
     def __init__(self, explanandum: Any, sigma: float = 0.25) -> None:
@@ -56,6 +58,7 @@ class Random(Baseline):
 
     name = "random"
     needs_gradients = False
+    reference = True
     deterministic = False
     class_specific = False
 
@@ -73,6 +76,7 @@ class Edges(Baseline):
 
     name = "edges"
     needs_gradients = False
+    reference = True
     class_specific = False
 
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
@@ -87,6 +91,7 @@ class GroundTruth(Baseline):
 
     name = "ground_truth"
     needs_gradients = False
+    reference = True
     needs_masks = True
 
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:

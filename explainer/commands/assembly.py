@@ -18,7 +18,7 @@ from explainer.attribution.map_cache import method_key
 from explainer.commands.building import sized_options
 from explainer.data.contract import collate
 from explainer.data.datamodule import DataModule
-from explainer.data.samplers import spread
+from explainer.data.samplers import class_by_class, spread
 from explainer.errors import CheckpointError, ConfigError
 from explainer.evaluation.config import EvaluateConfig, MethodConfig
 from explainer.evaluation.manipulation import gradient_map
@@ -50,6 +50,12 @@ def data_module(config: EvaluateConfig) -> DataModule:
             raise ConfigError(f"sample must be at least 1, received {config.sample}.")
         dataset = module.dataset(config.split)
         dataset.keep(spread(len(dataset), config.sample, config.seed))
+    elif config.limit is not None:
+        dataset = module.dataset(config.split)
+        if config.limit < len(dataset) and dataset.cheap_targets:
+            # All of them, in an order whose every beginning is spread: rows stay valid when the limit grows, and what protocols take less
+            # of is spread, too.
+            dataset.keep(class_by_class(module.members(config.split), config.seed))
     return module
 
 

@@ -7,6 +7,7 @@ These do neither; use them with ``Trainer(use_distributed_sampler=False)``.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -183,24 +184,34 @@ def members_by_class(targets: Iterable[Sequence[float]], classes: int) -> list[l
     return members
 
 
+def class_by_class(members: Sequence[Sequence[int]], seed: int = 0) -> list[int]:
+    """All positions once, in an order whose every beginning is spread over the classes: each class in turn gives its next one.
+
+    Args:
+        members: of :func:`members_by_class`.
+        seed: of the order within each class.
+    """
+    queues = [deque(own[i] for i in _shuffled(len(own), seed, label)) for label, own in enumerate(members) if len(own)]
+    chosen: dict[int, None] = {}
+    while queues:
+        for queue in queues:
+            while queue and queue[0] in chosen:
+                queue.popleft()
+            if queue:
+                chosen[queue.popleft()] = None
+        queues = [queue for queue in queues if queue]
+    return list(chosen)
+
+
 def spread_over_classes(members: Sequence[Sequence[int]], number: int, seed: int = 0) -> list[int]:
-    """``number`` positions, in order, drawn from all classes in turn, so that none is forgotten. A larger number adds some.
+    """``number`` positions, in the data's order, drawn from all classes in turn, so that none is forgotten. A larger number adds some.
 
     Args:
         members: of :func:`members_by_class`.
         number: how many, at most all.
         seed: of the choice within each class.
     """
-    queues = [[own[i] for i in _shuffled(len(own), seed, label)] for label, own in enumerate(members) if len(own)]
-    chosen: dict[int, None] = {}
-    total = len({i for queue in queues for i in queue})
-    while len(chosen) < min(number, total):
-        for queue in queues:
-            while queue and queue[0] in chosen:
-                queue.pop(0)
-            if queue and len(chosen) < number:
-                chosen[queue.pop(0)] = None
-    return sorted(chosen)
+    return sorted(class_by_class(members, seed)[:number])
 
 
 def _shuffled(length: int, *key: int) -> list[int]:

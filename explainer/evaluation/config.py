@@ -55,7 +55,8 @@ class EvaluateConfig:
         out: results folder: results.jsonl, summary.json, summary.csv, table.md.
         data: images.
         split: of the data.
-        limit: number of images, from the start of the split; null takes all.
+        limit: number of images; null takes all. Where labels are known without decoding, every class in turn gives one (by ``seed``), else
+            they come from the start of the split.
         sample: number of images drawn at random from the whole split (by ``seed``, in the data's order), before ``limit``; null: all.
         classifier: the Explanandum. Its task and classes are the data's.
         methods: what is evaluated, by label.

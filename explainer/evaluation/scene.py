@@ -60,6 +60,11 @@ class Method:
         """Whether the method reads ground-truth masks."""
         return bool(getattr(self.attributor, "needs_masks", False))
 
+    @property
+    def reference(self) -> bool:
+        """Whether the method asks no classifier, so that its row is there to be compared with."""
+        return bool(getattr(self.attributor, "reference", False))
+
     def explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator | None = None, masks: Tensor | None = None) -> Tensor:
         """One class per image, ``[B,H,W]``, for either kind of attributor."""
         attributor = FromDense(self.attributor) if isinstance(self.attributor, DenseAttributor) else self.attributor

@@ -3,7 +3,8 @@
 ``summary.json``::
 
     {"schema": 1, "complete": true, "images": 500, "split": "test", "class_names": [...],
-     "methods": {"<label>": {"scales": [...], "needs_truth": false, "signed": true, "seconds": 12.3}},    seconds: spent on maps
+     "methods": {"<label>": {"scales": [...], "needs_truth": false, "reference": false, "signed": true,
+                              "seconds": 12.3}},    seconds: spent on maps
      "protocols": {"<label>": {"name", "source", "mode", "columns": {"<column>": {"title", "higher_is_better", "percent", ...}},
                                "axes": {"<vector>": [...]}}},
      "results": [{"method", "scale", "protocol", "column", "value", "low", "high", "used", "excluded", "images",
@@ -97,7 +98,13 @@ def build(
         "class_names": list(names),
         "confidence": confidence if bootstrap else None,
         "methods": {
-            m.label: {"scales": list(m.scales), "needs_truth": m.needs_truth, "signed": m.signed, "seconds": round(seconds[m.label], 3)}
+            m.label: {
+                "scales": list(m.scales),
+                "needs_truth": m.needs_truth,
+                "reference": m.reference,
+                "signed": m.signed,
+                "seconds": round(seconds[m.label], 3),
+            }
             for m in runner.methods
         },
         "protocols": {

@@ -175,8 +175,8 @@ def title_of(summary: Mapping[str, Any], protocol: str) -> tuple[str, str]:
 
 
 def protocol_table(results: Results, protocol: str) -> Table:
-    """The numbers of one protocol: a line per method and scale. The best value of each column is marked (rows that read ground
-    truth are out of competition).
+    """The numbers of one protocol: a line per method and scale. The best value of each column is marked (rows that ask no
+    classifier, constants and ground truth among them, are out of competition).
     """
     summary = results.summary
     entry = summary["protocols"][protocol]
@@ -342,11 +342,16 @@ def _best(name: str, column: Mapping[str, Any], found: Mapping[tuple[str, str], 
     values = {
         who: decode(numbers[name]["value"])
         for who, numbers in found.items()
-        if name in numbers and numbers[name]["value"] is not None and not summary["methods"].get(who[0], {}).get("needs_truth")
+        if name in numbers and numbers[name]["value"] is not None and not _reference(summary["methods"].get(who[0], {}))
     }
     if len(values) < 2:
         return None
     return (max if column["higher_is_better"] else min)(values, key=lambda who: values[who])
+
+
+def _reference(method: Mapping[str, Any]) -> bool:
+    """Whether the row is out of competition. Older summaries only know which rows read ground truth."""
+    return bool(method.get("reference", method.get("needs_truth")))
 
 
 def _verdict_cell(verdict: Mapping[str, Any] | None) -> Cell | None:

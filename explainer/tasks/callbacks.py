@@ -10,7 +10,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from explainer.data.samplers import sample_seed
+from explainer.data.datamodule import DataModule
+from explainer.data.samplers import sample_seed, spread_over_classes
 from explainer.errors import NumericalError
 from explainer.fills import make_fill
 from explainer.models.masking import aggregate
@@ -125,9 +126,9 @@ class MaskPictures(pl.Callback):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
     ) -> None:
-        """Keep the first images."""
-        if batch_idx == 0 and self.batch is None:
-            self.batch = batch[: self.images]
+        """Keep images that are spread over the classes; the first ones where that cannot be known."""
+        if batch_idx == 0 and self.batch is None and self.images:
+            self.batch = _spread_images(trainer, self.images, batch)
 
     @rank_zero_only
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -151,6 +152,16 @@ class MaskPictures(pl.Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("masks", [str(path)], step=trainer.global_step)
+
+
+def _spread_images(trainer: pl.Trainer, number: int, first: Batch) -> Batch:
+    """``number`` validation images of all classes in turn, or those of the first batch where reading a label costs an image."""
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, DataModule) or not data.dataset("val").cheap_targets:
+        return first[:number]
+    chosen = spread_over_classes(data.members("val"), number)
+    found = next(iter(data.batches("val", [chosen])), None)
+    return first[:number] if found is None else found.to(first.images.device)
 
 
 def in_torchrun() -> tuple[int, int] | None:

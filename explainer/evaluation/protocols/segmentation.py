@@ -2,6 +2,8 @@
 
 Acc, IoU, MAE and Sal per image, with the merged mask of the explained classes against the union of their objects. The mode "corrected"
 leaves void pixels out; "paper" and "code" count them as object, as the published evaluation did, and an empty union as IoU 0 ("code").
+Otherwise an image without object pixels has no IoU and no F1, whatever the mask: else a row that shows nothing would be averaged over
+fewer images than a row that shows something.
 """
 
 from __future__ import annotations
@@ -80,6 +82,9 @@ class Segmentation(Protocol):
             "background": background_coverage(mask, truth, void),
             "area": mask.double().mean((1, 2)),
         }
+        if self.mode != "code":
+            absent = (truth if void is None else truth * (1 - void.to(truth))).flatten(1).amax(1) == 0
+            values |= {name: values[name].masked_fill(absent, torch.nan) for name in ("iou", "iou_at", "f1")}
         return values if unknown is None else {k: v.masked_fill(unknown, torch.nan) for k, v in values.items()}
 
     def own_row(self, mask: Tensor, maps: Maps, void: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -301,7 +301,7 @@ def test_two_processes_under_torchrun_equal_one(tmp_path, capsys):
 
 
 def test_a_sample_comes_from_the_whole_split_and_is_the_same_every_time(tmp_path):
-    """`limit` takes the first images, `sample` draws; the rows name what was drawn."""
+    """`sample` draws; the rows name what was drawn."""
     from explainer.commands.assembly import data_module
     from tests.factories import make_coco
 
@@ -319,3 +319,22 @@ def test_a_sample_comes_from_the_whole_split_and_is_the_same_every_time(tmp_path
     config.sample = 0
     with pytest.raises(ConfigError, match="sample must be at least 1, received 0"):
         data_module(config)
+
+
+def test_a_limit_is_spread_over_the_classes_of_sorted_folders_and_grows(tmp_path):
+    from explainer.commands.assembly import data_module
+    from tests.factories import make_image_folder
+
+    make_image_folder(tmp_path, ("a", "b", "c"), per_class=9)
+    config = EvaluateConfig(limit=4)
+    config.data.name, config.data.options = "image_folder", {"root": str(tmp_path), "size": 16}
+
+    def names(number: int) -> list[str]:
+        config.limit = number
+        dataset = data_module(config).dataset("test")
+        return [dataset.sample_id(i) for i in range(number)]
+
+    few, more = names(4), names(7)
+    assert {name.split("/")[-2] for name in few[:3]} == {"a", "b", "c"} and more[:4] == few and len(set(more)) == 7
+    everything = data_module(replace(config, limit=None)).dataset("test")
+    assert [everything.sample_id(i).split("/")[-2] for i in range(4)] == ["a"] * 4

@@ -279,3 +279,19 @@ def test_time_asks_the_method_and_warms_up_once(scene):
     protocol.score(scene, maps)
     assert attributor.asked == [pairs] * 8, "no second warm-up"
     assert first.values["seconds_per_class"] == pytest.approx(first.values["seconds"] * 4 / pairs)
+
+
+@pytest.mark.parametrize("mode", ["paper", "corrected"])
+def test_every_row_averages_the_same_images(mode):
+    """An image without object pixels has no IoU, whether a mask is empty there or not."""
+    protocol = build_protocol("segmentation", None, mode)
+    truth = torch.zeros(2, 4, 4)
+    truth[0, :2] = 1
+    rows = [protocol.compare(mask, truth, None) for mask in (torch.zeros(2, 4, 4), torch.full((2, 4, 4), 0.6))]
+    for name in ("iou", "iou_at", "f1"):
+        assert [row[name].isnan().tolist() for row in rows] == [[False, True]] * 2, name
+    assert not any(row["mae"].isnan().any() for row in rows)
+    void = torch.zeros(2, 4, 4, dtype=torch.bool)
+    void[0, :2] = True  # the only object pixels cannot be judged: as if there were none, or the void as object in the paper's mode
+    found = protocol.compare(torch.full((2, 4, 4), 0.6), truth, void)["iou"].isnan().tolist()
+    assert found == ([True, True] if mode == "corrected" else [False, True])

@@ -49,6 +49,13 @@ def test_the_best_number_is_marked_and_ground_truth_does_not_compete():
     assert [cells[0].best for _, cells in lower.lines] == [True, False]
 
 
+def test_a_constant_is_never_marked_best():
+    results = hand_made({"a": [0.5, 0.7], "b": [0.4, 0.4], "one": [1.0, 1.0]})
+    results.summary["methods"]["one"]["reference"] = True
+    table = tables.protocol_table(results, "seg")
+    assert [cells[0].best for _, cells in table.lines] == [True, False, False]
+
+
 def test_paired_differences_and_their_direction():
     results = hand_made({"explainer": [0.8, 0.7, 0.9, 0.8], "worse": [0.6, 0.5, 0.7, 0.6], "mixed": [1.0, 0.3, 1.2, math.nan]})
     table = tables.difference_table(results, "seg", "explainer", 200)
