@@ -148,7 +148,8 @@ def settled(config: RunConfig, task: ClassifyTask | ExplainTask, size: int, resu
         return replace(t, precision=by_rule, channels_last=t.channels_last is not False)
     on_gpu = t.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    among = [c for c in ALL if t.channels_last in (None, c.channels_last)]
+    native = by_rule == "bf16-mixed"  # elsewhere bfloat16 is emulated: timing it would only take time
+    among = [c for c in ALL if t.channels_last in (None, c.channels_last) and (native or c.precision == "32-true")]
     # On a processor two images (BatchNorm needs them) tell the same as a full batch, in a fraction of the time.
     best, seconds = measure(task, config.data.batch_size if on_gpu else 2, size, device, among)
     log.warning("trainer.precision: auto: %s (%s).", best, ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items()))

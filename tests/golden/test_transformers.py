@@ -56,7 +56,8 @@ class Case:
             actual = actual[0]
         tolerance = self.entry["tolerance"]["suggest_float64"]["atol_rel_to_max"]
         if self.dtype == torch.float32:
-            tolerance = self.entry["tolerance"]["per_output"][key]["suggest_float32_atol_rel_to_max"]
+            # Twice what was suggested: float32 rounds otherwise on another processor (1.2 times was seen).
+            tolerance = 2 * self.entry["tolerance"]["per_output"][key]["suggest_float32_atol_rel_to_max"]
         assert actual.dtype == self.dtype
         assert actual.shape == expected.shape
         worst = np.abs(actual.double().numpy() - expected).max()
