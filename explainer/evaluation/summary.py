@@ -10,6 +10,7 @@
      "results": [{"method", "scale", "protocol", "column", "value", "low", "high", "used", "excluded", "images",
                   "per_class": {name: value}}],
      "vectors": [{"method", "scale", "protocol", "vector", "mean": [...], "per_class": {name: [...]}, "rows": 12}],
+     "conclusions": ["what a trained Explainer beats, what beats it, what its numbers warn of: sentences"],
      "verdicts": [{"protocol", "check", "method", "scale", "value", "threshold", "rule", "passed", "sentence", "details"}],
      "skipped": [{"method", "protocol", "reason"}], "gallery": {...}, "failures": {"<method>": "message"}, "notices": [...],
      "provenance": {...}}
@@ -32,6 +33,7 @@ from explainer.evaluation.results import Row, Unit, encode
 from explainer.evaluation.runner import CLASSIFIER, Outcome, Runner
 from explainer.evaluation.statistics import mean_vector, statistic
 from explainer.evaluation.verdict import verdicts_of
+from explainer.models.explainer import TrainedExplainer
 from explainer.files import write_text
 
 SUMMARY, CSV, TABLE = "summary.json", "summary.csv", "table.md"
@@ -119,6 +121,15 @@ def build(
         },
         "results": results,
         "vectors": vectors,
+        "conclusions": conclusions(
+            group(rows),
+            runner.protocols,
+            [m.label for m in runner.methods if isinstance(m.attributor, TrainedExplainer)],
+            [m.label for m in runner.methods if m.reference and not m.needs_truth],
+            confidence,
+            runner.settings.seed,
+            min(bootstrap, 500) or 200,
+        ),
         "verdicts": [{**v.record(), "protocol": label} for label, v in verdicts_of(runner.protocols, rows)],
         "skipped": [{"method": m, "protocol": p, "reason": reason} for (m, p), reason in {**outcome.skipped, **outcome.refused}.items()]
         + _empty(runner, rows, outcome),
@@ -200,6 +211,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     for entry in summary["vectors"]:
         if entry["vector"] == "masking":
             parts.append(_matrix(summary, entry))
+    if summary.get("conclusions"):
+        parts.append("## In words\n\n" + "\n".join(f"- {sentence}" for sentence in summary["conclusions"]))
     missing = [f"- {s['method']}, {s['protocol']}: {s['reason']}" for s in summary["skipped"]]
     missing += [f"- {method}: {message}" for method, message in summary["failures"].items()]
     if missing:
@@ -252,3 +265,5 @@ def show(summary: Mapping[str, Any]) -> None:
             table.add_row(*line)
         # Squeezed into a narrow terminal or a log of 80 columns, rich cuts every number; a long line can still be read.
         Console(width=max(console.width, Console(width=1000).measure(table).maximum)).print(table)
+    for sentence in summary.get("conclusions", []):
+        print(sentence)

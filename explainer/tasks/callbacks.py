@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from explainer.config import RunConfig
 from explainer.data.datamodule import DataModule
 from explainer.data.samplers import sample_seed, spread_over_classes
 from explainer.errors import NumericalError
@@ -63,7 +65,13 @@ class HealthAlarm(pl.Callback):
 
     The grey solution (masks near 0.2 everywhere) satisfies the classification loss on the masked image while the classifier is still
     sure of the inverse-masked one. Also warn, before any time is spent, of a classifier that is sure of a class on an empty image.
+
+    Args:
+        remedies: what to try against masks that show nothing, see :func:`remedies`.
     """
+
+    def __init__(self, remedies: Sequence[str] = ()) -> None:
+        self.remedies = tuple(remedies)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Ask the classifier about an image of nothing but the fill, where that does not depend on the image."""
@@ -82,8 +90,8 @@ class HealthAlarm(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the epoch's diagnostics."""
-        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/grey", "val/area", "val/left", "val/drop")}
-        for message in health_messages(values) if trainer.sanity_checking is False else []:
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k in HEALTH}
+        for message in health_messages(values, self.remedies) if trainer.sanity_checking is False else []:
             pl.utilities.rank_zero_warn(message)
 
 
@@ -98,15 +106,42 @@ def empty_image_message(logits: torch.Tensor, task: str, class_names: tuple[str,
     )
 
 
-def health_messages(values: dict[str, float]) -> list[str]:
-    """What is wrong with the masks, in words. Keys: val/grey, val/area, val/left, val/drop; missing ones are not judged."""
+#: What :func:`health_messages` reads.
+HEALTH = ("val/grey", "val/area", "val/left", "val/drop", "val/alike")
+
+
+def remedies(config: RunConfig) -> list[str]:
+    """What helps against masks that show nothing and is not set in this run yet."""
+    m, e = config.masking, config.explainer
+    done = {
+        "masking.binarize: 0.5": m.binarize >= 0.5,
+        "masking.subset: 0.5 with losses.remainder, where images have several labels": m.subset > 0,
+        "explainer.init_encoder: true or explainer.encoder: shared": e.init_encoder or e.encoder == "shared",
+        "a warm-up by losses.distillation": "distillation" in config.losses,
+        "masking.fill: random": m.fill == "random",
+        "a classifier trained with classifier.occlusion, if it was not": False,
+    }
+    return [name for name, is_set in done.items() if not is_set]
+
+
+def health_messages(values: dict[str, float], remedies: Sequence[str] = ()) -> list[str]:
+    """What is wrong with the masks, in words.
+
+    Args:
+        values: val/grey, val/area, val/left, val/drop, val/alike; missing ones are not judged.
+        remedies: what to try next.
+    """
     messages = []
     grey, area, left = values.get("val/grey", 0.0), values.get("val/area", 0.5), values.get("val/left", 0.0)
+    alike = values.get("val/alike", 0.0)
+    advice = f" Try: {'; '.join(remedies)}." if remedies else ""
     if grey > 0.5 and left > 0.3:
         messages.append(
             f"grey solution: {grey:.0%} of the target mask's values lie in [0.1, 0.9] and {left:.0%} of the labels are still detected "
-            "through the inverse mask. Raise masking.binarize (0.5), try masking.fill: random, or train the classifier with occlusion."
+            f"through the inverse mask.{advice}"
         )
+    if alike > 0.9:
+        messages.append(f"the masks of different images are alike (correlation {alike:.2f}): they follow the position, not the image.{advice}")
     if area < 0.005:
         messages.append(f"dead masks: the mean area is {area:.4f}. Lower losses.target_area and area_bound weights, or the learning rate.")
     if area > 0.95:

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from explainer.config import RunConfig, TrainerConfig
 from explainer.errors import ConfigError
-from explainer.tasks.callbacks import FiniteGradients, HealthAlarm, MaskPictures, StepSeed, in_torchrun
+from explainer.tasks.callbacks import FiniteGradients, HealthAlarm, MaskPictures, StepSeed, in_torchrun, remedies
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.csv_log import KeepEarlierRows
 from explainer.tasks.explain import ExplainTask
@@ -102,7 +102,7 @@ def _callbacks(config: RunConfig, fitting: bool) -> list[pl.Callback]:
     if config.optimizer.schedule != "constant":
         callbacks.append(LearningRateMonitor("step"))
     if config.task == "explain":
-        callbacks.append(HealthAlarm())
+        callbacks.append(HealthAlarm(remedies(config)))
         callbacks.append(MaskPictures(folder / "images", config.logging.images, config.logging.images_every_n_epochs))
     return callbacks
 

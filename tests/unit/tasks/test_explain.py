@@ -15,7 +15,7 @@ from explainer.models.black_box import BlackBox
 from explainer.models.explainer import Explainer
 from explainer.models.networks import encoder_of
 from explainer.models.token_masking import forward_masked
-from explainer.tasks.callbacks import FiniteGradients, empty_image_message, health_messages
+from explainer.tasks.callbacks import FiniteGradients, empty_image_message, health_messages, remedies
 from explainer.tasks.draws import Draws
 from explainer.tasks.explain import ExplainTask, diagnostics
 from explainer.tasks.optim import configure, cosine, one_cycle
@@ -137,6 +137,10 @@ def test_diagnostics_by_hand():
     torch.testing.assert_close(d["left"], torch.tensor([1.0, 0.0, 1 / 3, float("nan")]), equal_nan=True)
     assert d["drop"][1].item() == pytest.approx(1.0, abs=1e-3)
     assert d["grey"].tolist() == [0.0, 1.0, 0.0, 0.0] and d["area"][1].item() == 0.5
+    assert d["alike"].isnan().all(), "flat masks say nothing"
+    ramp = torch.linspace(0, 1, 16).expand(16, 16)
+    e.target_mask = torch.stack([ramp, 0.5 * ramp + 0.1, 1 - ramp, ramp.T])
+    torch.testing.assert_close(diagnostics(e)["alike"], torch.tensor([0.0, 1.0, -1.0, 0.0]), atol=1e-5, rtol=0)
 
 
 def test_diagnostics_of_a_single_label_classifier_follow_the_largest_logit():
@@ -209,6 +213,19 @@ def test_health_messages():
     assert "grey solution" in health_messages({"val/grey": 0.8, "val/area": 0.2, "val/left": 0.9})[0]
     assert "dead masks" in health_messages({"val/area": 0.0})[0]
     assert "full masks" in health_messages({"val/area": 0.99})[0]
+    assert "masks of different images are alike (correlation 0.95)" in health_messages({"val/alike": 0.95}, ["a", "b"])[0]
+
+
+def test_remedies_are_those_that_are_not_set():
+    from explainer.config import MaskingConfig, RunConfig
+
+    config = RunConfig()
+    assert "masking.binarize: 0.5" in remedies(config) and "masking.fill: random" in remedies(config)
+    config.masking, config.losses = MaskingConfig(binarize=0.5, subset=0.5, fill="random"), {"distillation": {}}
+    config.explainer.encoder = "shared"
+    assert remedies(config) == ["a classifier trained with classifier.occlusion, if it was not"]
+    message = health_messages({"val/grey": 0.8, "val/left": 0.9}, remedies(config))[0]
+    assert "binarize" not in message and message.endswith("classifier.occlusion, if it was not.")
 
 
 def test_errors():
