@@ -141,7 +141,9 @@ def health_messages(values: dict[str, float], remedies: Sequence[str] = ()) -> l
             f"through the inverse mask.{advice}"
         )
     if alike > 0.9:
-        messages.append(f"the masks of different images are alike (correlation {alike:.2f}): they follow the position, not the image.{advice}")
+        messages.append(
+            f"the masks of different images are alike (correlation {alike:.2f}): they follow the position, not the image.{advice}"
+        )
     if area < 0.005:
         messages.append(f"dead masks: the mean area is {area:.4f}. Lower losses.target_area and area_bound weights, or the learning rate.")
     if area > 0.95:

@@ -30,7 +30,9 @@ def test_better_worse_and_undecided_by_paired_differences() -> None:
 
 
 def test_what_does_not_beat_a_constant_is_warned_of() -> None:
-    said = conclusions(found(explainer=[0.5, 0.6, 0.7], one=[0.5, 0.7, 0.8], zero=[0.0, 0.1, 0.0]), PROTOCOLS, ["explainer"], ["one", "zero"])
+    said = conclusions(
+        found(explainer=[0.5, 0.6, 0.7], one=[0.5, 0.7, 0.8], zero=[0.0, 0.1, 0.0]), PROTOCOLS, ["explainer"], ["one", "zero"]
+    )
     assert len(said) == 2 and said[1].startswith("WARNING explainer: in IoU (segmentation) no better than one, which know")
     assert len(conclusions(found(explainer=[0.5, 0.6, 0.7], one=[0.1, 0.2, 0.3]), PROTOCOLS, ["explainer"], ["one"])) == 1
 
