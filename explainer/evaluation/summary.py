@@ -28,13 +28,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from explainer.evaluation.conclusions import conclusions
 from explainer.evaluation.protocol import Protocol
 from explainer.evaluation.results import Row, Unit, encode
 from explainer.evaluation.runner import CLASSIFIER, Outcome, Runner
 from explainer.evaluation.statistics import mean_vector, statistic
 from explainer.evaluation.verdict import verdicts_of
-from explainer.models.explainer import TrainedExplainer
 from explainer.files import write_text
+from explainer.models.explainer import TrainedExplainer
 
 SUMMARY, CSV, TABLE = "summary.json", "summary.csv", "table.md"
 
