@@ -85,6 +85,7 @@ def test_batch_norm_in_several_processes_is_said(classifier, tmp_path):
     assert "BatchNorm layers" not in jobs[1].text
 
 
+@pytest.mark.slow
 def test_two_nodes_on_loopback(plain, tmp_path):
     one, argv = plain
     assert run_group([*argv, "--run_dir", f"{tmp_path}/two"], tmp_path, world=2, nodes=2) == [0, 0]
@@ -139,6 +140,7 @@ def test_predict_shares_the_images(plain, tmp_path):
     assert len(list((tmp_path / "p/predictions").glob("*.npz"))) == 24
 
 
+@pytest.mark.slow
 def test_sigterm_stops_all_processes_at_one_step_and_the_resume_is_exact(plain, tmp_path):
     """Only one process is told; dropout, random masks and fills are on, so that the random numbers of both ranks matter."""
     _, argv = plain
@@ -217,6 +219,7 @@ def launch(command, **env):
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
+@pytest.mark.slow
 def test_torchrun_with_defaults_is_one_training(plain, tmp_path):
     """Lightning's defaults would run two independent trainings in one folder."""
     one, argv = plain

@@ -68,6 +68,7 @@ def test_channels_last_changes_nothing_but_the_layout(argv, tmp_path):
     assert losses(tmp_path / "r") == pytest.approx(losses(plain), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_equal_the_large_batch(argv, tmp_path):
     """2 batches of 4 against one of 8, in a network without BatchNorm: the same weights."""
     options = "{encoder_name: vgg11, encoder_depth: 3, decoder_channels: [16, 8, 8], decoder_use_norm: false}"
@@ -174,6 +175,7 @@ def test_unreadable_images_are_counted_at_the_end(tmp_path, caplog, capsys):
     assert len(list((tmp_path / "skip/predictions").glob("*.npz"))) == 11
 
 
+@pytest.mark.slow
 def test_resume_with_workers_is_exact(argv, tmp_path):
     """Two loader processes that augment: their random numbers depend on the sample and the epoch, not on the worker."""
     arguments = [*argv[0], "--data.options", "{size: 32, length: 24, augment: symmetry}", "--trainer.save_every_n_steps", "4"]

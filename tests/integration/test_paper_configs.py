@@ -25,8 +25,13 @@ from tests.factories import dataset_options
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("classifier", ["vgg16", "resnet50"])
-@pytest.mark.parametrize("data", ["voc2007", "coco2014"])
+@pytest.mark.parametrize(
+    ("data", "classifier"),
+    [
+        ("voc2007", "resnet50"), pytest.param("voc2007", "vgg16", marks=pytest.mark.slow),
+        pytest.param("coco2014", "resnet50", marks=pytest.mark.slow), pytest.param("coco2014", "vgg16", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_published_configuration_takes_a_step(data, classifier, tmp_path):
     path = CONFIGS / "explainer" / f"{data}_{classifier}.yaml"
     _, config, _ = parse_run(["fit", "--config", str(path)])

@@ -167,9 +167,9 @@ def random_statistics(net, seed=0):
     ("make", "encoder", "high"),
     [
         (lambda: vgg11(False), "features.20", "features.14"),
-        (lambda: vgg11(True), "features.28", "features.20"),
+        pytest.param(lambda: vgg11(True), "features.28", "features.20", marks=pytest.mark.slow),
         (lambda: tvm.resnet18(num_classes=3), "layer4", "layer2"),
-        (lambda: tvm.resnet50(num_classes=3), "layer4", "layer2"),
+        pytest.param(lambda: tvm.resnet50(num_classes=3), "layer4", "layer2", marks=pytest.mark.slow),
         (lambda: tvm.mobilenet_v2(num_classes=3), "features", None),
         (lambda: tvm.squeezenet1_1(num_classes=3), "classifier.2", None),
         (lambda: tvm.densenet121(num_classes=3), None, None),

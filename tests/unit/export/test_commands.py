@@ -257,6 +257,7 @@ def test_masks_of_wanted_areas_are_nested(
         assert words in capsys.readouterr().err and not (tmp_path / "x" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_bench_takes_models_that_are_not_square(net: Explainer, classifier_checkpoint: Path, tmp_path: Path) -> None:
     from explainer.export.exporting import export
 

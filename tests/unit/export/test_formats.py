@@ -193,6 +193,7 @@ def test_static_int8_keeps_the_masks(net: Explainer, onnx_any: tuple[Path, Any],
     assert (a & b).sum() / (a | b).sum() >= 0.95
 
 
+@pytest.mark.slow
 def test_torch_export_takes_any_batch_and_size(net: Explainer, tmp_path: Path) -> None:
     path, report = export(net, "torch_export", tmp_path, dynamic_size=True)
     runtime = open_model(path)
@@ -205,6 +206,7 @@ def test_torch_export_takes_any_batch_and_size(net: Explainer, tmp_path: Path) -
     assert done.stdout.strip() == "(4, 3, 33, 50)", done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_openvino_takes_any_batch_and_size(net: Explainer, tmp_path: Path) -> None:
     path, report = export(net, "openvino", tmp_path, dynamic_size=True)
     runtime = open_model(path, threads=1)
