@@ -42,7 +42,7 @@ def conclusions(
         rows: by (method, scale, protocol's label).
         protocols: by label.
         trained: methods that are trained Explainers.
-        references: rows that ask no classifier and read no ground truth (constants, centre, random): whoever does not beat them shows nothing.
+        references: rows that ask no classifier and read no ground truth (constants, centre, random).
         confidence, seed, bootstrap: of the intervals.
     """
     sentences: list[str] = []
@@ -93,8 +93,8 @@ def _compared(
     unbeaten = [m for m in references if m in groups["worse than"] + groups["not told apart from"]]
     if unbeaten and name in ("iou", "hit"):
         sentences.append(
-            f"WARNING {method}: in {column.title} ({label}) no better than {', '.join(unbeaten)}, which know nothing of the image: these masks "
-            "do not show where the evidence is. See what to try in the guide's page Train."
+            f"WARNING {method}: in {column.title} ({label}) no better than {', '.join(unbeaten)}, which know nothing of the image. "
+            "These masks do not show where the evidence is. The guide's page Train says what to try."
         )
     return sentences
 
@@ -114,7 +114,7 @@ def _warnings(method: str, rows: Found, protocols: Mapping[str, Protocol]) -> li
         sentences.append(f"WARNING {method}: the masks cover {100 * area:.1f} % of an image on average: they are the same for every class.")
     if grey > 0.5 and left > 0.3:
         sentences.append(
-            f"WARNING {method}: grey solution: {100 * grey:.0f} % of the mask's values lie in [0.1, 0.9], and {100 * left:.0f} % of the classes "
-            "are still detected without what it shows."
+            f"WARNING {method}: grey solution: {100 * grey:.0f} % of the mask's values lie in [0.1, 0.9], and {100 * left:.0f} % of the "
+            "classes are still detected without what it shows."
         )
     return sentences
