@@ -94,7 +94,7 @@ def _compared(
     if unbeaten and name in ("iou", "hit"):
         sentences.append(
             f"WARNING {method}: in {column.title} ({label}) no better than {', '.join(unbeaten)}, which know nothing of the image. "
-            "These masks do not show where the evidence is. The guide's page Train says what to try."
+            "These masks do not show where the evidence is. The guide's page Train says what to try (When masks show nothing)."
         )
     return sentences
 
