@@ -285,10 +285,11 @@ class TrainerConfig:
         compile_classifier: the classifier alone (null: as ``compile``). Frozen, it runs forwards and backwards to the image only.
         patience: epochs without improvement of the monitored value before stopping; null never stops early.
         min_delta: smallest improvement that counts.
-        check_val_every_n_epoch: epochs between validations.
+        check_val_every_n_epoch: epochs between validations. A training ends with one, whatever ends it; extra: {limit_val_batches: 0}
+            switches all off.
         save_every_n_steps: write last.ckpt also within epochs, every so many optimiser steps; null only at their ends.
         log_every_n_steps: steps between logged training values.
-        progress_bar: show it.
+        progress_bar: show it; without a terminal (CI, nohup, SLURM) a line an epoch and one a minute. False shows nothing.
         extra: further keyword arguments of pytorch_lightning.Trainer.
     """
 

@@ -88,6 +88,27 @@ def is_last_batch(trainer: Any) -> bool:
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
+def training_ends(trainer: Any) -> bool:
+    """Whether the training batch in progress is the run's last: of its steps, its epochs or its time."""
+    fit_loop = trainer.fit_loop
+    epoch_loop = fit_loop.epoch_loop
+    if 0 <= fit_loop.max_steps <= trainer.global_step:
+        return True
+    if trainer.should_stop and fit_loop._can_stop_early:
+        return True
+    epochs = fit_loop.max_epochs
+    return bool(epoch_loop.batch_progress.is_last_batch and epochs is not None and 0 <= epochs <= trainer.current_epoch + 1)
+
+
+def validate_at_the_end(trainer: Any) -> None:
+    """Let training end with a validation also where Lightning's intervals leave it out (``check_val_every_n_epoch``, ``max_steps``,
+    ``max_time``), unless validation is switched off.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    by_interval = loop._should_check_val_fx
+    loop._should_check_val_fx = lambda fetcher: by_interval(fetcher) or (trainer.enable_validation and training_ends(trainer))
+
+
 def brings_own_sampler(trainer: Any) -> bool:
     """Whether Lightning will replace the loaders' samplers by its own distributed one."""
     return bool(getattr(getattr(trainer, "_accelerator_connector", None), "use_distributed_sampler", False))

@@ -16,10 +16,18 @@ from explainer.data.datamodule import DataModule
 from explainer.data.files import ImageFileDataset
 from explainer.errors import CheckpointError, ConfigError
 from explainer.losses.base import build_terms
-from explainer.models.checkpoints import configured_explanandum, hyper_parameters, read_weights, sub_state, trained_size
+from explainer.models.checkpoints import (
+    configured_explanandum,
+    hyper_parameters,
+    read_weights,
+    require_same_order,
+    sub_state,
+    trained_size,
+)
 from explainer.models.encoders import AUTO, encoder_for, init_encoder
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
+from explainer.models.preprocessing import differ
 
 # What decides numbers is the same list for a training and an evaluation.
 from explainer.provenance import versions as general_versions
@@ -203,6 +211,22 @@ def _classify_task(config: RunConfig, data: DataModule, fitting: bool) -> Classi
     return task
 
 
+def _check_start(task: ClassifyTask | ExplainTask, saved: dict[str, Any], path: str) -> None:
+    """What the weights meant in the run that they come from, against this one; the classifier's normalisation is taken over."""
+    if isinstance(task, ClassifyTask):
+        require_same_order(saved.get("class_names", ()), task.hparams["class_names"], f"init_from {path}")
+        task.adopt_normalization(saved.get("classifier"), path)
+        return
+    network = saved.get("explainer")
+    if not isinstance(network, dict):
+        return
+    require_same_order(network.get("class_names", ()), task.explainer.class_names, f"init_from {path}")
+    for name in ("mean", "std"):
+        now, before = task.explainer.config[name], network.get(name)
+        if isinstance(before, list) and differ(now, before):
+            log.warning("init_from %s was trained with the normalisation %s %s; this run's is %s.", path, name, before, now)
+
+
 def _start_weights(task: ClassifyTask | ExplainTask, path: str | Path | None) -> None:
     """Load the network that is trained from another run's checkpoint (``init_from``); nothing else of it is used."""
     if path is None:
@@ -212,8 +236,8 @@ def _start_weights(task: ClassifyTask | ExplainTask, path: str | Path | None) ->
     kind = "explainer" if explains else "classifier"
     content = read_weights(path)
     saved = hyper_parameters(content, kind, path)  # type: ignore[arg-type]
-    if isinstance(task, ClassifyTask) and saved is not None:
-        task.adopt_normalization(saved.get("classifier"), str(path))
+    if saved is not None:
+        _check_start(task, saved, str(path))
     try:
         module.load_state_dict(sub_state(content.get("state_dict", {}), f"{kind}."))
     except RuntimeError as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from explainer.commands import evaluation
 from explainer.commands.building import build_networks, build_task, data_module, versions
@@ -17,22 +18,27 @@ from explainer.commands.parsing import parse_evaluate, parse_run
 from explainer.commands.terminal import show_classes, show_row
 from explainer.config import DataConfig, RunConfig, TeacherConfig
 from explainer.data.datamodule import DataModule
-from explainer.errors import ConfigError
+from explainer.errors import ConfigError, ExplainerError
 from explainer.files import write_text
 from explainer.lightning_internals import quiet_lightning
 from explainer.provenance import hardware
+from explainer.tasks.callbacks import MaskPictures
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask
 from explainer.tasks.precision import settled
 from explainer.tasks.run_folder import (
+    SUMMARY,
     EarlierRun,
     bytes_of_checkpoints,
-    check_optimizer,
     check_run_dir,
     check_space,
     check_unused,
+    chosen_checkpoint,
+    finished,
     resolve_checkpoint,
 )
+from explainer.tasks.run_identity import Earlier, RecordRun, facts, images_per_step, settings
+from explainer.tasks.saving import BEST, LAST
 from explainer.tasks.stopping import GracefulStop
 from explainer.tasks.trainer import (
     build_trainer,
@@ -78,7 +84,8 @@ def fit(request: FitRequest) -> int:
     """
     config = request.config
     quiet_lightning()
-    checkpoint = _checkpoint_to_resume(request)
+    earlier = _run_to_resume(request)
+    checkpoint = None if earlier is None else earlier.path
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = data_module(config)
     data.setup("fit")
@@ -88,11 +95,18 @@ def fit(request: FitRequest) -> int:
     task = build_task(config, data, networks=networks)
     if checkpoint is None and isinstance(task, ClassifyTask):
         task.start()
+    values, given = facts(config, task, data), settings(config)
+    if earlier is not None:
+        earlier.require_same(values)
     rule = native_precision(config.trainer.accelerator)
-    settings = settled(config, task, data.size, checkpoint is not None, one_device(config.trainer), rule)
-    config = replace(config, trainer=settings)
+    config = replace(config, trainer=settled(config, task, data.size, checkpoint is not None, one_device(config.trainer), rule))
     request = replace(request, config=config)
     trainer = _ready_trainer(request, task, checkpoint)
+    values |= images_per_step(config, trainer.world_size)
+    if earlier is not None and trainer.is_global_zero:
+        earlier.require_same(images_per_step(config, trainer.world_size))
+    kept = {} if earlier is None else earlier.values
+    trainer.callbacks.append(RecordRun({**kept, **given, **values}))  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         _describe_data(data)
         _record(request, task, data, trainer)
@@ -101,32 +115,44 @@ def fit(request: FitRequest) -> int:
     code = _train(trainer, task, data, checkpoint)
     if code or trainer.interrupted:
         return code
+    if not trainer.callback_metrics and not finished(request.folder) and trainer.limit_val_batches:
+        # All steps were done before, and the run was cut between its last checkpoint and its summary. The curves are complete.
+        trainer.loggers = []
+        trainer.validate(task, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     return _finish(request, task, trainer)
 
 
-def _checkpoint_to_resume(request: FitRequest) -> str | None:
-    """The checkpoint that training goes on from, once the folder may be used."""
+def _run_to_resume(request: FitRequest) -> Earlier | None:
+    """The run that training goes on with, once the folder may be used and the configuration is that run's."""
     if request.ckpt_path is None and not request.overwrite:
         check_unused(request.folder)
     check_run_dir(request.folder)
     checkpoint = resolve_checkpoint(request.ckpt_path, request.folder, fitting=True)
-    if checkpoint is not None:
-        check_optimizer(checkpoint, asdict(request.config.optimizer))
-    return checkpoint
+    if checkpoint is None:
+        return None
+    earlier, trainer = Earlier.read(checkpoint), request.config.trainer
+    earlier.require_same(settings(request.config))
+    earlier.require_length(trainer.max_epochs, trainer.max_steps)
+    return earlier
 
 
 def _train_missing_classifier(config: RunConfig, data: DataModule) -> None:
-    """Train the classifier first if ``train_with`` says how and its checkpoint does not exist."""
+    """Train the classifier first if ``train_with`` says how and its checkpoint does not exist, or its training was cut."""
     c = config.classifier
-    if config.task != "explain" or c.checkpoint is None or c.train_with is None or Path(c.checkpoint).is_file():
+    if config.task != "explain" or c.checkpoint is None or c.train_with is None:
         return
-    if processes() > 1:
-        raise ConfigError(
-            f"classifier {c.checkpoint} does not exist. Train it before a distributed run: python train.py fit --config {c.train_with}"
-        )
-    log.warning("classifier %s does not exist yet: training it with %s", c.checkpoint, c.train_with)
     arguments = ["fit", "--config", c.train_with]
     _, other, _ = parse_run(arguments)
+    there = Path(c.checkpoint).is_file()
+    if there and not _cut(Path(other.run_dir), Path(c.checkpoint)):
+        return
+    state = "is of a training that was interrupted" if there else "does not exist yet"
+    if processes() > 1:
+        raise ConfigError(
+            f"classifier {c.checkpoint} {state}. Train it before a distributed run: "
+            f"python train.py fit --config {c.train_with} --ckpt_path auto"
+        )
+    log.warning("classifier %s %s: training it with %s", c.checkpoint, state, c.train_with)
     _, other, rest = parse_run([*arguments, *_same_place(config, other.data)])
     # One process: others that Lightning started would run this whole command again.
     other.trainer.devices, other.trainer.num_nodes, other.trainer.strategy = 1, 1, "auto"
@@ -134,6 +160,12 @@ def _train_missing_classifier(config: RunConfig, data: DataModule) -> None:
     if code:
         raise SystemExit(code)
     pl.seed_everything(config.seed, workers=True, verbose=False)
+
+
+def _cut(folder: Path, checkpoint: Path) -> bool:
+    """Whether the checkpoint was written in this run folder by a training that has not come to its end."""
+    checkpoints = folder / "checkpoints"
+    return checkpoint.absolute().parent == checkpoints.absolute() and (checkpoints / LAST).is_file() and not finished(folder)
 
 
 def _same_place(config: RunConfig, data: DataConfig) -> list[str]:
@@ -183,8 +215,7 @@ def _ready_trainer(request: FitRequest, task: ClassifyTask | ExplainTask, checkp
     for message in (larger_batch_message(request.config, trainer.world_size), unequal_message(request.config, task, trainer)):
         if message is not None and trainer.is_global_zero:
             log.warning(message)
-    if request.overwrite or checkpoint is not None:
-        trainer.callbacks.append(EarlierRun(request.folder / "checkpoints", checkpoint))  # type: ignore[attr-defined]
+    trainer.callbacks.append(EarlierRun(request.folder, checkpoint))  # type: ignore[attr-defined]
     return trainer
 
 
@@ -219,6 +250,10 @@ def _train(trainer: pl.Trainer, task: ClassifyTask | ExplainTask, data: DataModu
     try:
         with stop.listening(trainer):
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, ExplainerError) or not (isinstance(error, MisconfigurationException) or "val_check_interval" in str(error)):
+            raise
+        raise ConfigError(f"Lightning refuses the trainer section: {' '.join(str(error).split())}") from error
     except SystemExit:
         # Lightning ends a stopped run with SystemExit(0), which schedulers would take for a finished one.
         return stop.exit_code(trainer.is_global_zero) if stop.agreed else 130
@@ -230,14 +265,20 @@ def _finish(request: FitRequest, task: ClassifyTask | ExplainTask, trainer: pl.T
     # A run that was finished before has measured nothing now: its summary stays.
     if trainer.is_global_zero and trainer.callback_metrics:
         _summarize(request.folder, task, trainer)
+    trainer.strategy.barrier("checkpoints")  # the first process writes them, all of them evaluate them
     code = 0
     if request.config.evaluate_with is not None:
         code = evaluation.run(*parse_evaluate(evaluation_arguments(request.config)))  # on every process: they share the images
     if trainer.is_global_zero:
-        pictures = sorted((request.folder / "images").glob("*.png"))
-        shown = f", contact sheet {pictures[-1]}" if pictures else ""
-        print(f"checkpoint {request.folder / 'checkpoints' / 'best.ckpt'}{shown}")
+        print(_announcement(request.folder, trainer))
     return code
+
+
+def _announcement(folder: Path, trainer: pl.Trainer) -> str:
+    """The files that this run has left, those alone that are there."""
+    files = [str(path) for name in (BEST, LAST) if (path := folder / "checkpoints" / name).is_file()]
+    pictures = [c.latest for c in trainer.callbacks if isinstance(c, MaskPictures) and c.latest is not None]  # type: ignore[attr-defined]
+    return f"checkpoint {' and '.join(files)}" + "".join(f", contact sheet {path}" for path in pictures)
 
 
 def _summarize(folder: Path, task: ClassifyTask | ExplainTask, trainer: pl.Trainer) -> None:
@@ -249,7 +290,7 @@ def _summarize(folder: Path, task: ClassifyTask | ExplainTask, trainer: pl.Train
     if isinstance(task, ClassifyTask) and task.report is not None:
         show_classes(task.report, "val after the last epoch")
         task.report.save(folder, "val")
-    write_text(folder / "summary.json", json.dumps(row, indent=1) + "\n")
+    write_text(folder / SUMMARY, json.dumps(row, indent=1) + "\n")
 
 
 def evaluation_arguments(config: RunConfig) -> list[str]:
@@ -260,7 +301,7 @@ def evaluation_arguments(config: RunConfig) -> list[str]:
     arguments = ["--config", config.evaluate_with]
     other, _ = parse_evaluate(arguments)
     arguments += _same_place(config, other.data)
-    best = str(Path(config.run_dir) / "checkpoints" / "best.ckpt")
+    best = str(chosen_checkpoint(Path(config.run_dir)))
     classifier = best if config.task == "classify" else config.classifier.checkpoint
     if classifier is not None:
         arguments += ["--classifier.checkpoint", classifier]

@@ -21,6 +21,7 @@ from explainer.evaluation.config import EvaluateConfig, MethodConfig
 from explainer.models.classifiers import build_classifier
 from explainer.models.explainer import Explainer
 from explainer.report.write import write
+from explainer.tasks.run_folder import finished
 
 #: A backward pass costs about two forward passes.
 FORWARD_BACKWARD = 3
@@ -100,7 +101,7 @@ def reproduce(request: Request, dry_run: bool) -> int:
         print(estimate(steps, [r[1] for r in runs], [e[0] for e in evaluations], sizes))
         return 0
     for (file, _), (_, config, rest) in zip(steps.trainings, runs, strict=True):
-        if (Path(config.run_dir) / "checkpoints" / "best.ckpt").is_file():
+        if finished(Path(config.run_dir)):
             print(f"{file.name}: {config.run_dir} is trained")
             continue
         print(f"{file.name}: training into {config.run_dir}")

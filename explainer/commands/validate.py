@@ -20,7 +20,8 @@ from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask
 from explainer.tasks.precision import settled
 from explainer.tasks.predicting import PredictionWriter, file_names
-from explainer.tasks.run_folder import check_run_dir, resolve_checkpoint
+from explainer.tasks.run_folder import check_run_dir, chosen_checkpoint, resolve_checkpoint
+from explainer.tasks.run_identity import require_own_classes
 from explainer.tasks.trainer import build_trainer, compile_networks, native_precision, one_device, to_memory_format
 
 log = logging.getLogger(__name__)
@@ -32,16 +33,18 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None) -> int:
     Args:
         command: which of them.
         config: the run.
-        ckpt_path: ``last``, ``best`` or a path; default ``best``.
+        ckpt_path: ``last``, ``best`` or a path; default ``best`` (``last`` of a run that was not validated).
     """
     quiet_lightning()
     folder = Path(config.run_dir)
     check_run_dir(folder)
-    checkpoint = resolve_checkpoint(ckpt_path or "best", folder)
+    checkpoint = resolve_checkpoint(ckpt_path or str(chosen_checkpoint(folder)), folder)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = data_module(config)
     data.setup(command)
     task = build_task(config, data, fitting=False)
+    if checkpoint is not None:
+        require_own_classes(checkpoint, data.class_names)
     rule = native_precision(config.trainer.accelerator)
     config = replace(config, trainer=settled(config, task, data.size, True, one_device(config.trainer), rule))
     trainer = build_trainer(config, fitting=False)

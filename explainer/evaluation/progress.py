@@ -22,13 +22,13 @@ class Progress:
     """
 
     def __init__(self, total: int, enabled: bool = True, what: str = "evaluate") -> None:
-        self.total, self.done, self.enabled, self.what = total, 0, enabled and total > 0, what
+        self.total, self.done, self.enabled, self.what = total, 0, enabled, what
         self._bar: Any = None
         self._start = self._last = time.monotonic()
 
     def __enter__(self) -> Progress:
         self._start = self._last = time.monotonic()
-        if self.enabled and sys.stderr.isatty():
+        if self.enabled and self.total and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -56,6 +56,11 @@ class Progress:
         elif self.enabled and time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
             print(f"{self.what}: {self.done} of {self.total} done, {self.remaining():.0f} s left", file=sys.stderr, flush=True)
+
+    def reach(self, done: int, total: int) -> None:
+        """Say how many units are finished, of how many, where both become known on the way."""
+        self.total = total
+        self.advance(done - self.done)
 
     def remaining(self) -> float:
         """Seconds left at the speed so far; infinity before the first unit."""

@@ -78,6 +78,34 @@ def hyper_parameters(content: dict[str, Any], kind: Literal["classifier", "expla
     return values
 
 
+def require_classes(trained: Sequence[str], given: Sequence[str], source: str) -> None:
+    """Raise ConfigError unless weights are used for the classes that they were trained for, in the same order.
+
+    Args:
+        trained: names, in the order of the outputs.
+        given: those of the data.
+        source: whose weights they are, for the message.
+    """
+    if list(trained) != list(given):
+        same = " (in another order)" if sorted(map(str, trained)) == sorted(given) else ""
+        raise ConfigError(
+            f"{source} was trained for the classes {', '.join(map(str, trained))}, the data has {', '.join(given)}{same}. "
+            "Use the data it was trained on (same class_names, same order), or another checkpoint."
+        )
+
+
+def require_same_order(trained: Sequence[str], given: Sequence[str], source: str) -> None:
+    """:func:`require_classes` where weights are only a start: other classes are said and not refused, the same ones in another order are
+    refused, because nothing would show that the outputs have changed places.
+    """
+    if sorted(map(str, trained)) == sorted(given):
+        require_classes(trained, given, source)
+    elif len(trained) == len(given):
+        log.warning(
+            "%s was trained for the classes %s; its outputs are a start for %s.", source, ", ".join(map(str, trained)), ", ".join(given)
+        )
+
+
 def sub_state(state: dict[str, Any], prefix: str) -> dict[str, Tensor]:
     """The entries below ``prefix``, without it."""
     return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
@@ -165,12 +193,8 @@ def load_explanandum(
             if isinstance(c[label], list) and differ(given, c[label]):
                 log.warning("classifier.%s is given as %s; %s was trained with %s, which is used.", label, given, checkpoint, c[label])
         arch, mean, std, input_size = c["arch"], c["mean"], c["std"], c["input_size"]
-        if class_names is not None and list(class_names) != list(saved["class_names"]):
-            raise ConfigError(
-                f"classifier {checkpoint} was trained for the classes {', '.join(saved['class_names'])}, "
-                f"the data has {', '.join(class_names)}. "
-                "Use the data it was trained on (same class_names, same order), or another checkpoint."
-            )
+        if class_names is not None:
+            require_classes(saved["class_names"], class_names, f"classifier {checkpoint}")
         num_classes, task, class_names = saved["num_classes"], saved["task"], saved["class_names"]
         weights = content.get("state_dict")
         if not isinstance(weights, dict):

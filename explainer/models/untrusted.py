@@ -44,8 +44,11 @@ def portable(arch: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options that are still needed to build a library's classifier once its weights are in a checkpoint: without trained starts and
     without the files that a library was told to read. Code from elsewhere keeps all of its options.
     """
-    if not _of_a_library(arch):
-        return dict(options)
+    return self_contained(options) if _of_a_library(arch) else dict(options)
+
+
+def self_contained(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without trained starts and without files or addresses that a library was told to read."""
     return without_weights({key: value for key, value in options.items() if key not in _SOURCES})
 
 

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from explainer.attribution.rest import at_rest
 from explainer.config import RunConfig
 from explainer.data.datamodule import DataModule
 from explainer.data.samplers import sample_seed, spread_over_classes
@@ -154,11 +155,17 @@ def health_messages(values: dict[str, float], remedies: Sequence[str] = ()) -> l
 
 
 class MaskPictures(pl.Callback):
-    """Draw the masks of a fixed set of validation images every few epochs into ``<run>/images`` and into wandb."""
+    """Draw the masks of a fixed set of validation images every few epochs, and of the final weights, into ``<run>/images`` and wandb.
+
+    Attributes:
+        latest: the picture that was drawn last; None before the first.
+    """
 
     def __init__(self, folder: Path, images: int = 6, every_n_epochs: int = 5) -> None:
         self.folder, self.images, self.every = folder, images, max(1, every_n_epochs)
         self.batch: Batch | None = None
+        self.latest: Path | None = None
+        self._step = -1  # at which it was drawn
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
@@ -167,11 +174,18 @@ class MaskPictures(pl.Callback):
         if batch_idx == 0 and self.batch is None and self.images:
             self.batch = _spread_images(trainer, self.images, batch)
 
-    @rank_zero_only
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw."""
-        last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs
-        if trainer.sanity_checking or self.batch is None or self.images == 0 or ((trainer.current_epoch + 1) % self.every and not last):
+        """Draw every few epochs."""
+        if not trainer.sanity_checking and (trainer.current_epoch + 1) % self.every == 0:
+            self._draw(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw what the last step has left, whatever ended the training."""
+        self._draw(trainer, pl_module, max(0, trainer.current_epoch - 1))
+
+    @rank_zero_only
+    def _draw(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
+        if self.batch is None or self.images == 0 or self._step == trainer.global_step:
             return
         from explainer.figures import mask_sheet
 
@@ -180,12 +194,13 @@ class MaskPictures(pl.Callback):
         some = batch.targets.amax(dim=0).nonzero()[:, 0]
         classes = some if len(some) else torch.zeros(1, dtype=torch.long, device=batch.targets.device)
         targets = batch.targets[:, classes]
-        with torch.no_grad():
-            masks = pl_module.explainer(batch.images, classes).float()  # type: ignore[operator]
-        path = self.folder / f"epoch_{trainer.current_epoch:03d}.png"
-        every: Any = pl_module.explainer.class_names  # type: ignore[union-attr]
-        names = [every[k] for k in classes.tolist()]
+        net: Any = module.explainer
+        with torch.no_grad(), at_rest(net):
+            masks = net(batch.images, classes).float()
+        path = self.folder / f"epoch_{epoch:03d}.png"
+        names = [net.class_names[k] for k in classes.tolist()]
         mask_sheet(batch.images, masks, targets, names, path, merged=aggregate(masks, targets)[0])
+        self.latest, self._step = path, trainer.global_step
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("masks", [str(path)], step=trainer.global_step)

@@ -27,7 +27,7 @@ from explainer.config import ClassifierConfig, MaskAugmentationConfig, Optimizer
 from explainer.errors import CheckpointError, ConfigError, NumericalError
 from explainer.fills import blend, make_fill
 from explainer.losses.training import balanced_weights, classifier_loss
-from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights
+from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, require_same_order
 from explainer.models.classifiers import build_classifier
 from explainer.models.masking import aggregate
 from explainer.models.occlusion import random_masks
@@ -148,9 +148,11 @@ class ClassifyTask(pl.LightningModule):
                     "classifier.init_from takes what fits and may leave the head out."
                 ) from error
             log.warning("classifier.checkpoint: training goes on from all weights of %s.", c.checkpoint)
-        else:
-            log.warning("%s", init_from(self.classifier, source, K).description)
         saved = hyper_parameters(read_weights(source), "classifier", source)
+        if c.checkpoint is None:
+            if saved is not None:
+                require_same_order(saved.get("class_names", ()), self.hparams["class_names"], f"classifier.init_from {source}")
+            log.warning("%s", init_from(self.classifier, source, K).description)
         if saved is not None:
             self.adopt_normalization(saved.get("classifier"), source)
 

@@ -6,10 +6,10 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 from explainer.errors import CheckpointError, ConfigError
 from explainer.models.checkpoints import read_weights
@@ -17,6 +17,7 @@ from explainer.tasks.saving import BEST, LAST, PREVIOUS
 from explainer.tasks.stopping import restarted
 
 log = logging.getLogger(__name__)
+SUMMARY = "summary.json"
 _MINIMUM_FREE_BYTES = 500 * 2**20
 
 
@@ -55,58 +56,41 @@ def resolve_checkpoint(ckpt_path: str | None, folder: Path, fitting: bool = Fals
     return str(path)
 
 
+def chosen_checkpoint(folder: Path) -> Path:
+    """The checkpoint of a run that is used after it: ``best.ckpt``; of a run without validation, which chose none, ``last.ckpt``."""
+    best = folder / "checkpoints" / BEST
+    return best if best.is_file() or not best.with_name(LAST).is_file() else best.with_name(LAST)
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in a folder has come to its end. The summary is written then, and removed when a training goes on."""
+    return (folder / SUMMARY).is_file()
+
+
 def check_unused(folder: Path) -> None:
     """Raise ConfigError if the folder holds the checkpoints of a run, which a new one would replace."""
     found = [name for name in (BEST, LAST, PREVIOUS) if (folder / "checkpoints" / name).is_file()]
     if found and not restarted():
         raise ConfigError(
-            f"run_dir {folder} holds a {'finished' if (folder / 'summary.json').is_file() else 'begun'} run ({', '.join(found)}), which "
+            f"run_dir {folder} holds a {'finished' if finished(folder) else 'begun'} run ({', '.join(found)}), which "
             "this fit would replace, with its metrics.csv and config.yaml. Go on with it: --ckpt_path last. Keep it: another --run_dir. "
             "Replace it: --overwrite true."
         )
 
 
-def check_optimizer(path: str, given: dict[str, Any]) -> None:
-    """Raise ConfigError where a resumed run is given other optimiser options than its checkpoint goes on with.
-
-    The optimiser's state, which is what a resume is for, holds its learning rate and decay: new ones would be ignored in silence.
-
-    Args:
-        path: of the checkpoint.
-        given: the ``optimizer`` section.
-    """
-    content = read_weights(path)
-    known = content.get("hyper_parameters")
-    saved = known.get("optimizer") if isinstance(known, dict) else None
-    if not isinstance(saved, dict):  # written by an older version, which kept no configuration of it
-        try:
-            group = content["optimizer_states"][0]["param_groups"][0]
-            saved = {"lr": group.get("initial_lr", group["lr"])}
-        except (LookupError, TypeError, AttributeError):  # no checkpoint of a training: Lightning says what it lacks
-            saved = {}
-    if saved:
-        saved = {"encoder_lr": 1.0, **saved}  # an older version had one rate
-    changed = [f"optimizer.{key} is {given[key]} and was {saved[key]}" for key in saved if key in given and given[key] != saved[key]]
-    if changed:
-        raise ConfigError(
-            f"{'; '.join(changed)} when {path} was written. A resumed run goes on with the optimiser of its checkpoint: leave the option "
-            f"as it was. For another optimiser begin a run with these weights instead: --init_from {path} --run_dir ANOTHER, without "
-            "--ckpt_path."
-        )
-
-
 class EarlierRun(pl.Callback):
-    """Takes the checkpoints of an earlier run out of the way, once all processes have read what they need.
+    """Takes what an earlier run left out of the way, once all processes have read what they need.
 
-    Were they left, a restart by SLURM or torchrun before the first checkpoint of this run would go on from them.
+    Were its checkpoints left, a restart by SLURM or torchrun before the first checkpoint of this run would go on from them. Its summary
+    and pictures would be taken for this run's.
 
     Args:
-        folder: of the checkpoints.
+        folder: the run's.
         checkpoint: from which this run goes on, or None.
     """
 
     def __init__(self, folder: Path, checkpoint: str | None) -> None:
-        self.folder, self.checkpoint = folder, checkpoint
+        self.run, self.folder, self.checkpoint = folder, folder / "checkpoints", checkpoint
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A replaced run's are removed; those from which a run has gone back to an earlier checkpoint are kept as ``replaced-...``."""
@@ -118,6 +102,13 @@ class EarlierRun(pl.Callback):
             return
         for path in paths:
             path.unlink() if self.checkpoint is None else path.replace(path.with_name(f"replaced-{path.name}"))
+        for path in (self.run / "images").glob("epoch_*.png") if self.checkpoint is None else ():
+            path.unlink()
+
+    @rank_zero_only
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that trains is not finished. One that has nothing left to do does not come here and keeps its summary."""
+        (self.run / SUMMARY).unlink(missing_ok=True)
 
 
 def check_run_dir(folder: Path) -> None:

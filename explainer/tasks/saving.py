@@ -67,6 +67,11 @@ class SafeCheckpoint(ModelCheckpoint):
         if self.every_steps and step and step % self.every_steps == 0 and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What no epoch's end has saved: Lightning saves nothing by itself with ``fast_dev_run``."""
+        if self.monitor is None and self._last_global_step_saved != trainer.global_step:
+            self._save_checkpoint(trainer, self.format_checkpoint_name(self._monitor_candidates(trainer)))
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save where the weights can be trusted, without waiting for processes that may not come.
 

@@ -15,11 +15,13 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from explainer.config import RunConfig, TrainerConfig
 from explainer.errors import ConfigError
+from explainer.lightning_internals import validate_at_the_end
 from explainer.tasks.callbacks import FiniteGradients, HealthAlarm, MaskPictures, StepSeed, in_torchrun, remedies
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.csv_log import KeepEarlierRows
 from explainer.tasks.explain import ExplainTask
 from explainer.tasks.loggers import loggers
+from explainer.tasks.progress_lines import ProgressLines, in_terminal
 from explainer.tasks.saving import AtomicCheckpointIO, SafeCheckpoint
 from explainer.tasks.stopping import GracefulStop, in_slurm
 
@@ -53,7 +55,7 @@ def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
         "gradient_clip_val": t.gradient_clip_val,
         "check_val_every_n_epoch": t.check_val_every_n_epoch,
         "log_every_n_steps": t.log_every_n_steps,
-        "enable_progress_bar": t.progress_bar,
+        "enable_progress_bar": t.progress_bar and in_terminal(),
         "enable_model_summary": False,
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
@@ -67,9 +69,27 @@ def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
         if key not in known:
             raise ConfigError(f"trainer.extra.{key} is not an argument of pytorch_lightning.Trainer. Its arguments: {', '.join(known)}.")
     try:
-        return pl.Trainer(**{**arguments, **t.extra})
+        trainer = pl.Trainer(**{**arguments, **t.extra})
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"Lightning refuses the trainer section: {' '.join(str(error).split())}") from error
+    if fitting:
+        _check_length(trainer, t)
+        validate_at_the_end(trainer)
+    return trainer
+
+
+def _check_length(trainer: pl.Trainer, config: TrainerConfig) -> None:
+    """Raise ConfigError for a training of no step, and for early stopping without the validation that decides it."""
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if getattr(trainer, name) == 0:
+            raise ConfigError(
+                f"trainer.{name} is 0: nothing would be trained. Give at least 1, or measure a run that is there with validate or test."
+            )
+    if config.patience is not None and trainer.limit_val_batches == 0:
+        raise ConfigError(
+            f"trainer.patience is {config.patience} and validation is off (trainer.extra: {{limit_val_batches: 0}}), so that nothing "
+            "says when to stop: set patience to null, or validate."
+        )
 
 
 def _devices(config: TrainerConfig) -> tuple[Any, int, str]:
@@ -87,6 +107,8 @@ def _callbacks(config: RunConfig, fitting: bool) -> list[pl.Callback]:
     """In the order in which Lightning asks them; it puts checkpoints last by itself."""
     t, folder = config.trainer, Path(config.run_dir)
     callbacks: list[pl.Callback] = [StepSeed(config.seed), KeepEarlierRows()]
+    if t.progress_bar and not in_terminal():
+        callbacks.append(ProgressLines())
     if not fitting:
         return callbacks
     monitor, mode, where = "val/loss", "min", folder / "checkpoints"
@@ -94,8 +116,9 @@ def _callbacks(config: RunConfig, fitting: bool) -> list[pl.Callback]:
     callbacks += [
         FiniteGradients(),
         GracefulStop(),
-        SafeCheckpoint(where, filename="best", monitor=monitor, mode=mode),
-        SafeCheckpoint(where, filename="last", save_on_exception=True, every_steps=t.save_every_n_steps),
+        *([] if t.extra.get("limit_val_batches") == 0 else [SafeCheckpoint(where, filename="best", monitor=monitor, mode=mode)]),
+        # After every epoch, validated or not: the end of a night without validation would be lost with it.
+        SafeCheckpoint(where, filename="last", save_on_exception=True, every_steps=t.save_every_n_steps, save_on_train_epoch_end=True),
     ]
     if t.patience is not None:
         callbacks.append(EarlyStopping(monitor, min_delta=t.min_delta, patience=t.patience, mode=mode))

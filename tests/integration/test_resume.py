@@ -147,9 +147,60 @@ def test_another_optimiser_is_refused_on_resume(argv, tmp_path, capsys):
 def test_a_checkpoint_without_optimiser_section_is_asked_for_its_rate(argv, tmp_path, capsys):
     path = tmp_path / "r/checkpoints/last.ckpt"
     old = torch.load(path, weights_only=True)
-    del old["hyper_parameters"]["optimizer"]
+    del old["hyper_parameters"]["optimizer"], old["run"]
     torch.save(old, path)
     more = [*argv, "--ckpt_path", "last", "--trainer.max_epochs", "2"]
     assert train([*more, "--optimizer.lr", "0.5"]) == 2
     assert "optimizer.lr is 0.5 and was 0.0001" in capsys.readouterr().err
     assert train(more) == 0
+
+
+def test_another_run_is_refused_key_by_key(argv, tmp_path, capsys, caplog):
+    """The rules themselves: tests/unit/tasks/test_run_identity.py."""
+    before = content(tmp_path / "r")
+    more = [*argv, "--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    changed = [
+        "--data.batch_size",
+        "6",
+        "--seed",
+        "1",
+        "--data.options",
+        "{size: 32, length: 24, seed: 2}",
+        "--classifier.occlusion.blank",
+        "0.5",
+    ]
+    assert train([*more, *changed]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    for words in (
+        "seed is 1 and was 0",
+        "data.batch_size is 6 and was 4",
+        "data.options.seed is 2 and was null",
+        "classifier.occlusion.blank is 0.5 and was 0.0",
+    ):
+        assert words in error
+    assert train([*more, "--classifier.options", "{widths: [8, 4]}"]) == 2
+    assert "classifier.options.widths is [8, 4] and was [8, 8]" in capsys.readouterr().err
+    assert content(tmp_path / "r") == before
+    assert train([*more, "--data.eval_batch_size", "5", "--trainer.gradient_clip_val", "9.0"]) == 0
+    assert "trainer.gradient_clip_val is 9.0 and was null" in caplog.text and "eval_batch_size" not in caplog.text
+
+
+def test_classes_in_another_order_are_refused(argv, tmp_path, capsys):
+    path = f"{tmp_path}/r/checkpoints/last.ckpt"
+    names = ["checks", "stripes", "dots", "rings", "grid", "wedges"]
+    swapped = ["--data.options", f"{{size: 32, length: 24, class_names: [{', '.join(names)}]}}"]
+    for arguments in (
+        ["--init_from", path],
+        ["--classifier.init_from", path],
+        ["--classifier.checkpoint", path],
+        ["--ckpt_path", path],
+    ):
+        assert train([*argv, *swapped, *arguments, "--run_dir", f"{tmp_path}/new"]) == 2, arguments
+        error = " ".join(capsys.readouterr().err.split())
+        assert "in another order" in error or "data.options.class_names is ['checks'" in error
+    for command in ("validate", "test", "predict"):
+        assert train([command, *argv[1:], *swapped]) == 2
+        assert "in another order" in capsys.readouterr().err
+    other = ["--data.options", "{size: 32, length: 24, class_names: [dots, rings]}"]
+    assert train(["validate", *argv[1:], *other]) == 2
+    assert "was trained for the classes stripes" in capsys.readouterr().err
