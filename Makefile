@@ -12,7 +12,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet -e ".[export,openvino,pretrained,docs,test]"
+	$(BIN)/pip install --quiet -e ".[export,openvino,pretrained,serve,docs,test]"
 	touch $@
 
 install: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""``explainer serve``: a local web page; drop an image and look at probabilities, masks and comparisons."""
+"""``explainer serve``: a local web page (drop an image; look at probabilities, masks and comparisons) and a JSON interface for programs."""
 
 from __future__ import annotations
 
@@ -41,20 +41,24 @@ def run(_parser: Parser, args: Namespace) -> int:
         if not server.loopback:
             print("Anyone who can reach this machine on the network can use the page: there is no password.", file=sys.stderr)
         print(f"{server.title}: open {server.url} (Ctrl-C ends it)", flush=True)
-        server.serve_forever()
+        server.run()
     except KeyboardInterrupt:
         print("ended")
     finally:
-        server.server_close()
+        server.close()
     return 0
 
 
 def make_server(args: Namespace) -> Any:
     """The server of parsed arguments, listening but not yet answering."""
     from explainer.data.decoding import MAX_FILE_BYTES, MAX_PIXELS
+    from explainer.inference.formats import require
     from explainer.inference.runtime import open_model
-    from explainer.look.server import Server
     from explainer.look.uploads import Uploads
+
+    for module in ("uvicorn", "starlette", "python_multipart"):
+        require(module, "serve")
+    from explainer.look.server import Server
 
     limits = (("--max_megapixels", args.max_megapixels, MAX_PIXELS / 1e6), ("--max_megabytes", args.max_megabytes, MAX_FILE_BYTES / 2**20))
     for option, value, most in limits:
@@ -78,4 +82,4 @@ def _title(model: str) -> str:
     return path.parent.parent.name if path.parent.name == "checkpoints" else path.parent.name if path.stem == "model" else path.name
 
 
-COMMAND = Command("a local web page: drop an image, look at the masks of its classes", add_options, run)
+COMMAND = Command("a local web page (drop an image, look at the masks of its classes) and a JSON interface for programs", add_options, run)

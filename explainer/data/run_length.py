@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["decode_runs", "fill_polygon"]
+__all__ = ["decode_runs", "encode_runs", "fill_polygon"]
 
 
 def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -54,6 +54,29 @@ def decode_runs(segmentation: dict[str, Any], height: int, width: int) -> np.nda
         raise ValueError(f"run lengths add up to {sum(counts)}, not to {height} x {width}")
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape(width, height).T
+
+
+def encode_runs(mask: np.ndarray) -> dict[str, Any]:
+    """A boolean mask ``[H,W]`` as ``{"size": [H, W], "counts": string}``, which pycocotools and :func:`decode_runs` read."""
+    values = mask.T.ravel()
+    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
+    # The first run is of zeros: it is empty where the first pixel is one.
+    borders = [0, *([0] if len(values) and values[0] else []), *changes.tolist(), len(values)]
+    return {"size": list(mask.shape), "counts": _deflate(np.diff(borders).tolist())}
+
+
+def _deflate(runs: list[int]) -> str:
+    """The compressed string of run lengths; see :func:`_inflate`."""
+    text = []
+    for i, run in enumerate(runs):
+        value = run - runs[i - 2] if i > 2 else run
+        while True:
+            bits, value = value & 31, value >> 5
+            last = value == (-1 if bits & 16 else 0)
+            text.append(chr(48 + bits + (0 if last else 32)))
+            if last:
+                break
+    return "".join(text)
 
 
 def _inflate(text: str) -> list[int]:

@@ -59,20 +59,22 @@
     return sum / map.values.length;
   }
 
-  // Bilinear, as the server does it for files: pixel centres, edges held.
+  // Bilinear, as the server does it for files: pixel centres, edges held; 0 outside the part of the picture that the network saw.
   function enlarge(map, width, height) {
     const out = new Float32Array(width * height), columns = [];
-    for (let x = 0; x < width; x++) {
-      const at = Math.min(Math.max((x + 0.5) * map.width / width - 0.5, 0), map.width - 1), left = Math.floor(at);
+    const y0 = Math.round(map.box[0] * height), x0 = Math.round(map.box[1] * width);
+    const high = Math.max(1, Math.round((map.box[0] + map.box[2]) * height) - y0), wide = Math.max(1, Math.round((map.box[1] + map.box[3]) * width) - x0);
+    for (let x = 0; x < wide; x++) {
+      const at = Math.min(Math.max((x + 0.5) * map.width / wide - 0.5, 0), map.width - 1), left = Math.floor(at);
       columns.push([left, Math.min(left + 1, map.width - 1), at - left]);
     }
-    for (let y = 0; y < height; y++) {
-      const at = Math.min(Math.max((y + 0.5) * map.height / height - 0.5, 0), map.height - 1), top = Math.floor(at), down = at - top;
+    for (let y = 0; y < high; y++) {
+      const at = Math.min(Math.max((y + 0.5) * map.height / high - 0.5, 0), map.height - 1), top = Math.floor(at), down = at - top;
       const a = top * map.width, b = Math.min(top + 1, map.height - 1) * map.width;
-      for (let x = 0; x < width; x++) {
+      for (let x = 0; x < wide; x++) {
         const [l, r, right] = columns[x], v = map.values;
         const upper = v[a + l] + (v[a + r] - v[a + l]) * right, lower = v[b + l] + (v[b + r] - v[b + l]) * right;
-        out[y * width + x] = (upper + (lower - upper) * down) / 255;
+        out[(y0 + y) * width + x0 + x] = (upper + (lower - upper) * down) / 255;
       }
     }
     return out;
@@ -260,11 +262,9 @@
 
   ask('/model').then(function (facts) {
     model = facts;
-    $('title').textContent = facts.title;
     $('about').textContent = facts.classes.length + ' classes, one forward pass at ' + facts.size.join(' × ') + ' pixels. ' +
       (facts.judged ? 'With the classifier: probabilities and comparisons.' : 'Without the classifier: masks alone.');
     $('limit').textContent = 'At most ' + +(facts.max_bytes / 1048576).toFixed(3) + ' MB. It goes to this server only.';
-    $('notice').textContent = facts.notice; $('notice').hidden = !facts.notice;
     for (const m of facts.methods) {
       const button = element('button', { type: 'button', 'data-compare': m.name, 'aria-pressed': 'false' }, m.label);
       button.addEventListener('click', function () {

@@ -11,13 +11,12 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,7 +29,7 @@ from explainer.errors import ConfigError
 from explainer.files import write_text
 from explainer.inference.formats import DEFAULT_SIDE
 from explainer.inference.pictures import Picture, find_pictures, load_picture
-from explainer.report.page import page
+from explainer.report.page import rendered
 
 _BATCH = 8  # images per forward pass
 _SHOWN = 256  # longest side of an embedded picture, in pixels
@@ -137,17 +136,13 @@ def overlay_page(pictures: Sequence[Picture], vectors: dict[str, Tensor], title:
         vectors: ``{layer: [N,h,w,C]}`` of :func:`patch_vectors`.
         title: of the page.
     """
-    root = resources.files("explainer.look")
     layers = []
     for name, values in vectors.items():
         encoded = base64.b64encode(eight_bits(values).tobytes()).decode()
         layers.append({"name": name, "height": values.shape[1], "width": values.shape[2], "channels": values.shape[3], "data": encoded})
     shown = [{"name": p.name, "picture": _embedded(p)} for p in pictures]
     data = json.dumps({"images": shown, "layers": layers}).replace("<", "\\u003c")
-    body = root.joinpath("similarity.html").read_text("utf-8").replace("{title}", escape(title))
-    body += f'<script type="application/json" id="data">{data}</script>'
-    style, script = (root.joinpath(f"similarity.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    return page(title, body, style, script)
+    return rendered("look/similarity.html", title=title, data=Markup(data))  # its only character that HTML could see is escaped above
 
 
 def _embedded(picture: Picture) -> str:

@@ -74,6 +74,17 @@ class Upload:
         own = self.picture.pixels.numel() + self.picture.small.nbytes + self.masks.nbytes
         return own + sum(found.values.nbytes for found in self.maps.values())
 
+    @property
+    def areas(self) -> Array:
+        """Mean of each mask over the part of the network's image that shows the picture, ``[K]`` in [0,1]."""
+        return self.masks[:, *self.picture.inside].mean(axis=(1, 2))
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The part of the picture that the network saw: (top, left, height, width) as shares of the picture."""
+        (height, width), (top, left, h, w) = self.picture.size, self.picture.place.source
+        return top / height, left / width, h / height, w / width
+
 
 class Uploads:
     """The pictures of one running page. Not thread-safe: the server calls it from one thread.
@@ -141,7 +152,18 @@ class Uploads:
         }
 
     def add(self, data: bytes) -> Upload:
+        """Decode and explain one picture, and remember it; see :meth:`explain`."""
+        upload = self.explain(data)
+        self._kept[upload.key] = upload
+        self._forget()
+        return upload
+
+    def explain(self, data: bytes, threshold: float | None = None) -> Upload:
         """Decode and explain one picture.
+
+        Args:
+            data: content of an image file.
+            threshold: probability from which a class counts as predicted; None: the server's own.
 
         Raises:
             CorruptSampleError: not an image, damaged, or too many pixels.
@@ -163,11 +185,8 @@ class Uploads:
         result = finite(self.runtime.run(images), self.runtime)
         scores = scores_of(result, images, self.explanandum)
         row = None if scores is None else scores[0]
-        chosen = choose(result["masks"][0], row, self.explanandum, self.runtime, self.threshold)
-        upload = Upload(secrets.token_urlsafe(16), picture, result["masks"][0], row, chosen)
-        self._kept[upload.key] = upload
-        self._forget()
-        return upload
+        chosen = choose(result["masks"][0], row, self.explanandum, self.runtime, self.threshold if threshold is None else threshold)
+        return Upload(secrets.token_urlsafe(16), picture, result["masks"][0], row, chosen)
 
     def _forget(self) -> None:
         """Let the pictures go that were not looked at for longest, until the rest are few and small enough; the last always stays."""
@@ -231,7 +250,7 @@ class Uploads:
         """
         if self.explanandum is None or not isinstance(chosen, int):
             raise ConfigError("Only the classifier (--classifier) can judge a mask, and of one class.")
-        images, mask = torch.from_numpy(upload.picture.small)[None], _cut(torch.from_numpy(found.values), cut)
+        images, mask = torch.from_numpy(upload.picture.small)[None], cut_at(torch.from_numpy(found.values), cut)
         q = quality(self.explanandum, images, mask[None], torch.tensor([chosen]), self.fill)
         return {"kept": float(q.kept), "left": float(q.left)}
 
@@ -256,11 +275,8 @@ class Uploads:
         mask = in_picture(found.values[None], upload.picture)
         if kind == "overlay":  # very large pictures are kept reduced
             mask = upsample(mask.numpy(), (int(upload.picture.pixels.shape[1]), int(upload.picture.pixels.shape[2])))
-        mask = _cut(mask[0], cut)
-        array = (mask * 255).round().to(torch.uint8).numpy() if kind == "mask" else overlaid(upload.picture, mask)
-        buffer = io.BytesIO()
-        Image.fromarray(array).save(buffer, "PNG")
-        return buffer.getvalue()
+        mask = cut_at(mask[0], cut)
+        return png_of(mask) if kind == "mask" else _png(overlaid(upload.picture, mask))
 
     def file_name(self, kind: str, method: str, chosen: int | str) -> str:
         """Of a download."""
@@ -274,7 +290,18 @@ def _scaled(values: Tensor) -> Tensor:
     return positive / positive.max().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _cut(mask: Tensor, cut: float) -> Tensor:
+def png_of(mask: Tensor) -> bytes:
+    """A mask ``[H,W]`` in [0,1] as a file: 8-bit grey, 255 where it is 1."""
+    return _png((mask * 255).round().to(torch.uint8).numpy())
+
+
+def _png(pixels: Array) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def cut_at(mask: Tensor, cut: float) -> Tensor:
     """The mask itself for 0; above, 1 where it reaches ``cut`` and 0 elsewhere."""
     return mask if cut <= 0 else (mask >= cut).to(mask.dtype)
 

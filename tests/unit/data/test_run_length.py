@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from explainer.data.run_length import decode_runs, fill_polygon
+from explainer.data.run_length import decode_runs, encode_runs, fill_polygon
 
 
 def inside(x: float, y: float, points: np.ndarray) -> bool:
@@ -38,30 +38,21 @@ def test_runs_go_down_the_columns_and_begin_with_zero() -> None:
     assert decode_runs({"size": [1, 2], "counts": [0, 2]}, 1, 2).tolist() == [[True, True]]
 
 
-def deflate(runs: list[int]) -> str:
-    """COCO's string, written from its description, to check the reader."""
-    text = ""
-    for i, run in enumerate(runs):
-        value = run - runs[i - 2] if i > 2 else run
-        while True:
-            bits, value = value & 31, value >> 5
-            more = value != (-1 if bits & 16 else 0)
-            text += chr(48 + bits + (32 if more else 0))
-            if not more:
-                break
-    return text
-
-
 def test_compressed_strings() -> None:
     # "6" = 6 zeros; "2" = 2 ones; "=" = 13: hand-worked single characters (value + 48)
-    assert decode_runs({"size": [7, 3], "counts": "62="}, 7, 3).T.ravel().astype(int).tolist() == [0] * 6 + [1] * 2 + [0] * 13
+    mask = np.array([0] * 6 + [1] * 2 + [0] * 13, dtype=bool).reshape(3, 7).T
+    assert np.array_equal(decode_runs({"size": [7, 3], "counts": "62="}, 7, 3), mask)
+    assert encode_runs(mask) == {"size": [7, 3], "counts": "62="}
+    # 16 needs two characters, its bit 4 being the sign: 16 = 0b10000 -> (16 | 32) + 48 = "`", then "0"; no zeros before it: "0".
+    assert encode_runs(np.ones((4, 4), bool)) == {"size": [4, 4], "counts": "0`0"}
+    # The fourth run is written as its difference to the second: runs 1 4 2 3 -> 1 4 2 -1, and -1 is 31 + 48 = "O".
+    mask = np.array([0, 1, 1, 1, 1, 0, 0, 1, 1, 1], dtype=bool).reshape(2, 5).T
+    assert encode_runs(mask)["counts"] == "142O"
     random = np.random.default_rng(0)
-    for _ in range(20):
-        mask = random.random((30, 40)) < random.random()
-        flat = mask.T.ravel().astype(int)
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], flat]))).tolist()
-        runs = np.diff([0, *edges, flat.size]).tolist()
-        assert np.array_equal(decode_runs({"size": [30, 40], "counts": deflate(runs)}, 30, 40), mask)
+    for shape in [(30, 40)] * 20 + [(1, 1), (1, 5), (300, 200)]:
+        mask = random.random(shape) < random.random()
+        assert np.array_equal(decode_runs(encode_runs(mask), *shape), mask)
+    assert encode_runs(np.zeros((2, 3), bool))["counts"] == "6"
 
 
 @pytest.mark.parametrize(

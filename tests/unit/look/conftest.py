@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ from PIL import Image
 
 from explainer.commands.parsing import command_parser
 from explainer.commands.serve import COMMAND, make_server
+from explainer.inference.eager import EagerRuntime
 from explainer.look.server import Server
+from explainer.look.uploads import Uploads
+from explainer.models.explainer import Explainer
+from explainer.models.explanandum import Explanandum
 from tests.browser import Page, browser
 from tests.unit.export.conftest import checkpoint, classifier, classifier_checkpoint, coloured, net, onnx_fused
 
@@ -39,11 +44,27 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield tab
 
 
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """The server answering in a thread; ended on the way out."""
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join(20)
+        server.close()
+
+
+def direct(net: Explainer, classifier: Explanandum) -> Server:
+    """The server of :func:`server` without the files, for modules whose tests share one."""
+    return Server(Uploads(EagerRuntime(net), classifier, max_pixels=20_000), port=0, max_bytes=int(0.1 * 2**20), title="run")
+
+
 @pytest.fixture
 def server(checkpoint: Path, classifier_checkpoint: Path) -> Iterator[Server]:
     options = ["--classifier", str(classifier_checkpoint), "--port", "0", "--max_megabytes", "0.1", "--max_megapixels", "0.02"]
     made: Server = make_server(command_parser(COMMAND, "explainer serve").parse_args([str(checkpoint), *options]))
-    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    with running(made):
+        yield made

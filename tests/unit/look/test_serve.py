@@ -14,6 +14,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,15 @@ from explainer.inference.classifier import open_classifier
 from explainer.inference.explaining import upsample
 from explainer.inference.pictures import load_picture
 from explainer.inference.refinement import quality, refine
-from explainer.look import server as server_module
+from explainer.look import guard, intake
 from explainer.look import uploads as uploads_module
-from explainer.look.server import HEADER, Server
+from explainer.look.application import HEADER
+from explainer.look.server import Server
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from tests.unit.look.conftest import encoded, photograph
 
-Answer = tuple[int, Any, dict[str, str]]
+Answer = tuple[int, Any, Message]
 
 
 def ask(server: Server, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, method: str | None = None) -> Answer:
@@ -53,7 +56,7 @@ def ask(server: Server, path: str, body: bytes | None = None, headers: dict[str,
     connection.close()
     if answer.headers.get_content_type() == "application/json" and content:
         content = json.loads(content)
-    return answer.status, content, dict(answer.headers)
+    return answer.status, content, answer.headers
 
 
 @pytest.fixture
@@ -149,7 +152,7 @@ def test_what_is_no_picture_is_answered_in_words(server: Server) -> None:
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_decoded(server: Server) -> None:
-    status, answer, headers = ask(server, "/explain", b"x" * (server.max_bytes + 1))
+    status, answer, headers = ask(server, "/explain", b"x" * (server.application.intake.max_bytes + 1))
     assert status == 413 and "0.1 MB" in answer["error"] and headers["Connection"] == "close"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
         raw.sendall(
@@ -206,7 +209,7 @@ def test_wrong_requests_are_answered_in_words(server: Server, uploaded: dict[str
         answer = ask(server, path)
         assert answer[0] == status and words in answer[1]["error"], (path, answer)
     assert ask(server, "/elsewhere", b"x")[0] == 404
-    assert ask(server, "/", method="PUT")[0] == 501
+    assert ask(server, "/", method="PUT")[0] == 405 == ask(server, "/api/explain")[0]
     assert ask(server, "/", method="HEAD")[1] == b""
 
 
@@ -254,8 +257,8 @@ def test_the_command_serves_until_it_is_interrupted(checkpoint: Path) -> None:
         try:
             port = int(re.search(r"open http://127\.0\.0\.1:(\d+)/", process.stdout.readline()).group(1))
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-            connection.request("GET", "/model")
-            assert json.loads(connection.getresponse().read())["title"] == "run"
+            connection.request("GET", "/api/model")
+            assert json.loads(connection.getresponse().read())["name"] == "run"
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=30) == 0 and process.stderr.read() == ""
         finally:
@@ -292,27 +295,38 @@ def test_many_at_once_get_their_own_answers(server: Server) -> None:
     assert [together[i] for i in range(6)] == alone
 
 
-def test_too_many_at_once_are_told_to_wait(server: Server) -> None:
-    gate, started = threading.Event(), threading.Semaphore(0)
+@pytest.fixture
+def occupied(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The computing thread works until the event is set, and as many requests as may wait do so."""
+    gate, began = threading.Event(), threading.Event()
 
-    def wait() -> None:
-        started.release()
-        gate.wait(30)
+    def preview(upload: Any) -> tuple[bytes, str]:
+        began.set()
+        assert gate.wait(30)
+        return b"picture", "image/png"
 
-    threads = [threading.Thread(target=server.compute, args=(wait,)) for _ in range(8)]
+    monkeypatch.setattr(intake, "_WAITING", 3)
+    monkeypatch.setattr(server.uploads, "find", lambda key: key)
+    monkeypatch.setattr(server.uploads, "preview", preview)
+    threads = [threading.Thread(target=ask, args=(server, "/picture?id=x")) for _ in range(3)]
     for t in threads:
         t.start()
-    started.acquire(timeout=10)
-    try:
-        for _ in range(200):
-            status, answer, _ = ask(server, "/map?id=x")
-            if status == 503:
-                break
-        assert status == 503 and "busy" in answer["error"]
-    finally:
-        gate.set()
+    assert began.wait(10)
+    for _ in range(1000):
+        if server.application.intake.waiting == 3:
+            break
+        time.sleep(0.01)
+    yield gate
+    gate.set()
     for t in threads:
         t.join()
+
+
+def test_too_many_at_once_are_told_to_wait(server: Server, occupied: threading.Event) -> None:
+    status, answer, headers = ask(server, "/map?id=x")
+    assert status == 503 and "busy" in answer["error"] and headers["Retry-After"] == "1"
+    assert ask(server, "/")[0] == 200 == ask(server, "/model")[0], "what needs no network is answered"
+    occupied.set()
 
 
 def started(arguments: list[str]) -> Server:
@@ -329,7 +343,7 @@ def test_it_serves_each_kind_of_model(net: Explainer, onnx_fused: Any, tmp_path:
             areas.append(upload.masks.mean(axis=(1, 2)))
             assert (upload.scores is None) == (path != onnx_fused[0]) and made.uploads.describe()["methods"] == []
         finally:
-            made.server_close()
+            made.close()
     assert np.ptp(np.stack(areas), axis=0).max() < 1e-4
 
 
@@ -347,11 +361,11 @@ def test_an_onnx_classifier_gives_scores_and_methods_without_gradients(
         upload = made.uploads.add(encoded(photograph()))
         with torch.no_grad():
             assert upload.scores == pytest.approx(classifier(small).sigmoid()[0].numpy(), abs=1e-4)
-        assert list(made.uploads.methods) == ["occlusion"] and "cannot be checked" in made.notice
+        assert list(made.uploads.methods) == ["occlusion"] and "cannot be checked" in made.application.notice
         with pytest.raises(ConfigError, match="gradients"):
             started([str(checkpoint), "--classifier", str(file), "--classifier_options", options, "--compare", "refined"])
     finally:
-        made.server_close()
+        made.close()
 
 
 def test_wrong_starts_end_in_words(checkpoint: Path, classifier_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
@@ -391,7 +405,15 @@ def test_on_other_addresses_any_numeric_name_is_known(checkpoint: Path) -> None:
         for name, known in (("192.168.1.2", True), ("localhost", True), ("lab-pc", True), ("evil.example", False)):
             assert made.knows(f"{name}:{made.port}") is known
     finally:
-        made.server_close()
+        made.close()
+
+
+def test_without_its_packages_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for module in ("uvicorn", "starlette", "python_multipart"):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, module, None)
+            assert main(["serve", "any.ckpt"]) == 2
+        assert "pip install 'explainer-net[serve]'" in (said := capsys.readouterr().err) and module in said
 
 
 def test_help_does_not_import_torch() -> None:
@@ -421,14 +443,14 @@ def test_masks_are_judged_with_the_fill_of_the_training(
         refined = refine(None, classifier, small, 0, start=torch.from_numpy(own.values)[None], fill="white").masks[0]
         assert np.abs(made.uploads.map(upload, "refined", 0).values - refined.numpy()).max() < 1e-5
     finally:
-        made.server_close()
+        made.close()
 
 
 def test_limits_that_could_not_be_kept_are_refused(checkpoint: Path) -> None:
     for option, value, words in (("--max_megapixels", "65", "at most 64"), ("--max_megabytes", "257", "at most 256")):
         with pytest.raises(ConfigError, match=f"{option} can be {words}"):
             started([str(checkpoint), option, value])
-    started([str(checkpoint), "--max_megapixels", "64", "--max_megabytes", "256"]).server_close()
+    started([str(checkpoint), "--max_megapixels", "64", "--max_megabytes", "256"]).close()
 
 
 def test_maps_of_other_methods_count_too(server: Server, uploaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,23 +463,33 @@ def test_maps_of_other_methods_count_too(server: Server, uploaded: dict[str, Any
         assert (uploaded["id"] in server.uploads._kept) is (chosen == 0), "one map fits, two do not"
 
 
-def test_a_body_is_read_only_by_those_who_have_a_place(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = [server.place() for _ in range(8)]
-    for place in places:
-        place.__enter__()
-    add = server.uploads.add
-    monkeypatch.setattr(server.uploads, "add", lambda body: pytest.fail("read a body without a place"))
+def test_no_body_is_kept_while_no_place_is_free(server: Server, occupied: threading.Event) -> None:
     status, answer, headers = ask(server, "/explain", encoded(photograph()))
     assert status == 503 and "busy" in answer["error"] and headers["Connection"] == "close"
-    places[0].__exit__(None, None, None)
-    monkeypatch.setattr(server.uploads, "add", add)
-    assert ask(server, "/explain", encoded(photograph()))[0] == 200
-    for place in places[1:]:
-        place.__exit__(None, None, None)
+    assert server.application.intake.held == 0
 
 
-def test_a_body_that_trickles_in_gives_its_place_back(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_PATIENCE", 0.2)
+def test_bodies_are_bounded_together(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = encoded(photograph())
+    monkeypatch.setattr(intake, "_HELD", len(picture) + 10)
+    head = f"POST /api/explain HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Length: 100\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+        raw.sendall(head + b"x" * 50)
+        for _ in range(1000):
+            if server.application.intake.held == 50:
+                break
+            time.sleep(0.01)
+        status, answer, _ = ask(server, "/explain", picture)
+        assert status == 503 and "uploads at once" in answer["error"]
+    for _ in range(1000):
+        if server.application.intake.held == 0:
+            break
+        time.sleep(0.01)
+    assert ask(server, "/explain", picture)[0] == 200
+
+
+def test_a_body_that_trickles_in_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "PATIENCE", 0.2)
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
         raw.sendall(f"POST /explain HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n{HEADER}: 1\r\nContent-Length: 90000\r\n\r\n".encode())
         with pytest.raises(OSError):
@@ -465,4 +497,4 @@ def test_a_body_that_trickles_in_gives_its_place_back(server: Server, monkeypatc
                 raw.sendall(b"x")
                 time.sleep(0.05)
             raise AssertionError("it was still waited for")
-    assert server._free._value == 8  # type: ignore[attr-defined]
+    assert server.application.intake.held == server.application.intake.waiting == 0

@@ -167,7 +167,7 @@ def test_the_page_fits(page: Page, server: Server, photo: Path, tmp_path: Path, 
     if all(wanted):
         model, classifier, image = (str(w) for w in wanted)
         server = make_server(command_parser(COMMAND, "explainer serve").parse_args([model, "--classifier", classifier, "--port", "0"]))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.run, daemon=True).start()
         photo = Path(image)
     start(page, server, width)
     page.dark(dark)
@@ -189,5 +189,4 @@ def test_the_page_fits(page: Page, server: Server, photo: Path, tmp_path: Path, 
     target = page.screenshot(screenshots(tmp_path) / f"serve_{width}{'_dark' if dark else ''}.png")
     assert len(Image.open(target).convert("L").resize((64, 64)).getcolors()) > 8, "the screenshot is blank"
     if all(wanted):
-        server.shutdown()
-        server.server_close()
+        server.stop()
