@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
@@ -12,6 +12,9 @@ from explainer.commands.arguments import add_classifier_options, add_model, name
 from explainer.commands.parsing import Command, Parser
 from explainer.errors import ConfigError
 from explainer.inference.classifier import open_classifier, prediction_threshold, require_same_classifier
+
+if TYPE_CHECKING:
+    from explainer.look.server import Server
 
 
 def add_options(parser: Parser) -> None:
@@ -40,7 +43,7 @@ def run(_parser: Parser, args: Namespace) -> int:
     try:
         if not server.loopback:
             print("Anyone who can reach this machine on the network can use the page: there is no password.", file=sys.stderr)
-        print(f"{server.title}: open {server.url} (Ctrl-C ends it)", flush=True)
+        print(f"{server.application.title}: open {server.url} (Ctrl-C ends it)", flush=True)
         server.run()
     except KeyboardInterrupt:
         print("ended")
@@ -49,7 +52,7 @@ def run(_parser: Parser, args: Namespace) -> int:
     return 0
 
 
-def make_server(args: Namespace) -> Any:
+def make_server(args: Namespace) -> Server:
     """The server of parsed arguments, listening but not yet answering."""
     from explainer.data.decoding import MAX_FILE_BYTES, MAX_PIXELS
     from explainer.inference.formats import require

@@ -126,7 +126,7 @@ def test_errors_are_shown_and_the_last_result_stays(page: Page, server: Server, 
     start(page, server)
     text, big, wide = tmp_path / "notes.png", tmp_path / "big.png", tmp_path / "wide.png"
     text.write_text("no image")
-    big.write_bytes(b"x" * (server.max_bytes + 1))
+    big.write_bytes(b"x" * (server.application.intake.max_bytes + 1))
     wide.write_bytes(encoded(np.zeros((101, 200, 3), np.uint8)))
 
     def error() -> str:
