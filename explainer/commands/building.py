@@ -187,6 +187,7 @@ def build_task(config: RunConfig, data: DataModule, fitting: bool = True, networ
         provenance,
         teachers,
         taught,
+        data.no_region,
     )
     _start_weights(task, config.init_from)
     return task

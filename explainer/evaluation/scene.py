@@ -123,8 +123,12 @@ class Scene:
 
     @cached_property
     def explained(self) -> Tensor:
-        """Classes that are explained, bool ``[B,K]``."""
-        return self.labels if self.classes == "labels" else self.predicted
+        """Classes that are explained, bool ``[B,K]``; never those that no pixel belongs to."""
+        chosen = self.labels if self.classes == "labels" else self.predicted
+        without = set(getattr(self.dataset, "no_region", ()))
+        if not without:
+            return chosen
+        return chosen & torch.tensor([name not in without for name in self.dataset.class_names], device=chosen.device)
 
     @cached_property
     def pairs(self) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,8 @@ class Explanation:
         ids: of the images.
         teacher: like ``class_masks``, other methods' maps in [0,1], NaN where there is none; None while no term asks for them.
         classes: ``[B,n]`` which classes the masks belong to, where only a sample of many classes is computed; None: all K in order.
+        no_region: ``[K]`` bool, classes that no pixel belongs to (no defect, background). ``targets`` never has them, so that they have no
+            mask, and an image of them alone only asks all masks to be empty. None: there are none.
     """
 
     images: Tensor
@@ -53,6 +55,11 @@ class Explanation:
     ids: tuple[str, ...] = ()
     teacher: Tensor | None = None
     classes: Tensor | None = None
+    no_region: Tensor | None = None
+
+    def with_region(self, values: Tensor) -> Tensor:
+        """The columns of ``[B,K]`` whose class has a region."""
+        return values if self.no_region is None else values[:, ~self.no_region]
 
     @property
     def present(self) -> Tensor:

@@ -38,14 +38,17 @@ class Classification(LossTerm):
     needs_passes = True
 
     def value(self, e: Explanation) -> Tensor:
-        """See :func:`classification_loss`."""
+        """See :func:`classification_loss`. Whether a class without a region is there, several labels an image, a mask cannot decide."""
+        if e.task == "multilabel":
+            return classification_loss(e.with_region(e.logits_masked), e.with_region(e.shown), e.task)
         return classification_loss(e.logits_masked, e.shown, e.task)
 
 
 class Remainder(LossTerm):
     """Binary cross-entropy on the inverse-masked image against the labels that were not shown: what is removed must vanish, what is
     not removed must stay. With the ``subset`` option it ties each class mask to its own class; without, it asks for "nothing left".
-    Multi-label only (ours, not the paper's).
+    With one label an image it needs classes without a region, and asks that what remains is one of them: -log of their summed probability
+    (a surface without its defect is free of defects). Ours, not the paper's.
     """
 
     name = "remainder"
@@ -53,6 +56,12 @@ class Remainder(LossTerm):
 
     def value(self, e: Explanation) -> Tensor:
         """Scalar >= 0."""
-        if e.task != "multilabel":
-            raise ConfigError("losses.remainder needs a multilabel classifier; with a multiclass one use losses.entropy.")
-        return F.binary_cross_entropy_with_logits(e.logits_inverse, e.targets - e.shown)
+        if e.task == "multilabel":
+            return F.binary_cross_entropy_with_logits(e.with_region(e.logits_inverse), e.with_region(e.targets - e.shown))
+        if e.no_region is None:
+            raise ConfigError(
+                "losses.remainder needs a multilabel classifier, or with a multiclass one the classes that no pixel belongs to "
+                "(data.options.no_region); else use losses.entropy."
+            )
+        rest = e.logits_inverse.logsumexp(dim=1) - e.logits_inverse[:, e.no_region].logsumexp(dim=1)
+        return (rest * (e.shown.sum(dim=1) > 0)).mean()

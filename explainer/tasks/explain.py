@@ -47,6 +47,8 @@ class ExplainTask(pl.LightningModule):
         provenance: plain values stored in the checkpoint (the classifier's configuration, data, versions).
         teachers: gives target maps for terms that need them, see :class:`explainer.tasks.teachers.Teachers`.
         taught: positions of the training images for which ``teachers`` has maps; None stands for all.
+        no_region: names of the classes that no pixel belongs to ("no defect", "background"). They get no mask of their own; their images
+            teach that the other classes' masks stay empty.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ExplainTask(pl.LightningModule):
         provenance: dict[str, Any] | None = None,
         teachers: Callable[..., Tensor] | None = None,
         taught: Sequence[int] | None = None,
+        no_region: Sequence[str] = (),
     ) -> None:
         super().__init__()
         check_options(explainer, explanandum, losses, masking, optimizer, teachers is not None)
@@ -70,16 +73,20 @@ class ExplainTask(pl.LightningModule):
         self.optimizer_config = optimizer or OptimizerConfig()
         self.seed = seed
         self.fingerprint = explanandum.fingerprint()
+        self.register_buffer("no_region", _members(explainer.class_names, no_region), persistent=False)
         # task, fill and area_temperature: whoever shows or refines these masks later has to read scores, remove pixels and cut areas as
         # training did.
         saved: dict[str, Any] = {"kind": "explainer", "explainer": explainer.config, "fingerprint": self.fingerprint, "losses": losses}
         saved |= {"task": explanandum.task, "fill": self.masking.fill, "area_temperature": self.masking.area_temperature}
+        saved["no_region"] = list(no_region)
         saved["optimizer"] = asdict(self.optimizer_config)
         self.save_hyperparameters({**saved, **(provenance or {})}, logger=False)
         self.strict_loading = False  # the Explanandum's weights are left out on purpose; on_load_checkpoint checks the rest
         self.means = Means()
         self._believed = False
         self._learning: list[nn.Parameter] = []
+
+    no_region: Tensor | None
 
     # ------------------------------------------------------------------ the classifier stays frozen
     def setup(self, stage: str) -> None:
@@ -122,7 +129,8 @@ class ExplainTask(pl.LightningModule):
         return self.explainer(images)
 
     def _explanation(self, batch: Batch, stage: str) -> Explanation:
-        images, targets = batch.images, batch.targets
+        images = batch.images
+        targets = batch.targets if self.no_region is None else batch.targets * ~self.no_region
         draws = Draws(self.seed, self.global_step if stage == "train" else -1, batch)
         classes = sample_classes(targets, self.masking.absent_classes, Draws(draws.seed, draws.step, batch, "classes"))
         present = of_classes(targets, classes)
@@ -153,6 +161,7 @@ class ExplainTask(pl.LightningModule):
         return Explanation(
             images, targets, class_masks, target_mask, non_target_mask, logits_masked, logits_inverse, shown,
             self.explanandum.task, self.explanandum, draws.each, progress, batch.ids, teacher, classes,
+            self.no_region,
         )  # fmt: skip
 
     def copies_only(self, progress: float) -> bool:
@@ -319,6 +328,15 @@ def check_options(
     if not masking.area_temperature > 0:
         raise ConfigError(f"masking.area_temperature must be positive, received {masking.area_temperature}.")
     _optimizers(explainer, optimizer or OptimizerConfig(), lambda: 1)
+
+
+def _members(names: Sequence[str], chosen: Sequence[str]) -> Tensor | None:
+    """``[K]`` bool, which of the names are chosen; None for none of them."""
+    if unknown := [name for name in chosen if name not in names]:
+        raise ConfigError(f"no_region names {unknown[0]!r}, which is not a class. Classes: {', '.join(names)}.")
+    if chosen and len(set(chosen)) == len(names):
+        raise ConfigError("no_region names every class: there is nothing left that a mask could show.")
+    return torch.tensor([name in chosen for name in names]) if chosen else None
 
 
 def diagnostics(e: Explanation) -> dict[str, Tensor]:

@@ -295,3 +295,10 @@ def test_every_row_averages_the_same_images(mode):
     void[0, :2] = True  # the only object pixels cannot be judged: as if there were none, or the void as object in the paper's mode
     found = protocol.compare(torch.full((2, 4, 4), 0.6), truth, void)["iou"].isnan().tolist()
     assert found == ([True, True] if mode == "corrected" else [False, True])
+
+
+def test_classes_without_a_region_are_not_explained(scene):
+    dataset = SimpleNamespace(no_region=("checks",), class_names=("stripes", "checks", "dots"))
+    less = replace(scene, dataset=dataset)
+    assert torch.equal(less.explained[:, [0, 2]], scene.explained[:, [0, 2]]) and not less.explained[:, 1].any()
+    assert scene.explained[:, 1].any()

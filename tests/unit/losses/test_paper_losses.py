@@ -118,6 +118,28 @@ def test_total_is_the_weighted_sum():
     assert total.item() == pytest.approx(2 * math.log(2) + 3 * (-math.log(3) / 3) + 0.25)
 
 
+def test_what_remains_is_a_class_without_a_region():
+    """-log of the summed probability of those classes on the inverse image, by hand; an image without a shown class adds 0."""
+    terms = build_terms({"remainder": {}})
+    inverse = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 5.0]])
+    shown = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    free = torch.tensor([False, True, True])
+    e = explanation(task="multiclass", logits_inverse=inverse, shown=shown, targets=shown, no_region=free)
+    expected = -math.log((1 + math.e) / (math.e**2 + 1 + math.e)) / 2
+    assert total_loss(terms, e)[0].item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ConfigError, match=r"data\.options\.no_region"):
+        total_loss(terms, explanation(task="multiclass"))
+
+
+def test_a_class_without_a_region_is_not_asked_of_a_mask():
+    terms = build_terms({"classification": {}})
+    logits = torch.tensor([[9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]])
+    last = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    free = torch.tensor([False, False, True])
+    assert total_loss(terms, explanation(logits_masked=logits, shown=last, no_region=free))[0].item() < 1e-3
+    assert total_loss(terms, explanation(logits_masked=logits, shown=last))[0].item() > 1
+
+
 def test_schedule_interpolates():
     (term,) = build_terms({"entropy": {"weight": [[0.0, 0.0], [0.5, 1.0], [1.0, 3.0]]}}).values()
     assert [term.weight_at(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0, 2.0)] == [0.0, 0.5, 1.0, 2.0, 3.0, 3.0]

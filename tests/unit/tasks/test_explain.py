@@ -126,6 +126,21 @@ def test_same_step_same_random_choices():
     assert torch.equal(a.logits_masked, b.logits_masked) and torch.equal(a.shown, b.shown)
 
 
+def test_classes_without_a_region_have_no_mask_and_teach_that_others_stay_empty():
+    plain, batch = make_task(), make_batch()
+    task = ExplainTask(plain.explainer, plain.explanandum, LOSSES, MaskingConfig(), no_region=["2"])
+    e = task._explanation(batch, "val")
+    # the second image has nothing but class 2: its target mask is empty, and every class's mask is one that should be
+    assert e.target_mask[1].max() == 0 and torch.equal(e.non_target_mask[1], e.class_masks[1].amax(0))
+    assert torch.equal(e.non_target_mask[0], e.class_masks[0, 2:].amax(0)) and e.targets[:, 2].sum() == 0
+    assert torch.equal(e.targets[:, :2], batch.targets[:, :2]) and task.hparams["no_region"] == ["2"]
+    assert "no_region" not in task.state_dict()
+    with pytest.raises(ConfigError, match="no_region names 'free', which is not a class"):
+        ExplainTask(plain.explainer, plain.explanandum, LOSSES, no_region=["free"])
+    with pytest.raises(ConfigError, match="names every class"):
+        ExplainTask(plain.explainer, plain.explanandum, LOSSES, no_region=["0", "1", "2", "3"])
+
+
 def test_diagnostics_by_hand():
     task, batch = make_task(), make_batch()
     e = task._explanation(batch, "val")
