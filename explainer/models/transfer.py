@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from explainer.errors import CheckpointError, ConfigError
@@ -13,6 +14,7 @@ from explainer.models.checkpoints import hyper_parameters, read_weights, sub_sta
 from explainer.models.matching import by_name, by_order, unwrapped, without_prefixes
 
 LEAST_SHARE = 0.9
+_CALM = 0.01  # standard deviation of a fresh head's weights
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,28 @@ def body_names(net: nn.Module, num_classes: int) -> list[str]:
     return [name for name in net.state_dict() if head is None or not name.startswith(f"{head}.")]
 
 
+def calm_head(net: nn.Module, num_classes: int) -> None:
+    """Shrink a fresh head in place: weights to a standard deviation of at most 0.01, bias to 0.
+
+    The first gradients of a large random head are noise to the trained features below it and distort them (Kumar et al., Fine-Tuning can
+    Distort Pretrained Features, ICLR 2022). timm draws the head of an EfficientNet uniformly from +-1/sqrt(K), thirty times as large.
+    """
+    name = head_of(net, num_classes)
+    head = None if name is None else net.get_submodule(name)
+    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    with torch.no_grad():
+        if isinstance(weight, Tensor):
+            weight.mul_((_CALM / weight.std().clamp_min(1e-12)).clamp(max=1.0))
+        if isinstance(bias, Tensor):
+            bias.zero_()
+
+
+def has_fresh_head(net: nn.Module, num_classes: int) -> bool:
+    """Whether a network built with its library's trained weights has a head of its own: for another number of classes than recorded."""
+    known = (getattr(net, "pretrained_cfg", None) or {}).get("num_classes")
+    return known is not None and known != num_classes
+
+
 def init_from(net: nn.Module, path: str | Path, num_classes: int, option: str = "classifier.init_from") -> Transfer:
     """Load every tensor of a file that fits, in place.
 
@@ -82,6 +106,9 @@ def init_from(net: nn.Module, path: str | Path, num_classes: int, option: str = 
     new = {mine: source[theirs] for mine, theirs in pairs.items()}
     net.load_state_dict({**own, **new})
     kept = tuple(name for name in own if name not in pairs and not name.endswith("num_batches_tracked"))
+    head = head_of(net, num_classes)
+    if head is not None and f"{head}.weight" in kept:
+        calm_head(net, num_classes)
     used = set(pairs.values())
     unused = tuple(name for name in source if name not in used)
     return Transfer(tuple(pairs), kept, unused, _one_line(option, path, own, source, pairs, kept, unused))

@@ -32,7 +32,7 @@ from explainer.models.classifiers import build_classifier
 from explainer.models.masking import aggregate
 from explainer.models.occlusion import random_masks
 from explainer.models.preprocessing import differ, normalization, recorded
-from explainer.models.transfer import body_names, freeze, init_from, still
+from explainer.models.transfer import body_names, calm_head, freeze, has_fresh_head, init_from, still
 from explainer.models.untrusted import portable, without_start
 from explainer.tasks.class_report import ClassReport
 from explainer.tasks.draws import Draws
@@ -112,6 +112,8 @@ class ClassifyTask(pl.LightningModule):
             logger=False,
         )
         self.classifier: nn.Module = build_classifier(config.arch, num_classes, **config.options)
+        if without_start(config.arch, config.options) != config.options and has_fresh_head(self.classifier, num_classes):
+            calm_head(self.classifier, num_classes)
         freeze(self.classifier, config.freeze, num_classes)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
