@@ -18,6 +18,8 @@ from explainer.errors import ConfigError
 from explainer.inference.classifier import open_classifier
 from explainer.inference.outputs import writable_folder
 
+_EXAMPLES = 4  # pictures in the model card
+
 
 def _size(value: str | tuple[int, int]) -> tuple[int, int]:
     if not isinstance(value, str):
@@ -60,6 +62,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--tolerance", type=number, help="largest allowed mask difference, instead of the precision's own limits")
     parser.add_argument("--allow_drift", action="store_true", help="write the file even if it drifts further")
     parser.add_argument("--metrics", help="JSON file of numbers for the model card; default: summary.json of the run, if it is there")
+    parser.add_argument("--examples", help="folder of images; up to four of them are shown in the model card with their masks")
     parser.add_argument("--licence", help="licence of the weights, for the model card")
 
 
@@ -75,16 +78,18 @@ def run(_parser: Parser, args: Namespace) -> int:
     net = explainer.load(args.model)
     side = net.image_size or DEFAULT_SIDE
     explanandum = open_classifier(args.classifier, args.classifier_options, describe(net))
-    calibration = None
+    calibration = examples = None
+    geometry = trained_geometry(net.metadata)
+    if args.examples is not None:
+        examples = read_calibration(args.examples, args.size or (side, side), _EXAMPLES, geometry)
     if args.calibration is not None:
-        geometry = trained_geometry(net.metadata)
         calibration = read_calibration(args.calibration, args.size or (side, side), args.calibration_images, geometry)
     metrics = _metrics(args.metrics, Path(args.model))
     for name in dict.fromkeys(args.format):
         path, report = export(
             net, name, args.out, size=args.size, dynamic_size=args.dynamic_size, precision=args.precision, fused=args.fused,
             explanandum=explanandum, threshold=args.threshold, calibration=calibration, tolerance=args.tolerance,
-            allow_drift=args.allow_drift, metrics=metrics, licence=args.licence,
+            allow_drift=args.allow_drift, metrics=metrics, licence=args.licence, examples=examples,
         )  # fmt: skip
         print_table(f"{path}", ["quantity", "value"], [list(row) for row in report.rows()])
     return 0

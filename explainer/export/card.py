@@ -5,16 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from explainer.files import write_text
 
 log = logging.getLogger(__name__)
 CARD, DRIFT = "README.md", "drift.json"
 _UNSTATED = "Not stated by whoever exported it"
+#: Licences that the Hub knows by these names; others are "other", with their own text as name.
+_LICENCES = ("apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "gpl-3.0", "mit", "openrail")
+_USE = """- For people who build or audit the classifier: to see on which parts of a picture it bases its decision for each class, to find
+  wrong cues, to compare two of its versions, to choose pictures that deserve a closer look.
+- For pictures like those it was trained on, in RGB."""
 _LIMITS = """- A mask shows where this classifier finds evidence for a class. It does not say that the class is there, nor that the
   classifier is right.
 - It explains one classifier, the one with the fingerprint above, on images like those it was trained on. For another classifier, or
@@ -27,6 +35,12 @@ def write_card(folder: Path, description: dict[str, Any], metrics: dict[str, Any
     """Write ``README.md`` beside the exported files: from ``description``, the files that lie there, and their reports in ``drift.json``.
 
     Metrics and licence that are not given are taken over from the card that is replaced, if it is of the same weights.
+
+    Args:
+        folder: of the files.
+        description: of :func:`explainer.inference.describe.describe`.
+        metrics: numbers by name; other values, and those of training steps (``train/``), are left out.
+        licence: of the weights, as text or as a name that the Hub knows.
     """
     path = folder / CARD
     # A name that would break out of the card's tables and code is left out; no file of ours has one.
@@ -50,7 +64,7 @@ def _of_the_old_card(path: Path, weights: str) -> tuple[dict[str, Any] | None, s
     for line in parts.get("Metrics", "").splitlines()[2:]:
         name, _, value = line.strip("| ").rpartition(" | ")
         with contextlib.suppress(ValueError):  # a line that someone wrote by hand
-            metrics[name] = float(value)
+            metrics[re.sub(r"\\(.)", r"\1", name)] = float(value)
     licence = parts.get("Licence", "")
     return metrics or None, None if licence.startswith(_UNSTATED) else licence or None
 
@@ -83,9 +97,9 @@ def card(
     """The card as Markdown, with the metadata block that the Hugging Face Hub reads; instructions for the ``files`` that are there."""
     d, e = description, description["explainer"]
     encoder = e["options"].get("encoder_name")
+    title = f"# Explainer: {plain(e['network'])}{f' with {plain(encoder)}' if encoder else ''}, {len(d['classes'])} classes"
     lines = [
-        "---", "library_name: explainer", "pipeline_tag: image-segmentation", "tags: [explainability, saliency, class-masks]", "---", "",
-        f"# Explainer: {e['network']}{f' with {encoder}' if encoder else ''}, {len(d['classes'])} classes", "",
+        title, "",
         "One forward pass gives, for every class, a mask in [0,1] of where a classifier finds its evidence "
         "(Stalder et al., *What You See is What You Classify*, NeurIPS 2022).", "",
         "## Use", "",
@@ -94,10 +108,13 @@ def card(
         f"- Classes: {', '.join(plain(c) for c in d['classes'])}",
         f"- Parameters: {d['parameters']:,}; trained at {d['image_size'] or 'an unknown'} px; weights `{d['weights']}`",
         f"- Explains the classifier with fingerprint `{d['explained_classifier'] or 'unknown'}`",
-        f"- Removed pixels were shown as: {d.get('fill') or 'mean (not recorded)'}",
+        f"- Removed pixels were shown as: {plain(d.get('fill') or 'mean (not recorded)')}",
         *([f"- Classes are predicted from a probability of {d['threshold']:g} (merged mask of fused files)"] if d.get("threshold") else []),
         f"- Data: {plain(json.dumps(d['data'])) if d['data'] else 'not recorded'}",
-        f"- Versions: {json.dumps(d['versions'])}", "",
+        f"- Versions: {plain(json.dumps(d['versions']))}", "",
+        "## Intended use", "", _USE, "",
+        "## Limits", "", _LIMITS, "",
+        "## Examples", "", *_examples(examples_name(d["weights"]), files), "",
         "## Metrics", "",
         *_metrics(metrics), "",
         "## Files and drift against the network in torch", "",
@@ -105,9 +122,36 @@ def card(
         "## Licence", "",
         licence or f"{_UNSTATED}. The code is Apache-2.0; weights also depend on the terms of the training data and "
         "of pretrained encoder weights.", "",
-        "## Limits", "", _LIMITS, "",
     ]  # fmt: skip
-    return "\n".join(lines)
+    return str(ModelCard(f"---\n{_metadata(licence).to_yaml()}\n---\n\n" + "\n".join(lines)))
+
+
+def _metadata(licence: str | None) -> ModelCardData:
+    """What the Hub sorts and filters by."""
+    known = licence is not None and licence.strip().lower() in _LICENCES
+    name = None if licence is None or known else " ".join(licence.split())
+    return ModelCardData(
+        library_name="explainer",
+        pipeline_tag="image-segmentation",
+        tags=["explainability", "saliency", "class-masks"],
+        license=licence.strip().lower() if licence is not None and known else "other" if name else None,
+        license_name=name,
+    )
+
+
+def examples_name(weights: str) -> str:
+    """File of the example pictures beside the card. It names the weights, so that pictures of others are never shown.
+
+    Args:
+        weights: their fingerprint.
+    """
+    return f"examples_{weights}.png"
+
+
+def _examples(name: str, files: Sequence[str]) -> list[str]:
+    if name not in files:
+        return ["Not included. Export again with `--examples FOLDER`, a folder of pictures that may be shown."]
+    return [f"![Pictures, each with its merged mask and the masks of its classes]({name})", "", "What a mask keeps is bright."]
 
 
 def plain(text: Any) -> str:
@@ -138,10 +182,15 @@ def _use(files: Sequence[str]) -> list[str]:
 
 
 def _metrics(metrics: dict[str, Any] | None) -> list[str]:
-    numbers = {k: v for k, v in (metrics or {}).items() if isinstance(v, int | float)}
+    numbers = {
+        k: v
+        for k, v in (metrics or {}).items()
+        # A training step's own loss says nothing about the masks of new pictures.
+        if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and not k.startswith("train/")
+    }
     if not numbers:
         return ["Not recorded. Evaluate with `python evaluate.py` and export again with `--metrics FILE`."]
-    return ["| metric | value |", "|---|---|", *(f"| {k} | {v:.4f} |" for k, v in sorted(numbers.items()))]
+    return ["| metric | value |", "|---|---|", *(f"| {plain(k)} | {v:.4f} |" for k, v in sorted(numbers.items()))]
 
 
 def _drift(reports: dict[str, Any]) -> list[str]:

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from explainer import plugins
 from explainer.errors import ConfigError, ExplainerError, ExportError
-from explainer.export.card import add_report, write_card
+from explainer.export.card import add_report, examples_name, write_card
 from explainer.export.fused import FusedExplainer
 from explainer.export.parity import DriftReport, measure
 from explainer.files import partial_folder
 from explainer.inference.classifier import require_same_classifier
 from explainer.inference.describe import describe
+from explainer.inference.eager import EagerRuntime
+from explainer.inference.explaining import SHOWN, choose, finite, scores_of
 from explainer.inference.formats import DEFAULT_SIDE, Array, ExportFormat, ExportModel, ExportOptions
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
@@ -43,6 +46,7 @@ def export(
     allow_drift: bool = False,
     metrics: dict[str, Any] | None = None,
     licence: str | None = None,
+    examples: Array | None = None,
 ) -> tuple[Path, DriftReport]:
     """Write ``net`` into the folder ``out`` with its drift report (``drift.json``) and model card (``README.md``).
 
@@ -56,6 +60,7 @@ def export(
         calibration: ``[N,3,H,W]`` images for int8, and to measure drift on; for int8 every fourth is kept for that.
         tolerance: largest allowed mask difference instead of the limits in :data:`explainer.export.parity.LIMITS`.
         allow_drift: write the file even if it exceeds them.
+        examples: ``[N,3,H,W]`` in [0,1], pictures that the model card shows with their masks; N at least 1.
 
     Returns:
         The file and its report.
@@ -94,8 +99,24 @@ def export(
         for made in sorted(folder.iterdir()):
             made.replace(out / made.name)
     add_report(out, report.as_dict())
+    if examples is not None:
+        _draw_examples(net, explanandum, examples, out / examples_name(model.description["weights"]))
     write_card(out, model.description, metrics, licence)
     return out / path.name, report
+
+
+def _draw_examples(net: Explainer, explanandum: Explanandum | None, examples: Array, path: Path) -> None:
+    """A sheet of pictures with the masks of the classes that each shows."""
+    from explainer.figures import mask_sheet  # matplotlib takes a second to import
+
+    runtime = EagerRuntime(net)
+    masks = finite(runtime.run(examples), runtime)["masks"]
+    scores = scores_of({}, examples, explanandum)
+    shown = torch.zeros(masks.shape[:2])
+    for i, own in enumerate(masks):
+        chosen = choose(own, None if scores is None else scores[i], explanandum, runtime, 0.5)
+        shown[i, chosen[:SHOWN]] = 1
+    mask_sheet(torch.from_numpy(examples), torch.from_numpy(masks), shown, runtime.classes, path)
 
 
 def _write(form: ExportFormat, model: ExportModel, path: Path, options: ExportOptions) -> None:
