@@ -172,3 +172,23 @@ def test_connections_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch
         except OSError:
             time.sleep(0.02)
     assert status == 200
+
+
+def test_who_waits_when_the_server_ends_is_told(net: Explainer, classifier: Explanandum, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, gate = direct(net, classifier), threading.Event()
+    monkeypatch.setattr(made._server.config, "timeout_graceful_shutdown", 0.1)
+    monkeypatch.setattr(made.uploads, "find", lambda key: gate.wait(30))
+    answers = []
+    client = threading.Thread(target=lambda: answers.append(ask(made, "/picture?id=x")))
+    try:
+        with running(made):
+            client.start()
+            for _ in range(1000):
+                if made.application.intake.waiting:
+                    break
+                time.sleep(0.01)
+            made.stop()
+            client.join(20)
+    finally:
+        gate.set()
+    assert [(status, answer["error"]) for status, answer, _ in answers] == [(503, "The server is ending.")]
