@@ -32,6 +32,14 @@ def implicit_bias(layer: nn.Module) -> Tensor | None:
     return layer.bias if isinstance(layer, nn.Conv2d | nn.Linear | nn.LayerNorm) else None
 
 
+def _placed(layer: nn.Module, bias: Tensor, layout: Layout) -> Tensor:
+    """The bias along the axis of the layer's output that it belongs to. A linear layer's is the last one, also where it mixes tokens and
+    has a bias for each place; a layer norm may have moved the channels back in front.
+    """
+    first = layout == CHANNELS_FIRST and not isinstance(layer, nn.Linear)
+    return bias.view(1, -1, 1, 1) if first else bias
+
+
 class FullGrad(Baseline):
     """``psi(x * G_x) + sum over biased layers and channels of psi(b_c * G_c)`` (eq. 5), ``G`` the logit's gradient at each output.
 
@@ -63,10 +71,10 @@ class FullGrad(Baseline):
             with watch(list(biases)) as seen:
                 logits = self.explanandum(leaf)
             places = self._layouts({m: seen[m] for m in biases}, images)
-            outputs = [(biases[m].view(1, -1, 1, 1), layout, out) for m, layout in places.items() for out in seen[m]]
+            outputs = [(_placed(m, biases[m], layout), layout, out) for m, layout in places.items() for out in seen[m]]
             first, *rest = class_gradients(logits, class_index, [leaf, *(out for *_, out in outputs)])
         centred = images - self.explanandum.mean.to(images).view(1, -1, 1, 1)
-        return centred * first, [b * layout.spatial(g) for (b, layout, _), g in zip(outputs, rest, strict=True)]
+        return centred * first, [layout.spatial(b * g) for (b, layout, _), g in zip(outputs, rest, strict=True)]
 
     def _layouts(self, seen: dict[nn.Module, list[Tensor]], images: Tensor) -> dict[nn.Module, Layout]:
         """The layers whose outputs are maps, and how to read them."""

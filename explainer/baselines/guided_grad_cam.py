@@ -14,9 +14,10 @@ from explainer.baselines.kernels.maps import Interpolation, Reduction
 
 
 class GuidedGradCam(ChannelBaseline):
-    """Guided backpropagation times the rectified Grad-CAM map; summed over channels, so signed.
+    """Guided backpropagation times the rectified Grad-CAM map; per pixel the strongest channel, as in guided backpropagation.
 
-    Default: captum's ``GuidedGradCam`` (strict guided ReLU, nearest resize of the map); :meth:`channels` is its ``[B,C,H,W]``.
+    Default: captum's ``GuidedGradCam`` (strict guided ReLU, nearest resize of the map); :meth:`channels` is its ``[B,C,H,W]``. Their sum
+    (``reduction="sum"``) is no evidence where colours count: what speaks for red speaks against green and blue, and the sum cancels.
 
     Args:
         layer: Grad-CAM's layer; None: the last feature map.
@@ -26,8 +27,7 @@ class GuidedGradCam(ChannelBaseline):
     """
 
     name = "guided_grad_cam"
-    signed = True
-    default_reduction = "sum"
+    revision = 1  # the strongest channel, not the sum
     passes: ClassVar[str] = "2 forward + 2 backward"
 
     def __init__(

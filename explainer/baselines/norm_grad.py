@@ -11,11 +11,12 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from explainer.baselines.kernels.cam import Convention, GradientCamBaseline
-from explainer.baselines.kernels.features import feature_gradients, forward_features
+from explainer.baselines.kernels.features import forward_features
 from explainer.baselines.kernels.maps import Interpolation
 from explainer.baselines.kernels.meta import stepped_parameters
 from explainer.errors import ConfigError
 
+Mode = Literal["paper", "code"]
 Contribution = Literal["convolution", "scaling", "bias", "selective"]
 
 
@@ -23,10 +24,15 @@ class NormGrad(GradientCamBaseline):
     """Norm of each location's contribution to the weight gradient of a virtual identity layer behind ``layer``.
 
     The gradient of a layer's weights is a sum over locations u; NormGrad is the Frobenius norm of each summand. With ``x_u`` the
-    feature vector and ``g_u`` the class score's gradient there:
+    feature vector and ``g_u`` the gradient there of the class's loss (``mode="paper"``) or of its logit (``mode="code"``):
 
     - ``convolution`` (default): ``||g_u x_N(u)^T||_F = ||g_u|| * ||x_N(u)||``, N(u) the ``kernel_size`` window (zero padded);
-    - ``scaling``: ``||g_u * x_u||``; ``bias``: ``||g_u||``; ``selective``: ``||relu(g_u * x_u)||`` (the authors' code).
+    - ``scaling``: ``||g_u * x_u||``; ``bias``: ``||g_u||``; ``selective``: ``||relu(g_u * x_u)||`` (the authors' code; of minus the loss,
+      so that evidence for the class counts).
+
+    The loss is the cross-entropy (multi-class) or the binary cross-entropy of the class (multi-label): with p the probabilities, its
+    slopes at the logits are ``p_j`` for the other classes and ``-(1 - p_k)``. So evidence against the others counts as well; for
+    multi-label classifiers the two modes differ by the factor ``1 - p_k`` an image.
 
     Several layers: ``combine="product"`` multiplies the resized maps, ``prod_j M_j ** w_j``; ``"mean"`` is their weighted mean.
     Each map is first divided by its maximum, so that no layer's scale counts.
@@ -41,11 +47,13 @@ class NormGrad(GradientCamBaseline):
         kernel_size: odd side of the virtual convolution.
         combine: over layers.
         weights: one per layer; None: ``1 / layers`` each (the geometric or arithmetic mean).
+        mode: ``paper`` or ``code``, see above.
         meta_rate: step of the inner optimisation; 0 switches it off. The authors' code uses 1e-4 to 2.5e-3.
     """
 
     name = "norm_grad"
     default_convention: ClassVar[Convention] = "torchray"
+    revision = 1  # the gradient is the loss's
     passes: ClassVar[str] = "1 forward + 1 backward from the layer; meta-saliency: + 1 forward + 1 backward"
 
     def __init__(
@@ -60,6 +68,7 @@ class NormGrad(GradientCamBaseline):
         combine: Literal["product", "mean"] = "product",
         weights: Sequence[float] | None = None,
         meta_rate: float = 0.0,
+        mode: Mode = "paper",
     ) -> None:
         super().__init__(explanandum, layer, convention, relu, interpolation)
         if contribution not in get_args(Contribution) or combine not in ("product", "mean"):
@@ -67,6 +76,8 @@ class NormGrad(GradientCamBaseline):
                 f"norm_grad: contribution must be one of {', '.join(get_args(Contribution))} and combine product or mean, "
                 f"received {contribution!r} and {combine!r}."
             )
+        if mode not in get_args(Mode):
+            raise ConfigError(f"norm_grad: mode must be paper (gradient of the loss) or code (of the logit), received {mode!r}.")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ConfigError(f"norm_grad: kernel_size must be odd and positive, received {kernel_size}.")
         count = 1 + len(self.more_layers)
@@ -74,7 +85,18 @@ class NormGrad(GradientCamBaseline):
             raise ConfigError(f"norm_grad: weights must have one entry per layer ({count}), received {len(weights)}.")
         self.contribution, self.kernel_size, self.combination = contribution, kernel_size, combine
         self.weights = tuple(weights) if weights is not None else (1 / count,) * count
-        self.meta_rate = meta_rate
+        self.meta_rate, self.mode = meta_rate, mode
+
+    def score(self, logits: Tensor, class_index: Tensor) -> Tensor:
+        """The logit, or minus the loss: written as logits times slopes, which a sure classifier's rounded loss does not lose."""
+        if self.mode == "code":
+            return super().score(logits, class_index)
+        own = functional.one_hot(class_index, logits.shape[1]).to(logits)
+        given = logits.detach()
+        if self.explanandum.task == "multilabel":
+            return (own * torch.sigmoid(-given) * logits).sum(1)
+        others = given.softmax(1) * (1 - own)
+        return ((own * others.sum(1, keepdim=True) - others) * logits).sum(1)
 
     def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
         """See the class."""
@@ -119,7 +141,7 @@ class NormGrad(GradientCamBaseline):
         with torch.enable_grad():
             moved = _Moved(self.explanandum, after)
             logits, features = forward_features(moved, layers, image, self.known)
-            gradients = feature_gradients(logits, class_index, features)
+            gradients = self.slopes(logits, class_index, features)
         return [self.weigh(a.values, g) for a, g in zip(features, gradients, strict=True)]
 
 

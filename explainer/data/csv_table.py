@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from explainer.data.contract import SPLITS
 from explainer.data.decoding import IMAGE_SUFFIXES, join_inside, read_lines
-from explainer.data.files import ImageFileDataset, Record, checked_names, mask_beside, require_directory
+from explainer.data.files import VOID, ImageFileDataset, Record, checked_names, mask_beside, require_directory
 from explainer.data.image_folder import divide
 from explainer.data.listing import report_links
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
@@ -75,9 +75,10 @@ class CsvDataset(ImageFileDataset):
         tables = {s: self._read(self.folder / labels.replace("{split}", s)) for s in (SPLITS if "{split}" in labels else ("",))}
         self.source = self.folder / labels.replace("{split}", split)
         every = sorted({name for table in tables.values() for _, names, _ in table for name in names})
-        self.class_names = tuple(every) if class_names is None else checked_names("class_names", class_names)
-        if not self.class_names:
+        if class_names is None and not every:
             raise ConfigError(f"{self.source}: no row has a label. Rows look like: photo.jpg,cat{separator}dog")
+        most = None if mask_folder is None else VOID - 1
+        self.class_names = checked_names("class_names", every if class_names is None else class_names, most)
         rows = tables[split] if "{split}" in labels else self._choose(tables[""], fractions, split_seed)
         mask_base = None if mask_folder is None else self.folder / mask_folder
         if mask_base is not None:

@@ -66,7 +66,9 @@ def checked_names(key: str, names: Sequence[str], most: int | None = VOID - 1) -
     if not bad:
         bad = len({n.strip() for n in names}) != len(names) or (most is not None and len(names) > most)
     if bad:
-        raise ConfigError(f"{key} must be a list of {f'1 to {most}' if most else 'one or more'} different names, got {str(names)[:500]}.")
+        limit = f" (8-bit label maps tell {most} classes apart: leave the masks out, or some classes)" if most and len(names) > most else ""
+        count = f"1 to {most}" if most else "one or more"
+        raise ConfigError(f"{key} must be a list of {count} different names{limit}, got {len(names)}: {str(names)[:500]}.")
     return tuple(names)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from explainer.errors import ShapeError
 
 _NAMES = ("logits", "output", "out", "scores", "prediction", "predictions")
-AUXILIARY_WEIGHT = 0.3  # of an auxiliary head's loss (Szegedy et al. 2015, section 5)
+#: Weight of an auxiliary head's loss by the number of such heads: GoogLeNet's two (Szegedy et al. 2015, section 5), Inception-v3's one.
+AUXILIARY_WEIGHTS = {1: 0.4, 2: 0.3}
 
 
 def logits_of(output: Any, num_classes: int) -> Tensor:
@@ -32,9 +33,11 @@ def logits_of(output: Any, num_classes: int) -> Tensor:
 
 
 def auxiliary_logits(output: Any, num_classes: int) -> list[Tensor]:
-    """The other heads' logits in a named tuple such as GoogLeNet's and Inception's in training: fields ``aux...`` that are ``[B,K]``."""
-    fields: dict[str, Any] = getattr(output, "_asdict", dict)()
-    return [v for k, v in fields.items() if k.startswith("aux") and isinstance(v, Tensor) and v.shape[1:] == (num_classes,)]
+    """The other heads' logits that a network returns in training: fields or keys ``aux...`` that are ``[B,K]``, as GoogLeNet, Inception
+    and torchvision's dictionaries have them.
+    """
+    fields: Mapping[str, Any] = output if isinstance(output, Mapping) else getattr(output, "_asdict", dict)()
+    return [v for k, v in fields.items() if str(k).startswith("aux") and isinstance(v, Tensor) and v.shape[1:] == (num_classes,)]
 
 
 def _find(output: Any, num_classes: int) -> Tensor | None:

@@ -32,6 +32,7 @@ from explainer.models.classifiers import build_classifier
 from explainer.models.masking import aggregate
 from explainer.models.occlusion import random_masks
 from explainer.models.preprocessing import differ, normalization, recorded
+from explainer.models.scores import AUXILIARY_WEIGHTS, auxiliary_logits, logits_of
 from explainer.models.transfer import body_names, calm_head, freeze, has_fresh_head, init_from, still
 from explainer.models.untrusted import portable, without_start
 from explainer.tasks.class_report import ClassReport
@@ -185,6 +186,10 @@ class ClassifyTask(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B,3,H,W]`` in [0,1] -> logits ``[B,K]``."""
+        return logits_of(self._outputs(images), self.hparams["num_classes"])
+
+    def _outputs(self, images: Tensor) -> Any:
+        """What the classifier itself returns: logits, or whatever :func:`~explainer.models.scores.logits_of` reads."""
         size = self.config.input_size
         if size is not None and images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
@@ -192,9 +197,15 @@ class ClassifyTask(pl.LightningModule):
 
     def _shared_step(self, batch: Batch, stage: str) -> Tensor:
         images, targets = self._occlude(self._mask_evidence(batch), batch) if stage == "fit" else (batch.images, batch.targets)
-        logits = self(images).float()
-        how = self.config.loss
-        loss = classifier_loss(logits, targets, self.task, self.class_weights, how.gamma, how.label_smoothing)
+        outputs, how, K = self._outputs(images), self.config.loss, self.hparams["num_classes"]
+        logits = logits_of(outputs, K).float()
+
+        def loss_of(scores: Tensor) -> Tensor:
+            return classifier_loss(scores, targets, self.task, self.class_weights, how.gamma, how.label_smoothing)
+
+        loss = loss_of(logits)
+        if stage == "fit" and (others := auxiliary_logits(outputs, K)):
+            loss = loss + AUXILIARY_WEIGHTS.get(len(others), 0.3) * sum(loss_of(other.float()) for other in others)
         if stage == "fit" and not torch.isfinite(loss):
             raise NumericalError(
                 f"the classification loss is {float(loss.detach())}. Images of the batch: {', '.join(batch.ids)}. Lower the learning rate."

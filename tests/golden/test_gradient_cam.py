@@ -94,7 +94,7 @@ def test_torchray_grad_cam(name: str, dtype: torch.dtype) -> None:
         ("captum_InputXGradient_1", "input_x_gradient", {}),
         ("captum_GuidedBackprop_2", "guided_backprop", {"convention": "captum"}),
         ("captum_Deconvolution_3", "deconvnet", {}),
-        ("captum_GuidedGradCam_18", "guided_grad_cam", {"layer": "7"}),
+        ("captum_GuidedGradCam_18", "guided_grad_cam", {"layer": "7", "reduction": "sum"}),
         ("captum_IntegratedGradients_5", "integrated_gradients", {}),
         ("captum_IntegratedGradients_5", "integrated_gradients", {"batch_size": 7}),
         ("captum_IntegratedGradients_20", "integrated_gradients", {}),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from explainer.attribution import check_class_index, check_images
 from explainer.baselines.kernels.base import LayerBaseline
-from explainer.baselines.kernels.features import feature_gradients, forward_features
+from explainer.baselines.kernels.features import FeatureMap, feature_gradients, forward_features
 from explainer.baselines.kernels.hooks import find_layer, untouched
 from explainer.baselines.kernels.maps import Interpolation, min_max, resize_map
 from explainer.errors import ConfigError
@@ -115,11 +115,20 @@ class CamBaseline(LayerBaseline):
 
 
 class GradientCamBaseline(CamBaseline):
-    """A :class:`CamBaseline` whose map is a function of the feature maps and the class score's gradients there."""
+    """A :class:`CamBaseline` whose map is a function of the feature maps and the gradients of the class's :meth:`score` there."""
 
     @abc.abstractmethod
     def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
         """``A`` and ``G = d s_k / d A``, each ``[B,C,h,w]`` -> the class's map ``[B,h,w]``, before relu."""
+
+    def score(self, logits: Tensor, class_index: Tensor) -> Tensor:
+        """What is differentiated, ``[B]``: the logit of each image's class."""
+        return logits.gather(1, class_index[:, None])[:, 0]
+
+    def slopes(self, logits: Tensor, class_index: Tensor, features: Sequence[FeatureMap], retain_graph: bool = False) -> list[Tensor]:
+        """Gradients of :meth:`score` at the feature maps, ``[B,C,h,w]`` each."""
+        scores = self.score(logits, class_index)[:, None]
+        return feature_gradients(scores, torch.zeros_like(class_index), features, retain_graph)
 
     def class_maps(self, images: Tensor, classes: Sequence[Tensor]) -> list[list[Tensor]]:
         """See :meth:`CamBaseline.class_maps`; one backward pass from the layer per entry."""
@@ -127,6 +136,6 @@ class GradientCamBaseline(CamBaseline):
             logits, features = forward_features(self.explanandum, self.layers(images), images, self.known)
             result = []
             for n, index in enumerate(classes):
-                gradients = feature_gradients(logits, index, features, retain_graph=n + 1 < len(classes))
+                gradients = self.slopes(logits, index, features, retain_graph=n + 1 < len(classes))
                 result.append([self.weigh(a.values, g) for a, g in zip(features, gradients, strict=True)])
         return result

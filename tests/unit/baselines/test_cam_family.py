@@ -168,7 +168,7 @@ def test_norm_grad_is_the_norm_of_each_locations_weight_gradient(kernel_size: in
             (slope,) = torch.autograd.grad(net[4:](out)[0, k], weight)
             rows.append(slope.norm())
     expected = torch.stack(rows).view(1, 3, 3)
-    got = build("norm_grad", model, layer="3", kernel_size=kernel_size).layer_maps(images, k)[0]
+    got = build("norm_grad", model, layer="3", kernel_size=kernel_size, mode="code").layer_maps(images, k)[0]
     torch.testing.assert_close(got, expected.detach())
 
 
@@ -183,8 +183,52 @@ def test_norm_grad_contributions_by_hand() -> None:
         "selective": [(9 + 256) ** 0.5, 0.0],
     }
     for contribution, row in expected.items():
-        got = build("norm_grad", model, layer="read", contribution=contribution)(images, 0)
+        got = build("norm_grad", model, layer="read", contribution=contribution, mode="code")(images, 0)
         torch.testing.assert_close(got[0, 0], torch.tensor(row, dtype=torch.float64), msg=contribution)
+
+
+class TwoScores(nn.Module):
+    """Logits a.x + ln 3 and b.x - 7 of the first channel, which has two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.read(x[:, :2])[:, 0].flatten(1)
+        return torch.stack([x @ x.new_tensor([2.0, 1.0]) + torch.log(x.new_tensor(3.0)), x @ x.new_tensor([-1.0, 5.0]) - 7], dim=1)
+
+
+def test_norm_grad_of_the_loss_by_hand() -> None:
+    model = Explanandum(TwoScores(), 2, task="multiclass", mean=0.0, std=1.0)
+    images = torch.tensor([[[[1.0, 3.0]], [[0.0, 0.0]], [[0.0, 0.0]]]]).double()  # a.x = 5, b.x - 7 = 7: p_0 = 3 / (3 + e^2)
+    p = 3 / (3 + torch.e**2)
+    # slopes of the loss of class 0: (1 - p)(b - a) = (1 - p)(-3, 4); of class 1: p (a - b)
+    for k, factor in ((0, 1 - p), (1, p)):
+        got = build("norm_grad", model, layer="read")(images, k)
+        torch.testing.assert_close(got[0, 0], factor * torch.tensor([3 * 1.0, 4 * 3.0]).double())
+    selective = build("norm_grad", model, layer="read", contribution="selective")(images, 0)
+    torch.testing.assert_close(selective[0, 0], (1 - p) * torch.tensor([3.0, 0.0]).double())  # the second place speaks for class 1
+    several = Explanandum(TwoScores(), 2, mean=0.0, std=1.0)  # multi-label: sigmoid of the class's own logit, 7 for class 1
+    got = build("norm_grad", several, layer="read")(images, 1)
+    torch.testing.assert_close(got[0, 0], torch.tensor(-7.0).double().sigmoid() * torch.tensor([1 * 1.0, 5 * 3.0]).double())
+    code = build("norm_grad", model, layer="read", mode="code")(images, 0)
+    torch.testing.assert_close(code[0, 0], torch.tensor([2.0, 3.0]).double())
+
+
+def test_norm_grad_of_a_sure_classifier_is_not_lost() -> None:
+    """In float32 the softmax rounds to 1 at a margin of 40; the loss's slopes, e^-40 times the difference, do not."""
+    model = Explanandum(TwoScores(), 2, task="multiclass", mean=0.0, std=1.0)
+    images = torch.tensor([[[[9.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]]])
+    logits = model(images)[0]
+    assert logits.softmax(0)[0] == 1
+    got = build("norm_grad", model, layer="read")(images, 0)
+    torch.testing.assert_close(got[0, 0, 0], (logits[1] - logits[0]).exp() * 27, rtol=1e-4, atol=0)
+
+
+def test_norm_grad_mode_is_checked() -> None:
+    with pytest.raises(ConfigError, match=r"mode must be paper .* or code .*'logit'"):
+        build("norm_grad", Explanandum(deep_net(), 3), mode="logit")
 
 
 def test_norm_grad_combines_layers() -> None:

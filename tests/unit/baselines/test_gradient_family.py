@@ -253,6 +253,43 @@ def test_deeplift_max_pool_by_hand() -> None:
     assert build("deeplift_shap", model, baselines=image)(reference, 0).tolist() == [[[0.0, 0.0], [0.0, 3.0]]]
 
 
+class TokenMixer(nn.Module):
+    """Patches, a linear layer over their places and not their channels, the mean, a head without bias: piecewise linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mix, self.head = nn.Conv2d(3, 7, 4, 4), nn.Linear(16, 16), nn.Linear(7, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.mix(self.patches(x).flatten(2))).mean(2))
+
+
+class NormInFront(nn.LayerNorm):
+    """torchvision's and timm's LayerNorm2d: over the channels of ``[B,C,h,w]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_full_grad_of_a_layer_norm_with_channels_first() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 5, 2, 2), NormInFront(5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3, bias=False)).double()
+    net[1].bias.data.normal_()
+    _, (_, at_norm) = build("full_grad", Explanandum(net, 3, mean=0.4, std=0.3)).terms(torch.rand(1, 3, 8, 8).double(), torch.tensor([2]))
+    torch.testing.assert_close(at_norm, (net[1].bias * net[4].weight[2]).view(1, 5, 1, 1).expand(1, 5, 4, 4) / 16)
+
+
+def test_full_grad_of_a_layer_that_mixes_places() -> None:
+    """Its biases belong to places: what the terms sum to is the logit."""
+    torch.manual_seed(0)
+    model = Explanandum(TokenMixer().double(), 3, mean=0.4, std=0.3)
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    at_input, at_biases = build("full_grad", model).terms(images, torch.tensor([0, 2]))
+    assert [tuple(t.shape) for t in at_biases] == [(2, 7, 4, 4), (2, 7, 4, 4)]
+    total = at_input.sum((1, 2, 3)) + sum(t.sum((1, 2, 3)) for t in at_biases)
+    torch.testing.assert_close(total, model(images)[[0, 1], [0, 2]])
+
+
 def test_full_grad_terms_are_complete_and_the_map_by_hand() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 3), nn.ReLU(),
