@@ -6,10 +6,17 @@ that ``name`` (or ``network``, ``arch``) chooses and are checked against its sig
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
 
 from explainer.vocabulary import FillKind
+
+
+def without_paths(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that do not name files and folders: those mean nothing on another machine and may be private."""
+    return {key: value for key, value in options.items() if not (isinstance(value, str | PurePath) and {"/", "\\"} & set(str(value)))}
 
 
 @dataclass
@@ -322,14 +329,16 @@ class LoggingConfig:
     """Where curves and pictures go. CSV and PNG are always written into the run folder.
 
     Attributes:
-        wandb: auto (online if logged in, else offline), online, offline or off.
+        wandb: auto (online if you are logged in, else off), online, offline or off.
         project: wandb project.
+        tensorboard: also write the curves for TensorBoard, into the run folder (extra: tensorboard).
         images: number of fixed validation images whose masks are drawn.
         images_every_n_epochs: how often.
     """
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     project: str = "explainer"
+    tensorboard: bool = False
     images: int = 6
     images_every_n_epochs: int = 5
 

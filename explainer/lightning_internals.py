@@ -109,6 +109,12 @@ def validate_at_the_end(trainer: Any) -> None:
     loop._should_check_val_fx = lambda fetcher: by_interval(fetcher) or (trainer.enable_validation and training_ends(trainer))
 
 
+def without_old_settings(wandb_logger: Any) -> Any:
+    """Lightning's WandbLogger without the setting that it passes unasked and wandb warns of."""
+    wandb_logger._wandb_init.pop("anonymous", None)
+    return wandb_logger
+
+
 def brings_own_sampler(trainer: Any) -> bool:
     """Whether Lightning will replace the loaders' samplers by its own distributed one."""
     return bool(getattr(getattr(trainer, "_accelerator_connector", None), "use_distributed_sampler", False))

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 
 import explainer
 from explainer import plugins
-from explainer.config import ClassifierConfig, ClassifierLossConfig, DataConfig, ExplainerConfig, RunConfig
+from explainer.config import ClassifierConfig, ClassifierLossConfig, DataConfig, ExplainerConfig, RunConfig, without_paths
 from explainer.data.datamodule import DataModule
 from explainer.data.files import ImageFileDataset
 from explainer.errors import CheckpointError, ConfigError
@@ -28,6 +28,7 @@ from explainer.models.encoders import AUTO, encoder_for, init_encoder
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.preprocessing import differ
+from explainer.models.untrusted import without_files
 
 # What decides numbers is the same list for a training and an evaluation.
 from explainer.provenance import versions as general_versions
@@ -176,7 +177,11 @@ def build_task(config: RunConfig, data: DataModule, fitting: bool = True, networ
     if taught is not None and len(taught) == len(data.dataset("train")):
         taught = None  # all of them: the epoch's own order, as without teachers
     mean, std = parts.explanandum.normalization
-    provenance = {"classifier": asdict(replace(config.classifier, mean=mean, std=std)), "data": asdict(config.data), "versions": versions()}
+    provenance = {
+        "classifier": without_files(replace(config.classifier, mean=mean, std=std), shared=config.explainer.encoder == "shared"),
+        "data": {key: without_paths(value) if isinstance(value, dict) else value for key, value in asdict(config.data).items()},
+        "versions": versions(),
+    }
     task: ClassifyTask | ExplainTask = ExplainTask(
         parts.explainer,
         parts.explanandum,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import asdict
@@ -16,7 +17,9 @@ from explainer.evaluation.config import EvaluateConfig
 from explainer.evaluation.results import Row, write_rows
 from explainer.evaluation.runner import Outcome, Runner
 from explainer.files import write_text
+from explainer.locks import claimed
 from explainer.provenance import provenance
+from explainer.tasks.stopping import restarted
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +37,10 @@ def run(config: EvaluateConfig, resolved: str | None = None) -> int:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     start = time.monotonic()
-    with assembly.process_group() as (rank, world):
+    with contextlib.ExitStack() as held, assembly.process_group() as (rank, world):
         runner = assembly.build_runner(config, rank, world)
+        if rank == 0:
+            held.enter_context(claimed(config.out, "evaluate", restarted()))
         if rank == 0 and resolved is not None:
             write_text(Path(config.out) / "config.yaml", resolved)
         try:

@@ -14,6 +14,7 @@ from explainer.commands.terminal import Bar, print_table
 from explainer.errors import ConfigError
 from explainer.inference.classifier import open_classifier, prediction_threshold, require_same_classifier
 from explainer.inference.outputs import writable_folder
+from explainer.locks import claimed
 from explainer.vocabulary import SEARCHES, RefineMethod
 
 
@@ -89,7 +90,7 @@ def run(_parser: Parser, args: Namespace) -> int:
     threshold = prediction_threshold(args.threshold, runtime.description)
     options = ExplainOptions(args.classes, args.batch_size, args.size, threshold, args.on_error, args.area, args.top)
     treatment = treatment_of(args, explanandum, runtime.description, threshold)
-    with Bar("explaining", args.quiet) as progress:
+    with claimed(args.out, "explain"), Bar("explaining", args.quiet) as progress:
         found = explain(args.images, runtime, args.out, options, explanandum, progress, treatment)
     apart = sum(not fact.get("covered", True) for row in found["images"] for fact in row.get("treatment", {}).values())
     if apart:

@@ -17,6 +17,7 @@ from explainer.commands.terminal import print_table
 from explainer.errors import ConfigError
 from explainer.inference.classifier import open_classifier
 from explainer.inference.outputs import writable_folder
+from explainer.locks import claimed
 
 _EXAMPLES = 4  # pictures in the model card
 
@@ -85,13 +86,14 @@ def run(_parser: Parser, args: Namespace) -> int:
     if args.calibration is not None:
         calibration = read_calibration(args.calibration, args.size or (side, side), args.calibration_images, geometry)
     metrics = _metrics(args.metrics, Path(args.model))
-    for name in dict.fromkeys(args.format):
-        path, report = export(
-            net, name, args.out, size=args.size, dynamic_size=args.dynamic_size, precision=args.precision, fused=args.fused,
-            explanandum=explanandum, threshold=args.threshold, calibration=calibration, tolerance=args.tolerance,
-            allow_drift=args.allow_drift, metrics=metrics, licence=args.licence, examples=examples,
-        )  # fmt: skip
-        print_table(f"{path}", ["quantity", "value"], [list(row) for row in report.rows()])
+    with claimed(args.out, "export"):
+        for name in dict.fromkeys(args.format):
+            path, report = export(
+                net, name, args.out, size=args.size, dynamic_size=args.dynamic_size, precision=args.precision, fused=args.fused,
+                explanandum=explanandum, threshold=args.threshold, calibration=calibration, tolerance=args.tolerance,
+                allow_drift=args.allow_drift, metrics=metrics, licence=args.licence, examples=examples,
+            )  # fmt: skip
+            print_table(f"{path}", ["quantity", "value"], [list(row) for row in report.rows()])
     return 0
 
 

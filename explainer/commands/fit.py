@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from explainer.data.datamodule import DataModule
 from explainer.errors import ConfigError, ExplainerError
 from explainer.files import write_text
 from explainer.lightning_internals import quiet_lightning
+from explainer.locks import claimed, first_process
 from explainer.provenance import hardware
 from explainer.tasks.callbacks import MaskPictures
 from explainer.tasks.classify import ClassifyTask
@@ -39,7 +41,7 @@ from explainer.tasks.run_folder import (
 )
 from explainer.tasks.run_identity import Earlier, RecordRun, facts, images_per_step, settings
 from explainer.tasks.saving import BEST, LAST
-from explainer.tasks.stopping import GracefulStop
+from explainer.tasks.stopping import GracefulStop, restarted
 from explainer.tasks.trainer import (
     build_trainer,
     compile_networks,
@@ -82,6 +84,14 @@ def fit(request: FitRequest) -> int:
     Raises:
         ExplainerError: something in the request cannot work; nothing has been trained then.
     """
+    check_run_dir(request.folder)
+    # One process of a job speaks for all of them.
+    claim = claimed(request.folder, "fit", restarted()) if first_process() else contextlib.nullcontext()
+    with claim:
+        return _fit(request)
+
+
+def _fit(request: FitRequest) -> int:
     config = request.config
     quiet_lightning()
     earlier = _run_to_resume(request)
@@ -126,7 +136,6 @@ def _run_to_resume(request: FitRequest) -> Earlier | None:
     """The run that training goes on with, once the folder may be used and the configuration is that run's."""
     if request.ckpt_path is None and not request.overwrite:
         check_unused(request.folder)
-    check_run_dir(request.folder)
     checkpoint = resolve_checkpoint(request.ckpt_path, request.folder, fitting=True)
     if checkpoint is None:
         return None

@@ -217,7 +217,7 @@ def add_run_options(parser: Parser, fit: bool) -> None:
         "The usual ones: --config, --run_dir, --seed, --ckpt_path, --data.name, --data.options, --data.batch_size, "
         "--classifier.checkpoint, --optimizer.lr, --trainer.max_epochs, --logging.wandb."
     )
-    text = "checkpoint: last, best, auto (last if there is one) or a path (fit: resume from it)"
+    text = "checkpoint: last, previous (the one before last), best, auto (last if there is one) or a path (fit: resume from it)"
     parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
     if fit:
         parser.add_argument("--overwrite", type=bool, default=False, help="replace the run that run_dir holds")

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from explainer.config import without_paths
 from explainer.errors import CheckpointError, ConfigError
 
 _KEYS = ("arch", "options", "num_classes", "task", "class_names", "mean", "std", "input_size")
@@ -69,7 +70,7 @@ def described(values: Any) -> dict[str, Any] | None:
     kind, colon, rest = values["arch"].partition(":")
     arch = f"onnx:{Path(rest).name}" if kind == "onnx" and colon else values["arch"]
     options = values.get("options")
-    kept = {k: v for k, v in options.items() if not (isinstance(v, str) and {"/", "\\"} & set(v))} if isinstance(options, dict) else {}
+    kept = without_paths(options) if isinstance(options, dict) else {}
     return {"arch": arch, "options": kept, **{key: values.get(key) for key in ("mean", "std", "input_size")}}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import explainer
+from explainer.config import without_paths
 from explainer.geometry import GEOMETRIES
 from explainer.inference.classifier import described
 from explainer.inference.formats import DESCRIPTION, ExportOptions, fingerprint
@@ -66,4 +67,4 @@ def _section(data: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _data(data: dict[str, Any]) -> dict[str, Any]:
     options = _section(data, "options")
-    return {"name": data.get("name"), **{k: v for k, v in options.items() if not isinstance(v, str) or not {"/", "\\"} & set(v)}}
+    return {"name": data.get("name"), **without_paths(options)}

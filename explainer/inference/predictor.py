@@ -28,7 +28,7 @@ class Predictor:
     """Class masks of images, from a ``.onnx`` file that ``explainer export`` wrote.
 
     Args:
-        path: the file.
+        path: the file, or the export folder that holds it.
         threads: of one call; None lets onnxruntime choose.
         providers: of onnxruntime, default the CPU's.
 
@@ -48,8 +48,7 @@ class Predictor:
             import onnxruntime
         except ImportError as error:
             raise ConfigError(f"onnxruntime is not installed ({error}). pip install onnxruntime") from error
-        if not Path(path).is_file():
-            raise CheckpointError(f"{path} does not exist. Write it with `explainer export MODEL --format onnx --out FOLDER`.")
+        path = _model_file(Path(path))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
@@ -106,6 +105,18 @@ class Predictor:
         if "merged" in result:
             result["merged"] = _in_picture(result["merged"], place)
         return result
+
+
+def _model_file(path: Path) -> Path:
+    """The file itself, or the one that an export folder holds."""
+    found = [path] if path.is_file() else sorted(path.glob("*.onnx"))
+    named = [p for p in found if p.name == "model.onnx"] or found
+    if len(named) == 1:
+        return named[0]
+    if path.is_dir():
+        listing = ", ".join(p.name for p in found) or "none"
+        raise CheckpointError(f"{path} holds {len(found)} .onnx files ({listing}), expected model.onnx or exactly one. Give the file.")
+    raise CheckpointError(f"{path} does not exist. Write it with `explainer export MODEL --format onnx --out FOLDER`.")
 
 
 def _placed(picture: Image.Image, place: Placement) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from explainer.models.preprocessing import differ, normalization, recorded
 from explainer.models.untrusted import classifier_options
 
 log = logging.getLogger(__name__)
+_intact: set[tuple[str, int, int, int]] = set()  # (path, size, time, inode) of files whose checksums are right
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -51,9 +53,35 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} is damaged or of another format ({_first_line(error)}). Copy it again, or use an older one."
         ) from error
+    _check_sums(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary of tensors (a state_dict).")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Compare every part of a torch file with the checksum that it was written with, once a process and file.
+
+    torch reads a file with a flipped bit as if nothing were wrong: a weight, or a moment of the optimiser, is another number then.
+    """
+    status = path.stat()
+    known = (str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ino)
+    if known in _intact or not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch compresses nothing; what does unpacks to any size and is not read here.
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            wrong = archive.testzip() if stored else None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        wrong = _first_line(error)
+    if wrong is not None:
+        beside = " Of a run that is resumed, the one before it: --ckpt_path previous." if path.name == "last.ckpt" else ""
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: {wrong} has not the checksum it was written with (bits have changed on the disk or in a copy). "
+            f"Copy it again, or use an older one.{beside}"
+        )
+    _intact.add(known)
 
 
 def _refused(error: Exception) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
+from explainer.config import ClassifierConfig
 from explainer.errors import CheckpointError
 from explainer.models.classifiers import BUILDERS
 
@@ -48,8 +50,26 @@ def portable(arch: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def self_contained(options: dict[str, Any]) -> dict[str, Any]:
-    """The options without trained starts and without files or addresses that a library was told to read."""
-    return without_weights({key: value for key, value in options.items() if key not in _SOURCES})
+    """The options without trained starts and, at any depth, without files or addresses that a library was told to read."""
+
+    def kept(value: Any) -> Any:
+        return {k: kept(v) for k, v in value.items() if k not in _SOURCES} if isinstance(value, dict) else value
+
+    return without_weights(kept(options))
+
+
+def without_files(config: ClassifierConfig, shared: bool = False) -> dict[str, Any]:
+    """The ``classifier`` section as a checkpoint keeps it: without the files and the options that only a training's beginning needs.
+
+    Args:
+        config: the section.
+        shared: the checkpoint is of a decoder on this classifier's features, which is found again by its file, or by the stock weights
+            that its options name.
+    """
+    options = dict(config.options) if shared and config.checkpoint is None else portable(config.arch, config.options)
+    section = {**asdict(config), "options": options, "checkpoint": config.checkpoint if shared else None}
+    section["mask_augmentation"]["checkpoint"] = section["init_from"] = section["train_with"] = None
+    return section
 
 
 def classifier_options(

@@ -34,7 +34,7 @@ from explainer.models.occlusion import random_masks
 from explainer.models.preprocessing import differ, normalization, recorded
 from explainer.models.scores import AUXILIARY_WEIGHTS, auxiliary_logits, logits_of
 from explainer.models.transfer import body_names, calm_head, freeze, has_fresh_head, init_from, still
-from explainer.models.untrusted import portable, without_start
+from explainer.models.untrusted import without_files, without_start
 from explainer.tasks.class_report import ClassReport
 from explainer.tasks.draws import Draws
 from explainer.tasks.optim import configure
@@ -103,7 +103,7 @@ class ClassifyTask(pl.LightningModule):
         self.save_hyperparameters(
             {
                 "kind": "classifier",
-                "classifier": {**asdict(config), "options": portable(config.arch, config.options)},
+                "classifier": without_files(config),
                 "num_classes": num_classes,
                 "task": task,
                 "class_names": list(class_names),

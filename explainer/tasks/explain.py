@@ -23,6 +23,7 @@ from explainer.models.explanandum import Explanandum
 from explainer.models.masking import aggregate
 from explainer.models.networks import encoder_of
 from explainer.models.token_masking import forward_masked
+from explainer.models.untrusted import self_contained
 from explainer.tasks.class_sample import of_classes, sample_classes
 from explainer.tasks.draws import Draws
 from explainer.tasks.optim import configure
@@ -74,9 +75,10 @@ class ExplainTask(pl.LightningModule):
         self.seed = seed
         self.fingerprint = explanandum.fingerprint()
         self.register_buffer("no_region", _members(explainer.class_names, no_region), persistent=False)
+        network = {**explainer.config, "options": self_contained(explainer.config["options"])}
         # task, fill and area_temperature: whoever shows or refines these masks later has to read scores, remove pixels and cut areas as
         # training did.
-        saved: dict[str, Any] = {"kind": "explainer", "explainer": explainer.config, "fingerprint": self.fingerprint, "losses": losses}
+        saved: dict[str, Any] = {"kind": "explainer", "explainer": network, "fingerprint": self.fingerprint, "losses": losses}
         saved |= {"task": explanandum.task, "fill": self.masking.fill, "area_temperature": self.masking.area_temperature}
         saved["no_region"] = list(no_region)
         saved["optimizer"] = asdict(self.optimizer_config)

@@ -1,29 +1,49 @@
-"""Where a run's curves go: always a CSV file, and wandb where the user has it."""
+"""Where a run's curves go: always a CSV file; wandb and TensorBoard for those who use them."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 from explainer.config import RunConfig
+from explainer.errors import ConfigError
+from explainer.lightning_internals import without_old_settings
 from explainer.tasks.csv_log import AppendingCSVLogger
 
 log = logging.getLogger(__name__)
 
 
 def loggers(config: RunConfig) -> list[Any]:
-    """CSV always; wandb online only for a user who is logged in, else offline, never in the way of training."""
+    """CSV always; wandb for a user who asks for it or is logged in, never in the way of training; TensorBoard where it is asked for.
+
+    Raises:
+        ConfigError: TensorBoard is asked for and not installed.
+    """
     folder = Path(config.run_dir)
     found: list[Any] = [AppendingCSVLogger(folder)]
+    if config.logging.tensorboard:
+        found.append(_tensorboard(folder))
     mode = config.logging.wandb
-    if mode != "off" and os.environ.get("WANDB_MODE") != "disabled":
-        online = mode == "online" or (mode == "auto" and _wandb_key())
-        logger = _wandb(config, folder, offline=not online)
+    said = os.environ.get("WANDB_MODE")
+    if mode == "auto":
+        mode = said if said in ("online", "offline") else "online" if _wandb_key() else "off"  # type: ignore[assignment]
+    if mode != "off" and said != "disabled":
+        logger = _wandb(config, folder, offline=mode == "offline")
         if logger is not None:
             found.append(logger)
     return found
+
+
+def _tensorboard(folder: Path) -> Any:
+    if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise ConfigError("logging.tensorboard is true and TensorBoard is not installed: pip install 'explainer-net[tensorboard]'.")
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(str(folder), name="tensorboard", version="")
 
 
 def _wandb_key() -> bool:
@@ -44,11 +64,13 @@ def _wandb(config: RunConfig, folder: Path, offline: bool) -> Any:
     try:
         import wandb
 
-        logger = WandbLogger(
-            name=folder.name, project=config.logging.project, save_dir=str(folder), offline=offline,
-            settings=wandb.Settings(init_timeout=15, silent=True),
-        )  # fmt: skip
-        _ = logger.experiment
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            logger = WandbLogger(
+                name=folder.name, project=config.logging.project, save_dir=str(folder), offline=offline,
+                settings=wandb.Settings(init_timeout=15, silent=True),
+            )  # fmt: skip
+            _ = without_old_settings(logger).experiment
         return logger
     except Exception as error:
         if offline:

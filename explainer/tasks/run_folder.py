@@ -25,7 +25,8 @@ def resolve_checkpoint(ckpt_path: str | None, folder: Path, fitting: bool = Fals
     """The file that ``--ckpt_path`` means.
 
     Args:
-        ckpt_path: ``last`` or ``best`` of the run folder, ``auto`` (``last`` if there is one), a path, or None. A fit that SLURM or
+        ckpt_path: ``last``, ``previous`` (what ``last`` was before) or ``best`` of the run folder, ``auto`` (``last`` if there is one), a
+            path, or None. A fit that SLURM or
             torchrun has restarted takes None for ``auto``, and goes on from ``last`` where it began from another: its command is that of
             the first start, and does not know of what was done since.
         folder: the run's.
@@ -43,7 +44,8 @@ def resolve_checkpoint(ckpt_path: str | None, folder: Path, fitting: bool = Fals
         log.warning("resuming from %s", last) if ckpt_path else log.warning("no checkpoint in %s yet: starting anew", last.parent)
     if ckpt_path is None:
         return None
-    path = folder / "checkpoints" / f"{ckpt_path}.ckpt" if ckpt_path in ("last", "best") else Path(ckpt_path)
+    named = {"last": LAST, "previous": PREVIOUS, "best": BEST}.get(ckpt_path)
+    path = Path(ckpt_path) if named is None else folder / "checkpoints" / named
     try:
         read_weights(path)  # a damaged or unsafe file is answered in this project's words, before anything is set up
     except CheckpointError as error:
@@ -98,8 +100,10 @@ class EarlierRun(pl.Callback):
             return
         names = (BEST, LAST, PREVIOUS) if self.checkpoint is None else (LAST, PREVIOUS)
         paths = [self.folder / name for name in names if (self.folder / name).is_file()]
-        if self.checkpoint is not None and any(path.samefile(self.checkpoint) for path in paths):
-            return
+        if self.checkpoint is not None:
+            # From last nothing is moved; from the one before it last is, which the next save would put in its place.
+            itself = [path.samefile(self.checkpoint) for path in paths]
+            paths = paths[: itself.index(True)] if True in itself else paths
         for path in paths:
             path.unlink() if self.checkpoint is None else path.replace(path.with_name(f"replaced-{path.name}"))
         for path in (self.run / "images").glob("epoch_*.png") if self.checkpoint is None else ():

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
-from explainer.config import RunConfig
+from explainer.config import RunConfig, without_paths
 from explainer.errors import ConfigError
 from explainer.models.checkpoints import read_weights, require_classes
 from explainer.models.untrusted import portable, self_contained
@@ -123,6 +123,7 @@ RULES: dict[str, Rule] = {
     "trainer.extra": "say",
     "logging.wandb": "free",
     "logging.project": "free",
+    "logging.tensorboard": "free",
     "logging.images": "free",
     "logging.images_every_n_epochs": "free",
     "evaluate_with": "free",
@@ -151,9 +152,9 @@ def settings(config: RunConfig) -> dict[str, Any]:
     Paths are left out, as what they lead to is compared, and so are options that only say which weights training starts from.
     """
     values = {key: value for key, value in flat(asdict(config)) if RULES[key] != "free" and key not in RESOLVED}
-    values["teachers.options"] = [_without_paths(t.options) for t in config.teachers]
+    values["teachers.options"] = [without_paths(t.options) for t in config.teachers]
     for key in ("data.options", "data.train_options", "data.eval_options"):
-        values[key] = _without_paths(values[key])
+        values[key] = without_paths(values[key])
     kind, colon, rest = config.classifier.arch.partition(":")
     values["classifier.arch"] = f"onnx:{Path(rest).name}" if kind == "onnx" and colon else config.classifier.arch
     return _plain({key: value for key, value in values.items() if not key.startswith(UNUSED[config.task])})
@@ -173,7 +174,7 @@ def facts(config: RunConfig, task: Any, data: Any) -> dict[str, Any]:
         "labels": data.task,
         "image_size": data.size,
         "images": data.fingerprints(),
-        "classifier.options": _without_paths(portable(c.arch, c.options)),
+        "classifier.options": without_paths(portable(c.arch, c.options)),
     }
     # A resumed classifier takes over its checkpoint's where none is configured.
     mean, std = (c.mean, c.std) if network is None else task.explanandum.normalization
@@ -181,7 +182,7 @@ def facts(config: RunConfig, task: Any, data: Any) -> dict[str, Any]:
         if numbers is not None:
             values[name] = [round(float(v), 7) for v in numbers]
     if network is not None:
-        values["explainer.options"] = _without_paths(self_contained(network.config["options"]))
+        values["explainer.options"] = without_paths(self_contained(network.config["options"]))
     return _plain(values)
 
 
@@ -324,10 +325,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """As a checkpoint gives them back."""
     return json.loads(json.dumps(values, default=str))  # type: ignore[no-any-return]
-
-
-def _without_paths(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if not (isinstance(v, str | Path) and {"/", "\\"} & set(str(v)))}
 
 
 def _different(key: str, now: Any, before: Any) -> Iterator[tuple[str, Any, Any]]:

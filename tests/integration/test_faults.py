@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,42 @@ def test_kills_in_training_change_nothing(classifier, tmp_path):
 
 def test_two_kills_in_evaluation_change_nothing(classifier, tmp_path):
     evaluate_through(classifier, tmp_path, [("sync", 2), ("sync", 5)])
+
+
+def stopped(job):
+    """Whether the process was stopped by a signal and waits."""
+    return Path(f"/proc/{job.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_two_commands_in_one_folder(classifier, tmp_path):
+    """While one writes, the other is refused and changes nothing; what a killed one held is free."""
+    fit = [
+        *EXPLAINER,
+        "--classifier.checkpoint",
+        classifier,
+        "--trainer.max_epochs",
+        "2",
+        "--run_dir",
+        f"{tmp_path}/r",
+        "--ckpt_path",
+        "auto",
+    ]
+    evaluate = [*EVALUATE, "--classifier.checkpoint", classifier, "--out", f"{tmp_path}/results"]
+    for program, argv, strike in (("train", fit, ("step", 8)), ("evaluate", evaluate, ("sync", 2))):
+        holder = Job(argv, tmp_path, program=program, strike=(*strike, signal.SIGSTOP))
+        try:
+            holder.wait_for(lambda holder=holder: stopped(holder))
+            folder = tmp_path / {"train": "r", "evaluate": "results"}[program]
+            before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+            second = Job([*argv, *(["--overwrite", "true"] if program == "train" else [])], tmp_path / "second", program=program)
+            assert second.wait() == 2, second.text
+            assert f"of process {holder.process.pid} on" in second.text and "Traceback" not in second.text
+            assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+        finally:
+            holder.process.kill()
+            holder.process.join()
+        assert run(argv, tmp_path, program=program) == 0
+        assert not list(folder.rglob(".in-use*"))
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 import errno
 import os
 import pickle
+import shutil
 import signal
 import stat
 import time
+import zipfile
 
 import pytest
 import torch
@@ -221,6 +223,40 @@ def test_which_checkpoint(tmp_path, monkeypatch):
     (folder / "last-previous.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError):
         resolve_checkpoint("last", tmp_path)
+
+
+def flip_a_bit(path, part):
+    """Of the entry of a torch file that holds exactly these bytes."""
+    with zipfile.ZipFile(path) as archive:
+        wanted = [e for e in archive.infolist() if archive.read(e) == part]
+        header = path.read_bytes()[wanted[0].header_offset :][:30]
+    start = wanted[0].header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    content = bytearray(path.read_bytes())
+    content[start + 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_is_found_and_the_previous_checkpoint_goes_on(whole, tmp_path, capsys):
+    from explainer.cli import main as train
+
+    _, argv = whole
+    here = [*argv, "--run_dir", f"{tmp_path}/r"]
+    assert train([*here, "--trainer.max_epochs", "2"]) == 0
+    last = tmp_path / "r/checkpoints/last.ckpt"
+    state = torch.load(last, weights_only=True)["optimizer_states"][0]["state"]
+    moments = next(s["exp_avg"] for s in state.values() if s["exp_avg"].ndim == 1 and s["exp_avg"].any())
+    flip_a_bit(last, moments.numpy().tobytes())
+    torch.load(last, weights_only=True)  # torch itself finds nothing wrong
+    shutil.copy(last, tmp_path / "copy.ckpt")
+    for command, path in (("validate", str(last)), ("fit", f"{tmp_path}/copy.ckpt")):
+        assert train([command, *here[1:], "--ckpt_path", path]) == 2
+        error = capsys.readouterr().err
+        assert f"{path} is damaged" in error and "checksum" in error
+        assert ("--ckpt_path previous" in error) == (command == "validate")
+    assert train([*here, "--ckpt_path", "previous"]) == 0
+    assert_same_weights(whole[0], tmp_path / "r")
+    names = {p.name for p in last.parent.glob("*.ckpt")}
+    assert names == {"best.ckpt", "last.ckpt", "last-previous.ckpt", "replaced-last.ckpt"}, "the damaged one is set aside"
 
 
 class _Payload:

@@ -63,6 +63,19 @@ def test_fused_and_fixed_size(onnx_fused: tuple[Path, Any]) -> None:
     assert result["probabilities"].shape == result["areas"].shape == (3,)
 
 
+def test_a_folder_stands_for_its_model(onnx_fused: tuple[Path, Any], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds 0 \.onnx files \(none\), expected model\.onnx or exactly one"):
+        Predictor(tmp_path)
+    for name in ("other.onnx", "model.onnx", "third.onnx"):
+        (tmp_path / name).write_bytes(Path(onnx_fused[0]).read_bytes())
+        assert Predictor(tmp_path, threads=1).size == (32, 32)
+    (tmp_path / "model.onnx").unlink()
+    with pytest.raises(CheckpointError, match=r"holds 2 \.onnx files \(other\.onnx, third\.onnx\)"):
+        Predictor(tmp_path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        Predictor(tmp_path / "model.onnx")
+
+
 def test_transparency_rotation_and_grey(onnx_any: tuple[Path, Any], tmp_path: Path) -> None:
     predictor = Predictor(onnx_any[0])
     clear = Image.new("RGBA", (30, 20), (255, 0, 0, 0))
