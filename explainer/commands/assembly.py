@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +26,14 @@ from explainer.evaluation.manipulation import gradient_map
 from explainer.evaluation.protocol import parse_protocols
 from explainer.evaluation.runner import Runner, Settings
 from explainer.evaluation.scene import DifferentiableMap, Method, Scale
-from explainer.models.checkpoints import configured_explanandum
+from explainer.inference.describe import trained_geometry
+from explainer.models.checkpoints import configured_explanandum, require_classes
 from explainer.models.explainer import TrainedExplainer
 from explainer.models.explanandum import Explanandum
 from explainer.tasks.predicted import use_predicted_targets
 from explainer.tensors import state_digest
 
+log = logging.getLogger(__name__)
 N = TypeVar("N", bound=nn.Module)
 EXPLAINER, SELF_SUPERVISED = "explainer", "agf_self_supervised"
 #: Images among which agf_self_supervised looks for the nearest neighbour.
@@ -99,7 +102,7 @@ def build_method(
     scales = _SCALES[method.rescale or config.rescale]
     size = method.batch_size or config.batch_size
     if name == EXPLAINER:
-        return _trained(label, method, explanandum, scales, size, option)
+        return _trained(label, method, explanandum, data, config.split, scales, size, option)
     if method.checkpoint is not None:
         raise ConfigError(f"{option}: only a trained Explainer has a checkpoint; write name: {EXPLAINER}, or leave it out.")
     try:
@@ -115,7 +118,16 @@ def build_method(
     return Method(label, attributor, fingerprint, scales, size, attack, smooth, method.threshold)
 
 
-def _trained(label: str, method: MethodConfig, explanandum: Explanandum, scales: tuple[Scale, ...], size: int, option: str) -> Method:
+def _trained(
+    label: str,
+    method: MethodConfig,
+    explanandum: Explanandum,
+    data: DataModule,
+    split: str,
+    scales: tuple[Scale, ...],
+    size: int,
+    option: str,
+) -> Method:
     if method.checkpoint is None:
         raise ConfigError(f"{option}: name the trained Explainer with --{option}.checkpoint runs/<run>/checkpoints/best.ckpt.")
     if method.options:
@@ -135,6 +147,7 @@ def _trained(label: str, method: MethodConfig, explanandum: Explanandum, scales:
             f"{option}: {method.checkpoint} explains the classes {', '.join(net.class_names)}, "
             f"the classifier has {', '.join(explanandum.class_names)}."
         )
+    check_meaning(net, data, split, f"{option}: {method.checkpoint}")
     trained_for = net.metadata.get("fingerprint")
     if trained_for is not None and not method.allow_mismatch:
         explanandum.require_fingerprint(trained_for, f"{option}: {method.checkpoint}")
@@ -144,6 +157,22 @@ def _trained(label: str, method: MethodConfig, explanandum: Explanandum, scales:
         return net(images)[torch.arange(len(images), device=images.device), class_index]
 
     return Method(label, TrainedExplainer(net), fingerprint, scales, size, attack, threshold=method.threshold)
+
+
+def check_meaning(net: Any, data: DataModule, split: str, source: str) -> None:
+    """An Explainer against the images that it is measured on: classes and their order must be the same, another geometry is said.
+
+    The classifier's fingerprint does not tell: a plain state_dict takes its names from the data.
+
+    Raises:
+        ConfigError: other classes, or the same in another order.
+    """
+    require_classes(net.class_names, data.class_names, source)
+    trained, given = trained_geometry(net.metadata), getattr(data.dataset(split), "geometry", None)
+    if given is not None and isinstance(net.metadata.get("data"), dict) and given != trained:
+        log.warning(
+            "%s was trained on pictures of the geometry %s, data.options.geometry is %s: it sees other shapes.", source, trained, given
+        )
 
 
 def _differentiable(name: str, attributor: Any, explanandum: Explanandum) -> tuple[DifferentiableMap | None, bool]:

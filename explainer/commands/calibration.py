@@ -36,6 +36,7 @@ def run(config: CalibrateConfig) -> int:
     description = describe(net)
     if notice := require_same_classifier(explanandum, description, config.model):
         print(notice, file=sys.stderr)
+    assembly.check_meaning(net, data, config.split, f"model {config.model}")
     fill: FillKind = config.fill or judging_fill(net.metadata.get("fill"))
     number = len(data.dataset(config.split)) if config.limit is None else min(config.limit, len(data.dataset(config.split)))
     parts = [range(i, min(i + config.batch_size, number)) for i in range(0, number, config.batch_size)]

@@ -47,6 +47,21 @@ def test_refined_masks_are_written(runs, tmp_path, capsys):
     assert "--classifier" in capsys.readouterr().err
 
 
+def test_a_plain_state_dict_does_not_hide_another_order_of_classes(runs, tmp_path, capsys):
+    """Its fingerprint is the trained one's, and its names are the data's."""
+    _, classifier, model = runs
+    state = torch.load(classifier, weights_only=True)["state_dict"]
+    torch.save({k.removeprefix("classifier."): v for k, v in state.items()}, tmp_path / "plain.pt")
+    swapped = ["--data.options", "{size: 32, length: 24, class_names: [checks, stripes, dots, rings, grid, wedges]}"]
+    swapped += ["--classifier.checkpoint", f"{tmp_path}/plain.pt", "--classifier.options", "{widths: [8, 8]}"]
+    swapped += ["--classifier.mean", "[0.485, 0.456, 0.406]", "--classifier.std", "[0.229, 0.224, 0.225]"]
+    assert main(["calibrate", "--model", model, "--out", str(tmp_path / "s.json"), *swapped]) == 2
+    assert "was trained for the classes stripes, checks, dots" in (error := capsys.readouterr().err) and "(in another order)" in error
+    method = ["--methods", f"{{explainer: {{checkpoint: {model}}}}}", "--protocols", "[segmentation]", "--out", str(tmp_path / "r")]
+    assert main(["evaluate", *method, *swapped]) == 2
+    assert "explains the classes stripes, checks, dots" in capsys.readouterr().err
+
+
 def test_calibrate_then_withhold(runs, tmp_path, capsys):
     _, classifier, model = runs
     command = ["calibrate", "--model", model, "--out", str(tmp_path / "s.json"), "--classifier.checkpoint", classifier,
