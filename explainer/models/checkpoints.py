@@ -71,7 +71,10 @@ def _check_sums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             # torch compresses nothing; what does unpacks to any size and is not read here.
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            entries = archive.infolist()
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            if stored and sum(entry.file_size for entry in entries) > status.st_size:
+                raise ValueError("its parts are larger than the file")
             wrong = archive.testzip() if stored else None
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         wrong = _first_line(error)

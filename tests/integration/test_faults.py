@@ -1,10 +1,14 @@
 """SIGKILL at many moments of training and evaluation, then a resume, again and again: nothing is lost, nothing is done twice."""
 
+import functools
 import json
+import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -160,3 +164,90 @@ def test_kills_of_one_rank_change_nothing(classifier, tmp_path):
     assert run_group(argv, tmp_path) == [0, 0]
     # The survivor saves at once, and where that is behind an epoch's last step, the validation that it stood before is not made up for.
     assert_same_end(tmp_path / "whole", tmp_path / "cut", validations=False)
+
+
+# ---------------------------------------------------------------------- every command that works for long
+#: Deaths of each command. EXPLAINER_KILLS=20 makes 100 of the five.
+KILLS = int(os.environ.get("EXPLAINER_KILLS", "20"))
+
+
+@pytest.fixture(scope="module")
+def model(classifier, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    argv = [*EXPLAINER, "--classifier.checkpoint", classifier, "--trainer.max_epochs", "1", "--run_dir", f"{folder}/e"]
+    assert run(argv, folder) == 0
+    return f"{folder}/e/checkpoints/best.ckpt"
+
+
+def maps_in(folder):
+    """``{(image, class): stored values}`` of a map cache; the same pair from two processes must be the same map."""
+    found = {}
+    for path in folder.rglob("shard-*.npz"):
+        with np.load(path) as shard:
+            for i, pair in enumerate(zip(shard["ids"].tolist(), shard["classes"].tolist(), strict=True)):
+                values = tuple(shard[name][i].tobytes() for name in ("maps", "low", "scale"))
+                assert found.setdefault(pair, values) == values, pair
+    return found
+
+
+def files_in(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def weights_in(folder):
+    """An exported model, and the names of what lies beside it: the card and the drift report tell times."""
+    return {p.name: p.read_bytes() if p.name in ("model.safetensors", "config.json") else None for p in folder.iterdir()}
+
+
+def rows_in(folder):
+    return (folder / "results.jsonl").read_text().splitlines()
+
+
+COMMANDS = {
+    "evaluate": ([*EVALUATE, "--classifier.checkpoint", "<classifier>", "--out", "<out>"], 1, rows_in),
+    "maps": (
+        ["maps", *DATA[:2], "--batch_size", "3", "--method.name", "grad_cam", "--split", "train", "--cache.folder", "<out>",
+         "--device", "cpu", "--classifier.checkpoint", "<classifier>"],
+        2,
+        maps_in,
+    ),
+    "export": (["export", "<model>", "--format", "safetensors", "--size", "32", "--out", "<out>"], 1, weights_in),
+    "calibrate": (
+        ["calibrate", "--model", "<model>", *DATA[:2], "--classifier.checkpoint", "<classifier>", "--alpha", "0.5", "--predicted_from", "0",
+         "--out", "<out>/selector.json"],
+        1,
+        files_in,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6000)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_random_kills_leave_what_the_same_command_finishes(command, classifier, model, tmp_path):
+    """Killed at random, by syncs of the disk and by the clock; ``maps`` in two processes at once, each of which may die."""
+    words, together, result = COMMANDS[command]
+    program = "evaluate" if command == "evaluate" else "train"
+
+    def argv(out):
+        places = {"<classifier>": classifier, "<model>": model, "<out>": str(out)}
+        return [functools.reduce(lambda text, place: text.replace(*place), places.items(), word) for word in words]
+
+    assert run(argv(tmp_path / "whole"), tmp_path, program=program) == 0
+    expected = result(tmp_path / "whole")
+    chance, kills, out = random.Random(command), 0, tmp_path / "cut"
+    for _ in range(6 * KILLS):
+        if kills >= KILLS:
+            break
+        strikes = [(kind, chance.randint(1, {"sync": 8, "time": 150}[kind])) for kind in chance.choices(("sync", "time"), k=together)]
+        jobs = [Job(argv(out), tmp_path / str(i), program=program, strike=strike) for i, strike in enumerate(strikes)]
+        codes = [job.wait() for job in jobs]
+        assert set(codes) <= {0, -signal.SIGKILL}, (strikes, *(job.text for job in jobs))
+        kills += sum(code != 0 for code in codes)
+        if 0 in codes:  # finished in spite of all: begin anew
+            assert result(out) == expected, strikes
+            shutil.rmtree(out)
+    assert kills >= KILLS, "too few of the kills struck"
+    assert run(argv(out), tmp_path, program=program) == 0
+    assert result(out) == expected
+    assert not [p for p in out.rglob(".*") if p.name.endswith(".tmp")], "what the dead were writing is removed"
