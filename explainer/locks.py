@@ -7,7 +7,6 @@ be asked, gives a sign of life every half minute.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import os
 import tempfile
@@ -79,7 +78,7 @@ def first_process() -> bool:
 def _turn(folder: Path) -> Iterator[None]:
     """One process of this machine at a time reads and writes the file. The lock lies apart, so that nothing is left in the folder."""
     # The user's own: a file of someone else in a shared folder of temporary files may not be opened.
-    name = hashlib.sha256(f"{getpass.getuser()} {folder.absolute().resolve()}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{getattr(os, 'getuid', int)()} {folder.absolute().resolve()}".encode()).hexdigest()[:24]
     lock = FileLock(Path(tempfile.gettempdir()) / f"explainer-{name}.lock", timeout=20, mode=0o666)
     try:
         with lock:

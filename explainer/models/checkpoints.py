@@ -75,13 +75,14 @@ def _check_sums(path: Path) -> None:
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
             if stored and sum(entry.file_size for entry in entries) > status.st_size:
                 raise ValueError("its parts are larger than the file")
-            wrong = archive.testzip() if stored else None
+            entry = archive.testzip() if stored else None
+            wrong = None if entry is None else f"{entry} has not the checksum it was written with"
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         wrong = _first_line(error)
     if wrong is not None:
         beside = " Of a run that is resumed, the one before it: --ckpt_path previous." if path.name == "last.ckpt" else ""
         raise CheckpointError(
-            f"checkpoint {path} is damaged: {wrong} has not the checksum it was written with (bits have changed on the disk or in a copy). "
+            f"checkpoint {path} is damaged: {wrong} (bits have changed on the disk or in a copy). "
             f"Copy it again, or use an older one.{beside}"
         )
     _intact.add(known)
