@@ -57,6 +57,13 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--dynamic_size", action="store_true", help="accept any image size (10-25 %% slower); the batch is always free")
     parser.add_argument("--fused", action="store_true", help="one model: image -> probabilities, class masks, merged mask, areas")
     add_classifier_options(parser, "for --fused, and to measure the change in faithfulness")
+    parser.add_argument("--top", type=positive, help="compute the masks of the most probable classes only, this many (--fused)")
+    parser.add_argument(
+        "--mask_size",
+        default="image",
+        choices=("image", "decoder"),
+        help="decoder: masks stay at the decoder's resolution and are enlarged when they are read: faster (--fused, shared encoder)",
+    )
     parser.add_argument("--threshold", type=number, default=0.5, help="probability from which a class counts as predicted (--fused)")
     parser.add_argument("--calibration", help="folder of images like those the model will see: for int8, and to measure drift on")
     parser.add_argument("--calibration_images", type=positive, default=128, help="how many of them are used")
@@ -90,8 +97,9 @@ def run(_parser: Parser, args: Namespace) -> int:
         for name in dict.fromkeys(args.format):
             path, report = export(
                 net, name, args.out, size=args.size, dynamic_size=args.dynamic_size, precision=args.precision, fused=args.fused,
-                explanandum=explanandum, threshold=args.threshold, calibration=calibration, tolerance=args.tolerance,
-                allow_drift=args.allow_drift, metrics=metrics, licence=args.licence, examples=examples,
+                explanandum=explanandum, threshold=args.threshold, top=args.top, full_size=args.mask_size == "image",
+                calibration=calibration, tolerance=args.tolerance, allow_drift=args.allow_drift, metrics=metrics, licence=args.licence,
+                examples=examples,
             )  # fmt: skip
             print_table(f"{path}", ["quantity", "value"], [list(row) for row in report.rows()])
     return 0

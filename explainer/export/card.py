@@ -109,6 +109,7 @@ def card(
         f"- Parameters: {d['parameters']:,}; trained at {d['image_size'] or 'an unknown'} px; weights `{d['weights']}`",
         f"- Explains the classifier with fingerprint `{d['explained_classifier'] or 'unknown'}`",
         f"- Removed pixels were shown as: {plain(d.get('fill') or 'mean (not recorded)')}",
+        *([f"- Masks are computed of the {d['top']} most probable classes of each image (`classes`)"] if d.get("top") else []),
         *([f"- Classes are predicted from a probability of {d['threshold']:g} (merged mask of fused files)"] if d.get("threshold") else []),
         f"- Data: {plain(json.dumps(d['data'])) if d['data'] else 'not recorded'}",
         f"- Versions: {plain(json.dumps(d['versions']))}", "",

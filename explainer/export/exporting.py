@@ -41,6 +41,8 @@ def export(
     fused: bool = False,
     explanandum: Explanandum | None = None,
     threshold: float = 0.5,
+    top: int | None = None,
+    full_size: bool = True,
     calibration: Array | None = None,
     tolerance: float | None = None,
     allow_drift: bool = False,
@@ -54,9 +56,11 @@ def export(
         size: ``(height, width)``; default the side it was trained at.
         dynamic_size: accept any size.
         precision: fp32, fp16 or int8.
-        fused: put the classifier into the same file; needs ``explanandum``.
+        fused: put the classifier into the same file; needs ``explanandum``, unless the encoder is shared with it.
         explanandum: the classifier; also used to measure the change in faithfulness.
         threshold: of the probabilities in a fused multi-label model.
+        top: a fused model computes the masks of the most probable classes only, this many.
+        full_size: a fused model with a shared encoder gives masks at the image's resolution; otherwise at its decoder's.
         calibration: ``[N,3,H,W]`` images for int8, and to measure drift on; for int8 every fourth is kept for that.
         tolerance: largest allowed mask difference instead of the limits in :data:`explainer.export.parity.LIMITS`.
         allow_drift: write the file even if it exceeds them.
@@ -76,11 +80,18 @@ def export(
     form.check(options)
     if min(options.size) < 1:
         raise ConfigError(f"size must be positive, received {options.size}.")
+    if not fused and (top is not None or not full_size):
+        raise ConfigError("--top and --mask_size decoder belong to a fused model: add --fused.")
     net = net.eval()
+    explanandum = explanandum or net.explanandum
     shapes = parity_shapes(options, form)
     if seen is not None:
         shapes.append((min(_LARGEST_BATCH, len(seen)), *options.size))
-    model = _model(net, form, options, fused, explanandum, threshold)
+    if fused:
+        model = _fused(net, form, options, explanandum, threshold, top, full_size)
+    else:
+        require_same_classifier(explanandum, {"explained_classifier": net.metadata.get("fingerprint")}, "this Explainer")
+        model = ExportModel(net, ("masks",), net.stride * net.downscale, describe(net, options, explanandum))
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -132,12 +143,15 @@ def _write(form: ExportFormat, model: ExportModel, path: Path, options: ExportOp
         ) from error
 
 
-def _model(
-    net: Explainer, form: ExportFormat, options: ExportOptions, fused: bool, explanandum: Explanandum | None, threshold: float
+def _fused(
+    net: Explainer,
+    form: ExportFormat,
+    options: ExportOptions,
+    explanandum: Explanandum | None,
+    threshold: float,
+    top: int | None,
+    full_size: bool,
 ) -> ExportModel:
-    if not fused:
-        require_same_classifier(explanandum, {"explained_classifier": net.metadata.get("fingerprint")}, "this Explainer")
-        return ExportModel(net, ("masks",), net.stride * net.downscale, describe(net, options, explanandum))
     if explanandum is None:
         raise ConfigError("a fused model needs the classifier: --classifier CHECKPOINT.")
     if not explanandum.differentiable:
@@ -146,9 +160,9 @@ def _model(
         )
     if not form.fusable:
         raise ConfigError(f"format {form.name} stores the Explainer alone; choose onnx, torch_export or openvino for --fused.")
-    both = FusedExplainer(net, explanandum, threshold)
+    both = FusedExplainer(net, explanandum, threshold, top, full_size)
     baked = threshold if explanandum.task == "multilabel" else None
-    return ExportModel(both, both.outputs, net.stride * net.downscale, describe(net, options, explanandum, both.outputs, baked))
+    return ExportModel(both, both.outputs, net.stride * net.downscale, describe(net, options, explanandum, both.outputs, baked, top))
 
 
 def file_name(form: ExportFormat, options: ExportOptions, fused: bool = False) -> str:

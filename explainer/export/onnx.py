@@ -80,12 +80,35 @@ def convert(model: ExportModel, options: ExportOptions) -> Any:
                 program, dynamo=True, opset_version=OPSET, verbose=False, input_names=[INPUT], output_names=list(model.outputs)
             )
         assert onnx_program is not None
-        return onnx_program.model_proto
+        return with_whole_factors(onnx_program.model_proto)
     except Exception as error:  # the exporter wraps whatever its passes raise
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise ExportError(
             f"the ONNX exporter failed: {' '.join(lines[-3:])[:400]} Use --format torch_export, or a fixed size (without --dynamic_size)."
         ) from error
+
+
+def with_whole_factors(proto: Any) -> Any:
+    """Bilinear enlargement by a whole factor says the factor instead of the size: onnxruntime then keeps its fast layout of channels,
+    which is three times as fast and spares two changes of layout.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    values = [*proto.graph.value_info, *proto.graph.input, *proto.graph.output]
+    sides = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim][2:] for v in values}
+    for node in proto.graph.node:
+        if node.op_type != "Resize" or len(node.input) != 4:
+            continue
+        before, after = sides.get(node.input[0], []), sides.get(node.output[0], [])
+        if len(before) != 2 or len(after) != 2 or 0 in (*before, *after) or any(b % a for a, b in zip(before, after, strict=True)):
+            continue
+        factors = np.array([1, 1, *(b // a for a, b in zip(before, after, strict=True))], dtype=np.float32)
+        scales = numpy_helper.from_array(factors, f"{node.output[0]}_scales")
+        proto.graph.initializer.append(scales)
+        node.input[:] = [node.input[0], "", scales.name]
+    onnx.checker.check_model(proto)
+    return proto
 
 
 def half_weights(proto: Any) -> None:

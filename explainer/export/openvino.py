@@ -15,7 +15,7 @@ from explainer.errors import CheckpointError, ExportError
 from explainer.export.edge_layers import edge_layers
 from explainer.export.onnx import convert
 from explainer.inference.formats import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
-from explainer.inference.predictor import check_description
+from explainer.inference.predictor import check_description, full_size
 
 _LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
 
@@ -44,7 +44,7 @@ class OpenVinoRuntime(Runtime):
         """See :class:`Runtime`."""
         check_batch(images, self.size)
         values = self._model(np.ascontiguousarray(images))
-        return {name: np.array(values[name]) for name in self.description["outputs"]}
+        return full_size({name: np.array(values[name]) for name in self.description["outputs"]}, images.shape[2:])
 
 
 class OpenVino(ExportFormat):

@@ -45,7 +45,8 @@ class DriftReport:
             baked in; single-label: of images whose most probable class differs).
         threshold: from which a class counts as predicted in the file; None where none is baked in.
         outputs: largest absolute difference of every other output of a fused model; merged masks are compared where the predicted classes
-            agree.
+            agree, masks and areas of the most probable classes where the class agrees; ``classes``: by how much the class that the file
+            put into a place is less or more probable than the right one.
         faithfulness: mean probability of the most probable class on the masked image, eager and exported, and the difference; None
             without classifier.
         latency_ms, eager_latency_ms: batch 1, median of interleaved runs.
@@ -136,21 +137,23 @@ def measure(
     for shape in shapes:
         batch = probe(shape, images)
         expected, actual = model.reference(batch), runtime.run(batch)
+        same = _same_slots(expected, actual)
         difference = np.abs(expected["masks"].astype(np.float64) - actual["masks"])
         if difference.shape != expected["masks"].shape or not np.isfinite(difference).all():
             raise ExportError(f"{file.name}: the exported masks are {actual['masks'].shape}, expected finite {expected['masks'].shape}.")
-        largest, total, count = max(largest, float(difference.max())), total + float(difference.sum()), count + difference.size
-        ious += _ious(expected["masks"], actual["masks"])
+        difference = difference[same]
+        largest, total, count = max(largest, float(difference.max(initial=0))), total + float(difference.sum()), count + difference.size
+        ious += _ious(expected["masks"][same], actual["masks"][same])
         if "probabilities" in expected:
             predicted.append(np.stack([expected["probabilities"], actual["probabilities"]]))
         for name, value in _others(expected, actual, threshold).items():
             outputs[name] = max(outputs.get(name, 0.0), value)
         if explanandum is not None:
-            faithful += _faithfulness(batch, expected["masks"], actual["masks"], explanandum, fill)
+            faithful += _faithfulness(batch, expected, actual, explanandum, fill)
     one = probe((1, *shapes[0][1:]), images)
     latency, eager = interleaved([lambda: runtime.run(one), lambda: model.reference(one)], repeats=5)
     report = DriftReport(
-        file.name, format_name, precision, [list(s) for s in shapes], images is not None, largest, total / count,
+        file.name, format_name, precision, [list(s) for s in shapes], images is not None, largest, total / max(1, count),
         float(np.mean(ious)) if ious else 1.0, *_predictions(predicted, threshold), threshold if predicted else None, outputs,
         _summary(faithful), latency, eager, file_bytes(file), _limits(precision, tolerance, bool(predicted)),
     )  # fmt: skip
@@ -205,8 +208,8 @@ def file_bytes(path: Path) -> int:
 
 def _ious(expected: Array, actual: Array) -> list[float]:
     a, b = expected >= 0.5, actual >= 0.5
-    union = (a | b).sum(axis=(2, 3))
-    return ((a & b).sum(axis=(2, 3))[union > 0] / union[union > 0]).tolist()
+    union = (a | b).sum(axis=(-2, -1))
+    return ((a & b).sum(axis=(-2, -1))[union > 0] / union[union > 0]).tolist()
 
 
 def _limits(precision: str, tolerance: float | None, fused: bool) -> dict[str, float]:
@@ -237,14 +240,35 @@ def _predictions(pairs: list[Array], threshold: float | None) -> tuple[float | N
     return float(np.abs(eager - exported).max()), float(changed.mean())
 
 
+def _same_slots(expected: dict[str, Array], actual: dict[str, Array]) -> Array:
+    """``[B,n]``, bool: the masks are of the same class. Others cannot be compared; how far they may differ is asked of ``classes``."""
+    if "classes" not in expected:
+        return np.ones(expected["masks"].shape[:2], dtype=bool)
+    return expected["classes"] == actual["classes"]
+
+
+def _rank_difference(expected: dict[str, Array], actual: dict[str, Array]) -> float:
+    """Largest difference, in the network's own probabilities, between the class that the file put into a slot and the right one."""
+    rows = np.arange(len(expected["classes"]))[:, None]
+    right, chosen = (expected["probabilities"][rows, found["classes"].astype(int)] for found in (expected, actual))
+    return float(np.abs(right - chosen).max(initial=0.0))
+
+
 def _others(expected: dict[str, Array], actual: dict[str, Array], threshold: float | None) -> dict[str, float]:
     found = {}
     for name, value in expected.items():
         if name in ("masks", "probabilities"):
             continue
+        if name == "classes":
+            found[name] = _rank_difference(expected, actual)
+            continue
         difference = np.abs(value - actual[name])
+        if name == "areas":
+            difference = difference[_same_slots(expected, actual)]
         if name == "merged":
             same = [_same_classes(p, q, threshold) for p, q in zip(expected["probabilities"], actual["probabilities"], strict=True)]
+            if "classes" in expected:
+                same = [a and bool(b) for a, b in zip(same, _same_slots(expected, actual).all(axis=1), strict=True)]
             difference = difference[np.array(same)]
         found[name] = float(difference.max(initial=0.0))
     return found
@@ -255,14 +279,17 @@ def _same_classes(p: Array, q: Array, threshold: float | None) -> bool:
     return bool(p.argmax() == q.argmax()) if threshold is None else bool(((p >= threshold) == (q >= threshold)).all())
 
 
-def _faithfulness(images: Array, eager: Array, exported: Array, explanandum: Explanandum, fill_kind: FillKind) -> list[tuple[float, float]]:
+def _faithfulness(
+    images: Array, eager: dict[str, Array], exported: dict[str, Array], explanandum: Explanandum, fill_kind: FillKind
+) -> list[tuple[float, float]]:
     """Probability of the most probable class when only its mask is kept, on the training's fill: (eager's, exported's)."""
     x = torch.from_numpy(images)
     with torch.inference_mode():
         best = explanandum(x).argmax(dim=1)
         rows = torch.arange(len(x))
+        slot = torch.zeros_like(best) if "classes" in eager else best  # the most probable class comes first
         fill = make_fill(x, fill_kind, mean=explanandum.mean, generator=torch.Generator().manual_seed(0))
-        masked = [blend(x, torch.from_numpy(masks)[rows, best], fill) for masks in (eager, exported)]
+        masked = [blend(x, torch.from_numpy(found["masks"])[rows, slot], fill) for found in (eager, exported)]
         kept = [explanandum.probabilities(explanandum(m))[rows, best].tolist() for m in masked]
     return list(zip(kept[0], kept[1], strict=True))
 

@@ -13,7 +13,7 @@ import torch
 from explainer.errors import CheckpointError, ExportError
 from explainer.export.program_check import require_data_alone
 from explainer.inference.formats import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, named
-from explainer.inference.predictor import check_description
+from explainer.inference.predictor import check_description, full_size
 
 _EXTRA = "explainer.json"
 
@@ -71,7 +71,7 @@ class TorchProgram(Runtime):
         """See :class:`Runtime`."""
         check_batch(images, self.size)
         with torch.inference_mode():
-            return named(self.description["outputs"], self._module(torch.from_numpy(images)))
+            return full_size(named(self.description["outputs"], self._module(torch.from_numpy(images))), images.shape[2:])
 
 
 class TorchExport(ExportFormat):

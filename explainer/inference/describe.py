@@ -21,8 +21,10 @@ def describe(
     explanandum: Explanandum | None = None,
     outputs: tuple[str, ...] = ("masks",),
     threshold: float | None = None,
+    top: int | None = None,
 ) -> dict[str, Any]:
-    """Classes, size, precision, outputs, threshold of the merged mask, fingerprints, architecture, data and versions.
+    """Classes, size, precision, outputs, threshold of the merged mask, number of most probable classes whose masks are given (None: all
+    classes), fingerprints, architecture, data and versions.
 
     Folder names of the training machine are left out: they mean nothing elsewhere and may be private.
     """
@@ -37,6 +39,7 @@ def describe(
         "precision": options.precision if options is not None else "fp32",
         "outputs": list(outputs),
         "threshold": threshold,
+        "top": top,
         "task": explanandum.task if explanandum is not None else net.metadata.get("task"),
         "explained_classifier": net.metadata.get("fingerprint"),
         "classifier": described(net.metadata.get("classifier")),

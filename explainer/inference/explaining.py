@@ -95,7 +95,7 @@ def explain(
     rows: list[dict[str, Any]] = []
     sheet = _Sheets(out)
     geometry = geometry_of(runtime)
-    many = len(names) > MANY
+    many = len(names) > MANY or runtime.top is not None
     if many:
         _check_many(o, runtime, explanandum, treatment, wanted)
     for group in batches(files, size, o.batch_size, o.on_error, failed, geometry):
@@ -196,8 +196,17 @@ def _check_many(
     """What a model of many classes cannot be asked for."""
     if o.areas or treatment is not None:
         raise ConfigError(
-            f"--area, --refine and --selector look at the masks of all classes, and this model has {len(runtime.classes)}: leave them out."
+            f"--area, --refine and --selector look at the masks of all classes, and this model has {len(runtime.classes)} or computes the "
+            "most probable ones only: leave them out."
         )
+    if runtime.top is not None:
+        if wanted is not None or o.top > runtime.top:
+            asked = "named classes" if wanted is not None else f"--top {o.top}"
+            raise ConfigError(
+                f"this file computes the masks of the {runtime.top} most probable classes of an image, so it cannot be asked for {asked}: "
+                "export again without --top, or with a larger one."
+            )
+        return
     if wanted is None and explanandum is None:
         raise ConfigError(
             f"this model has {len(runtime.classes)} classes, so only those of interest are computed: give the classifier that chooses them "
@@ -217,6 +226,8 @@ def _explain_chosen(
 ) -> list[dict[str, Any]]:
     """Masks of the chosen classes alone, written; the rows of ``results.json``."""
     names = runtime.classes
+    if runtime.top is not None:
+        return _explain_top(group, images, runtime, o, out, sheet)
     scores = scores_of({}, images, explanandum)
     nothing = np.zeros((0, 1, 1), dtype=np.float32)
     chosen = [
@@ -232,6 +243,22 @@ def _explain_chosen(
         these, called = masks[i, : len(own)], [names[k] for k in own]
         rows.append(_write(picture, these, None if scores is None else scores[i, own], range(len(own)), called, out))
         sheet.add(picture, these, list(range(len(own))), called)
+    return rows
+
+
+def _explain_top(
+    group: Sequence[Picture], images: Array, runtime: Runtime, o: ExplainOptions, out: Path, sheet: _Sheets
+) -> list[dict[str, Any]]:
+    """As :func:`_explain_chosen`, from a file that chooses the most probable classes itself."""
+    result, rows = finite(runtime.run(images), runtime), []
+    for i, picture in enumerate(group):
+        numbers, scores = [int(k) for k in result["classes"][i]], result["probabilities"][i]
+        predicted = choose(result["masks"][i], scores, None, runtime, o.threshold, o.top)
+        slots = [slot for slot, k in enumerate(numbers) if k in predicted]
+        own = [numbers[slot] for slot in slots]
+        masks, called = result["masks"][i, slots], [runtime.classes[k] for k in own]
+        rows.append(_write(picture, masks, scores[own], range(len(own)), called, out))
+        sheet.add(picture, masks, list(range(len(own))), called)
     return rows
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from explainer.errors import ConfigError, ShapeError
+from explainer.inference.predictor import full_size
 from explainer.tensors import state_digest
 
 Array = NDArray[np.float32]
@@ -57,7 +58,7 @@ class ExportModel:
     def reference(self, images: Array) -> dict[str, Array]:
         """The eager result, by output name."""
         with torch.inference_mode():
-            return named(self.outputs, self.module(torch.from_numpy(images)))
+            return full_size(named(self.outputs, self.module(torch.from_numpy(images))), images.shape[2:])
 
 
 class Runtime(abc.ABC):
@@ -81,13 +82,16 @@ class Runtime(abc.ABC):
         Returns:
             ``[B,n,H,W]``.
         """
+        if self.top is not None:
+            raise ConfigError(f"this file computes the masks of the {self.top} most probable classes: others cannot be asked for.")
         masks = self.run(images)["masks"]
         return masks[np.arange(len(masks))[:, None], classes]
 
     @abc.abstractmethod
     def run(self, images: Array) -> dict[str, Array]:
         """``[B,3,H,W]`` float32 in [0,1] -> arrays by name: ``masks`` ``[B,K,H,W]``; fused models also ``probabilities`` ``[B,K]``,
-        ``merged`` ``[B,H,W]`` and ``areas`` ``[B,K]``.
+        ``merged`` ``[B,H,W]`` and ``areas`` ``[B,K]``; those of the ``top`` most probable classes ``classes`` ``[B,top]``, with masks and
+        areas of these alone.
         """
 
     def area_masks(self, images: Array, area: float) -> Array:
@@ -105,6 +109,11 @@ class Runtime(abc.ABC):
     def classes(self) -> list[str]:
         """Class names in the order of the masks."""
         return list(self.description["classes"])
+
+    @property
+    def top(self) -> int | None:
+        """Of how many classes of an image the masks are given, where these are its most probable ones; None: of all classes."""
+        return self.description.get("top")
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -166,7 +175,8 @@ def require(module: str, extra: str) -> Any:
 def named(names: Sequence[str], values: Any) -> dict[str, Array]:
     """One tensor or a tuple of them -> numpy arrays by name."""
     tensors = [values] if isinstance(values, Tensor) else list(values)
-    return {name: value.detach().cpu().float().numpy() for name, value in zip(names, tensors, strict=True)}
+    plain = [value.detach().cpu() for value in tensors]
+    return {name: (v.float() if v.is_floating_point() else v).numpy() for name, v in zip(names, plain, strict=True)}
 
 
 def check_batch(images: Array, size: tuple[int, int] | None) -> None:

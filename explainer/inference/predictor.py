@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,15 @@ class Predictor:
         self.size: tuple[int, int] | None = (int(size[0]), int(size[1])) if size else None
 
     def run(self, images: Array) -> dict[str, Array]:
-        """``[B,3,H,W]`` float32 in [0,1] -> ``masks`` ``[B,K,H,W]``; fused files also probabilities, merged and areas."""
+        """``[B,3,H,W]`` float32 in [0,1] -> ``masks`` ``[B,K,H,W]``; fused files also probabilities, merged and areas. A file of the most
+        probable classes (``--top N``) also gives ``classes`` ``[B,N]``, and masks and areas of these, in their order.
+        """
         values = self._session.run(self._outputs, {self._input: np.ascontiguousarray(images, dtype=np.float32)})
-        return dict(zip(self._outputs, values, strict=True))
+        return full_size(dict(zip(self._outputs, values, strict=True)), images.shape[2:])
 
     def __call__(self, image: str | Path | Image.Image | NDArray[Any], side: int | None = None) -> dict[str, Array]:
-        """One image -> its class masks ``[K,H,W]`` (and merged mask) at the image's own resolution, probabilities and areas ``[K]``.
+        """One image -> its class masks ``[K,H,W]`` (and merged mask) at the image's own resolution, probabilities and areas ``[K]``; of
+        a file of the most probable classes, ``classes`` ``[N]`` and the masks and areas of these.
 
         Args:
             image: a file, a PIL image, or an array ``[H,W,3]``: uint8, uint16, whole numbers in 0..255 or floats in [0,1].
@@ -144,6 +148,25 @@ def _in_picture(mask: Array, place: Placement) -> Array:
     return whole
 
 
+def full_size(result: dict[str, Array], size: Sequence[int]) -> dict[str, Array]:
+    """The outputs of a model, masks at the image's ``(height, width)``: files may hold a decoder's smaller ones."""
+    return {name: enlarged(value, size) if name in ("masks", "merged") else value for name, value in result.items()}
+
+
+def enlarged(masks: Array, size: Sequence[int]) -> Array:
+    """``[...,h,w]`` -> ``[...,H,W]``, bilinear, corners not aligned; as it is where the size fits."""
+    if masks.shape[-2:] == tuple(size):
+        return masks
+    rows, columns = (_weights(length, out) for length, out in zip(masks.shape[-2:], size, strict=True))
+    return rows @ (masks @ columns.T)
+
+
+def _weights(length: int, out: int) -> Array:
+    """``[out,length]``: row i weighs the two positions beside ``(i + 1/2) length / out - 1/2``, at the border the one."""
+    source = ((np.arange(out) + 0.5) * length / out - 0.5).clip(0, length - 1)
+    return (1 - np.abs(source[:, None] - np.arange(length))).clip(0).astype(np.float32)
+
+
 def check_description(values: Any, path: Any) -> dict[str, Any]:
     """The description stored with an exported file, once the parts that are relied on are known to be of their kinds.
 
@@ -160,6 +183,8 @@ def check_description(values: Any, path: Any) -> dict[str, Any]:
     known = values.get("geometry") in (None, *GEOMETRIES)  # files of older versions do not say
     names = [v for v in (classes, outputs) if isinstance(v, list) and all(isinstance(name, str) for name in v)]
     fits = size is None or (isinstance(size, list) and len(size) == 2 and all(side(v) for v in size))
+    top = values.get("top")
+    fits = fits and (top is None or (side(top) and isinstance(classes, list) and top <= len(classes)))
     share = threshold is None or (isinstance(threshold, int | float) and 0 <= threshold <= 1)
     if len(names) != 2 or not fits or not (trained is None or side(trained)) or not share or not known:
         raise CheckpointError(

@@ -83,7 +83,7 @@ class Application:
         if HEADER not in request.headers:
             raise HTTPException(HTTPStatus.FORBIDDEN, f"An upload of the page needs the header {HEADER}. Programs send to /api/explain.")
         async with self.intake.body(request) as body:
-            return JSONResponse(upload_facts(await self.intake.compute(self.uploads.add, body)))
+            return JSONResponse(upload_facts(await self.intake.compute(self.uploads.add, body), len(self.uploads.runtime.classes)))
 
     async def picture(self, request: Request) -> Response:
         """A remembered picture."""
@@ -170,14 +170,17 @@ async def _fault(request: Request, error: Exception) -> Response:
     return failure(HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; its terminal shows why.")
 
 
-def upload_facts(upload: Upload) -> dict[str, Any]:
-    """What the page is told about an upload; the masks follow one by one."""
+def upload_facts(upload: Upload, num_classes: int) -> dict[str, Any]:
+    """What the page is told about an upload; the masks follow one by one. A class without a mask has no area."""
+    areas: list[float | None] = [None] * num_classes
+    for k, area in zip(upload.classes, upload.areas, strict=True):
+        areas[k] = round(float(area), 6)
     return {
         "id": upload.key,
         "height": upload.picture.size[0],
         "width": upload.picture.size[1],
         "scores": None if upload.scores is None else [round(float(s), 6) for s in upload.scores],
-        "areas": [round(float(a), 6) for a in upload.areas],
+        "areas": areas,
         "chosen": upload.chosen,
     }
 

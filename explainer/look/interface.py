@@ -136,7 +136,7 @@ def explained(uploads: Uploads, data: bytes, options: Options, title: str = "") 
         "size": {"height": height, "width": width},
         "probabilities": None if scores is None else _by_name(names, scores),
         "predicted": None if scores is None else [names[k] for k in upload.chosen],
-        "areas": _by_name(names, areas),
+        "areas": _by_name([names[k] for k in upload.classes], areas),
         "masks": [] if options.masks == "none" else [_mask(upload, k, names[k], options) for k in wanted],
         "model": model_facts(uploads.runtime, title),
         "network_size": list(uploads.size),
@@ -153,14 +153,14 @@ def _wanted(upload: Upload, options: Options, names: list[str]) -> list[int]:
     if options.classes is not None:
         return [names.index(name) for name in dict.fromkeys(options.classes)]
     if options.top is not None:
-        values = upload.areas if upload.scores is None else upload.scores
-        return [int(k) for k in np.argsort(-values, kind="stable")[: options.top]]
+        values = upload.areas if upload.scores is None else upload.scores[upload.classes]
+        return [upload.classes[int(slot)] for slot in np.argsort(-values, kind="stable")[: options.top]]
     return upload.chosen
 
 
 def _mask(upload: Upload, k: int, name: str, options: Options) -> dict[str, Any]:
     """One class's mask at the picture's own size."""
-    mask = in_picture(upload.masks[k : k + 1], upload.picture)[0]
+    mask = in_picture(upload.mask(k)[None], upload.picture)[0]
     if options.masks == "rle":
         cut = _RLE_CUT if options.cut is None else options.cut
         # Nothing is below 0: a cut of 0 would make every pixel part of the mask.

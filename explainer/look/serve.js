@@ -193,7 +193,7 @@
   }
   async function list() {
     const value = k => upload.scores ? upload.scores[k] : upload.areas[k];
-    const order = model.classes.map((_, k) => k).sort((a, b) => value(b) - value(a));
+    const order = model.classes.map((_, k) => k).filter(k => upload.areas[k] !== null).sort((a, b) => value(b) - value(a));
     if (upload.chosen.length > 1) order.splice(upload.chosen.length, 0, ALL);
     $('classes').replaceChildren(...order.map(classButton));
     $('classes').scrollTop = 0;

@@ -55,7 +55,8 @@ class Upload:
     Attributes:
         key: unguessable name.
         picture: decoded.
-        masks: ``[K,h,w]``.
+        masks: ``[n,h,w]``.
+        classes: class number of each mask; all K, except of a file of the most probable classes.
         scores: probabilities ``[K]``, or None without classifier.
         chosen: predicted classes (without classifier: those with a visible mask).
         maps: other methods' results so far, by method and class.
@@ -64,9 +65,20 @@ class Upload:
     key: str
     picture: Picture
     masks: Array
+    classes: list[int]
     scores: Array | None
     chosen: list[int]
     maps: dict[tuple[str, int], Map] = field(default_factory=dict)
+
+    def mask(self, k: int) -> Array:
+        """The mask ``[h,w]`` of class ``k``.
+
+        Raises:
+            ConfigError: the model's file computes those of the most probable classes only, and it is none of them.
+        """
+        if k not in self.classes:
+            raise ConfigError(f"This file has the masks of a picture's {len(self.classes)} most probable classes; {k} is none of them.")
+        return self.masks[self.classes.index(k)]
 
     @property
     def size(self) -> int:
@@ -76,7 +88,7 @@ class Upload:
 
     @property
     def areas(self) -> Array:
-        """Mean of each mask over the part of the network's image that shows the picture, ``[K]`` in [0,1]."""
+        """Mean of each mask over the part of the network's image that shows the picture, ``[n]`` in [0,1]."""
         return self.masks[:, *self.picture.inside].mean(axis=(1, 2))
 
     @property
@@ -186,7 +198,9 @@ class Uploads:
         scores = scores_of(result, images, self.explanandum)
         row = None if scores is None else scores[0]
         chosen = choose(result["masks"][0], row, self.explanandum, self.runtime, self.threshold if threshold is None else threshold)
-        return Upload(secrets.token_urlsafe(16), picture, result["masks"][0], row, chosen)
+        classes = [int(k) for k in result["classes"][0]] if "classes" in result else list(range(len(self.runtime.classes)))
+        chosen = [k for k in chosen if k in classes]
+        return Upload(secrets.token_urlsafe(16), picture, result["masks"][0], classes, row, chosen)
 
     def _forget(self) -> None:
         """Let the pictures go that were not looked at for longest, until the rest are few and small enough; the last always stays."""
@@ -214,11 +228,11 @@ class Uploads:
             if method != OWN:
                 raise ConfigError("Other methods explain one class at a time: choose a class.")
             empty = np.zeros_like(upload.masks[0])
-            return Map(upload.masks[upload.chosen].max(axis=0) if upload.chosen else empty)
-        if not isinstance(chosen, int) or not 0 <= chosen < len(upload.masks):
-            raise ConfigError(f"class must be a number in 0..{len(upload.masks) - 1} or {ALL!r}, received {chosen!r}.")
+            return Map(np.stack([upload.mask(k) for k in upload.chosen]).max(axis=0) if upload.chosen else empty)
+        if not isinstance(chosen, int) or not 0 <= chosen < len(self.runtime.classes):
+            raise ConfigError(f"class must be a number in 0..{len(self.runtime.classes) - 1} or {ALL!r}, received {chosen!r}.")
         if method == OWN:
-            return Map(upload.masks[chosen])
+            return Map(upload.mask(chosen))
         if method not in self.methods:
             raise ConfigError(f"method must be one of {', '.join([OWN, *self.methods])}, received {method!r}.")
         if (method, chosen) not in upload.maps:
@@ -230,7 +244,7 @@ class Uploads:
         images = torch.from_numpy(upload.picture.small)[None]
         began = time.monotonic()
         if method == REFINED:
-            start = torch.from_numpy(upload.masks[chosen])[None].float()
+            start = torch.from_numpy(upload.mask(chosen))[None].float()
             done = refine(
                 None, self.explanandum, images, chosen, iterations=self.refine_iterations, budget_s=self.refine_budget, start=start,
                 fill=self.fill,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from explainer.attribution import DenseAttributor, check_images
 from explainer.errors import ConfigError, ShapeError
 from explainer.models.class_layer import check_classes, only_classes
+from explainer.models.enlarging import resized
 from explainer.models.explanandum import IMAGENET_MEAN, IMAGENET_STD, Explanandum
 from explainer.models.networks import build_network
 from explainer.models.shared import SharedNetwork
@@ -146,6 +147,14 @@ class Explainer(nn.Module):
             return self._logits(images)
 
     def _logits(self, images: Tensor) -> Tensor:
+        x = self._network_input(images)
+        bottom, right = -x.shape[-2] % self.stride, -x.shape[-1] % self.stride
+        padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        scores = _enlarged(self.network(padded), padded)[..., : x.shape[-2], : x.shape[-1]]
+        return _enlarged(scores, images)
+
+    def _network_input(self, images: Tensor) -> Tensor:
+        """Normalised, at the resolution at which the network runs, not yet padded."""
         x = (images - self.mean) / self.std
         height, width = images.shape[-2:]
         if self.input_size is not None and (height, width) != (self.input_size, self.input_size):
@@ -154,15 +163,25 @@ class Explainer(nn.Module):
             # A size and not a factor: runtimes disagree on the scale when a factor does not divide the size.
             small = (max(1, height // self.downscale), max(1, width // self.downscale))
             x = F.interpolate(x, size=small, mode="bilinear", antialias=True)
-        bottom, right = -x.shape[-2] % self.stride, -x.shape[-1] % self.stride
-        padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
-        scores = self.network(padded)
-        if scores.shape[-2:] != padded.shape[-2:]:
-            scores = F.interpolate(scores, size=padded.shape[-2:], mode="bilinear", align_corners=False)
-        scores = scores[..., : x.shape[-2], : x.shape[-1]]
-        if scores.shape[-2:] != (height, width):
-            scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
-        return scores
+        return x
+
+    def with_scores(
+        self, images: Tensor, choose: Callable[[Tensor], Tensor | None] = lambda logits: None, enlarge: bool = True
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What the classifier says and where its evidence lies, for little more than the classification: a shared encoder only.
+
+        Args:
+            images: ``[B,3,H,W]`` in [0,1].
+            choose: the classifier's logits ``[B,K]`` -> classes ``[B,n]`` whose masks are wanted, or None for all.
+            enlarge: to the image's resolution; otherwise the masks have the decoder's.
+
+        Returns:
+            The classifier's logits ``[B,K]``, the classes chosen, and mask logits ``[B,n,H,W]`` (``[B,K,H,W]``).
+        """
+        assert isinstance(self.network, SharedNetwork)
+        x = self._network_input(images)
+        logits, classes, scores = self.network.with_scores(x, choose)
+        return logits, classes, _enlarged(_enlarged(scores, x), images) if enlarge else scores
 
     def forward(self, images: Tensor, classes: Tensor | list[int] | None = None) -> Tensor:
         """Class masks; with ``classes`` the cost does not grow with K.
@@ -185,6 +204,13 @@ class Explainer(nn.Module):
             if images.shape[1] != 3:
                 raise ShapeError(f"images must have 3 channels (RGB), received {images.shape[1]}; repeat a grey channel three times.")
         return self.logits(images, classes).sigmoid()  # type: ignore[arg-type]
+
+
+def _enlarged(maps: Tensor, like: Tensor) -> Tensor:
+    """``[B,n,h,w]`` at the resolution of ``like``, bilinear."""
+    if maps.shape[-2:] == like.shape[-2:]:
+        return maps
+    return resized(maps, like.shape[-2:])
 
 
 class TrainedExplainer(DenseAttributor):

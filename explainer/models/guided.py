@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 RADIUS, EPS = 0.15, 3e-4
 
@@ -39,20 +38,33 @@ class Guide(NamedTuple):
 def window(length: int, radius: float, like: Tensor) -> Tensor:
     """``[length,length]``: row i averages over the positions at most ``radius * length`` from i, at the border over what lies inside."""
     at = torch.arange(length, device=like.device)
-    near = ((at[:, None] - at[None]).abs() <= max(1, round(radius * length))).to(like.dtype)
+    # The reach is computed as a tensor: an exported graph has no rounding of sizes. Double, so that halves stay halves.
+    reach = ((at[-1:] + 1).double() * radius).round().clamp_min(1)
+    near = ((at[:, None] - at[None]).abs() <= reach).to(like.dtype)
     return near / near.sum(dim=1, keepdim=True)
 
 
-def make_guide(images: Tensor, size: tuple[int, int], radius: float = RADIUS, eps: float = EPS) -> Guide:
+def pooling(length: int, cells: int, like: Tensor) -> Tensor:
+    """``[cells,length]``: row i averages over cell i of adaptive average pooling, positions ``i length // cells`` up to, not including,
+    ``(i + 1) length / cells`` rounded up. As a matrix, because exporters know adaptive pooling for fixed sizes only.
+    """
+    at, cell = torch.arange(length, device=like.device), torch.arange(cells, device=like.device)[:, None]
+    inside = ((at >= cell * length // cells) & (at * cells < (cell + 1) * length)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+def make_guide(images: Tensor, size: tuple[int, int], radius: float = RADIUS, eps: float = EPS, unit: Tensor | float = 1.0) -> Guide:
     """Statistics of the images for :func:`guided`.
 
     Args:
-        images: ``[B,3,H,W]`` in units of [0,1] images (any offset).
+        images: ``[B,3,H,W]``, with any offset.
         size: of the maps that will be filtered.
         radius: of the windows, as a share of each side.
         eps: variance below which a window counts as flat.
+        unit: ``[1,3,1,1]``; its product with the images has the unit of [0,1] images.
     """
-    small = F.adaptive_avg_pool2d(images, size)
+    height, width = images.shape[-2:]
+    small = pooling(height, size[0], images) @ images @ pooling(width, size[1], images).transpose(0, 1) * unit
     rows, columns = window(size[0], radius, images), window(size[1], radius, images)
     blank = Guide(small, small, small, rows, columns)
     mean = blank.window_means(small)
@@ -83,6 +95,8 @@ def guided(maps: Tensor, guide: Guide) -> Tensor:
     image = guide.image[:, None]  # [B,1,3,h,w]
     mean = guide.window_means(maps)
     covariance = guide.window_means(image * maps[:, :, None]) - guide.mean[:, None] * mean[:, :, None]
-    slope = (guide.inverse[:, None] * covariance[:, :, None]).sum(dim=3)
+    # summed term by term: the product of all nine entries would be three times as large as its result
+    first, second, third = (guide.inverse[:, None, :, d] * covariance[:, :, d : d + 1] for d in range(3))
+    slope = first + second + third
     offset = mean - (slope * guide.mean[:, None]).sum(dim=2)
     return (guide.window_means(slope) * image).sum(dim=2) + guide.window_means(offset)

@@ -9,7 +9,7 @@ colours by a guided filter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from explainer.attribution.rest import at_rest
 from explainer.errors import ConfigError
-from explainer.models.class_layer import chosen_classes, per_image
+from explainer.models.class_layer import chosen_classes, only_classes, per_image
+from explainer.models.enlarging import resized
 from explainer.models.guided import Guide, guided, make_guide
 from explainer.models.stages import Stage, find_stages, linear_head, named_stages
 
@@ -148,12 +149,12 @@ class ClassHead(nn.Module):
         if self.gain is None or head is None:
             return logits + level
         size = similar.shape[-2:]
-        activation = F.interpolate(_positions(deep, head), size=size, mode="bilinear", align_corners=False)
+        activation = resized(_positions(deep, head), size)
         spread = torch.matmul(activation.flatten(2), similar.flatten(2).transpose(1, 2)).unflatten(2, size)
-        evidence = F.interpolate(_standard(spread), size=guide.image.shape[-2:], mode="bilinear", align_corners=False)
+        evidence = resized(_standard(spread), guide.image.shape[-2:])
         # one map is enlarged, not two
         start = self.gain * guided(evidence, guide) + level
-        return logits + F.interpolate(start, size=logits.shape[-2:], mode="bilinear", align_corners=False)
+        return logits + resized(start, logits.shape[-2:])
 
 
 def similarity(features: Tensor) -> Tensor:
@@ -219,6 +220,8 @@ class SharedNetwork(nn.Module):
         self.classifier = classifier
         self.task = task
         self.stages = find_stages(classifier, side) if layers is None else named_stages(classifier, layers, side)
+        # Finer than stride 8 the filter gains nothing and costs four times as much.
+        self._guided = next((i for i, stage in enumerate(self.stages) if stage.stride >= 8), len(self.stages) - 1)
         self._head = [linear_head(classifier, self.stages[-1], num_classes, side)]  # in a list: it is the classifier's, not a part
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
         self.decoder = FeatureDecoder(self.stages, width, decoder)
@@ -246,14 +249,29 @@ class SharedNetwork(nn.Module):
         log_p = F.logsigmoid(logits) if self.task == "multilabel" else F.log_softmax(logits, dim=1)
         head = self._head[0]
         weight = None if head is None else head.weight.detach().to(maps[-1].dtype)
-        height, width = maps[1].shape[-2:]  # the second finest stage: finer ones gain nothing and cost four times as much
-        guide = make_guide(x * self.std, (height, width))
+        height, width = maps[self._guided].shape[-2:]
+        guide = make_guide(x, (height, width), unit=self.std)
         # The last stage but one: fine enough to follow objects, coarse enough to know what they are, and few positions.
         return self.head(self.decoder(maps), maps[-1], log_p, weight, similarity(maps[-2]), guide)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images ``[B,3,H,W]`` -> mask logits ``[B,K,h,w]``."""
         return self.decode(x, *self.features(x))
+
+    def with_scores(self, x: Tensor, choose: Callable[[Tensor], Tensor | None]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Classification and masks of one pass through the classifier.
+
+        Args:
+            x: normalised images ``[B,3,H,W]``.
+            choose: the classifier's logits ``[B,K]`` -> classes ``[B,n]`` whose masks are wanted, or None for all.
+
+        Returns:
+            The classifier's logits, the classes, and mask logits ``[B,n,h,w]`` (``[B,K,h,w]``).
+        """
+        maps, logits = self.features(x)
+        classes = choose(logits)
+        with only_classes(classes):
+            return logits, classes, self.decode(x, maps, logits)
 
 
 @contextmanager
