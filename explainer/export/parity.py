@@ -268,7 +268,7 @@ def _others(expected: dict[str, Array], actual: dict[str, Array], threshold: flo
         if name == "merged":
             same = [_same_classes(p, q, threshold) for p, q in zip(expected["probabilities"], actual["probabilities"], strict=True)]
             if "classes" in expected:
-                same = [a and bool(b) for a, b in zip(same, _same_slots(expected, actual).all(axis=1), strict=True)]
+                same = [a and bool(slots.all()) for a, slots in zip(same, _same_slots(expected, actual), strict=True)]
             difference = difference[np.array(same)]
         found[name] = float(difference.max(initial=0.0))
     return found

@@ -97,7 +97,7 @@ def per_image(
         maps = torch.matmul(weight.flatten(2), features.flatten(2)).unflatten(2, features.shape[-2:])
     elif torch.compiler.is_compiling():
         # A grouped convolution would fix the batch size of an exported graph: patches, and the same product.
-        patches = F.unfold(features, kernel, dilation, padding)
+        patches = F.unfold(features, tuple(kernel), dilation, padding)
         maps = torch.matmul(weight.flatten(2), patches).unflatten(2, features.shape[-2:])
     else:
         stacked = F.conv2d(features.flatten(0, 1)[None], weight.flatten(0, 1), None, 1, padding, dilation, groups=B)

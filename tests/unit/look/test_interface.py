@@ -184,7 +184,7 @@ def test_masks_and_areas_are_of_what_the_network_saw(net: Explainer, geometry: s
     found = explained(uploads, encoded(photograph()), Options(classes=("red",)))
     upload = uploads.add(encoded(photograph()))
     rows = slice(2, 29) if geometry == "letterbox" else slice(0, 32)
-    assert found["areas"]["red"] == pytest.approx(float(upload.masks[0, rows].mean()), abs=1e-6) == upload_facts(upload)["areas"][0]
+    assert found["areas"]["red"] == pytest.approx(float(upload.masks[0, rows].mean()), abs=1e-6) == upload_facts(upload, 3)["areas"][0]
     outside = np.ones((40, 48), bool)
     outside[seen] = False
     mask = pixels(found["masks"][0])
