@@ -220,8 +220,6 @@ class SharedNetwork(nn.Module):
         self.classifier = classifier
         self.task = task
         self.stages = find_stages(classifier, side) if layers is None else named_stages(classifier, layers, side)
-        # Finer than stride 8 the filter gains nothing and costs four times as much.
-        self._guided = next((i for i, stage in enumerate(self.stages) if stage.stride >= 8), len(self.stages) - 1)
         self._head = [linear_head(classifier, self.stages[-1], num_classes, side)]  # in a list: it is the classifier's, not a part
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
         self.decoder = FeatureDecoder(self.stages, width, decoder)
@@ -249,7 +247,7 @@ class SharedNetwork(nn.Module):
         log_p = F.logsigmoid(logits) if self.task == "multilabel" else F.log_softmax(logits, dim=1)
         head = self._head[0]
         weight = None if head is None else head.weight.detach().to(maps[-1].dtype)
-        height, width = maps[self._guided].shape[-2:]
+        height, width = maps[1].shape[-2:]  # the second finest stage: finer ones gain nothing and cost four times as much
         guide = make_guide(x, (height, width), unit=self.std)
         # The last stage but one: fine enough to follow objects, coarse enough to know what they are, and few positions.
         return self.head(self.decoder(maps), maps[-1], log_p, weight, similarity(maps[-2]), guide)
