@@ -167,8 +167,9 @@ class ExplainerConfig:
     Attributes:
         encoder: own, or shared: no encoder at all but a light decoder on the frozen classifier's own feature maps. Training needs no
             encoder gradients, inference costs one decoder more than the classification; checkpoints hold the decoder alone.
-        network: deeplabv3, deeplabv3plus, unet, fpn, ... (segmentation-models-pytorch), torchvision_deeplabv3 or vgg_unet.
-            With a shared encoder its decoder: fpn or deeplabv3plus.
+        network: deeplabv3, deeplabv3plus, unet, fpn, ... (segmentation-models-pytorch), torchvision_deeplabv3, vgg_deeplab or vgg_unet
+            (the encoder of small_vgg).
+            With a shared encoder its decoder: fpn, deeplabv3plus or panoptic_deeplab.
         options: of the network (encoder_name, encoder_weights, decoder_channels, ...); of a shared encoder width, layers, prior.
             encoder_name: auto is the classifier's own architecture (timm's, torchvision's, efficientnet_lite).
         downscale: run at 1/downscale of the resolution and upsample the masks.

@@ -63,7 +63,7 @@ def encoder_for(arch: str | None) -> str:
         return f"tu-{_IN_TIMM[name]}"
     advice = "Name one with explainer.options.encoder_name."
     if arch == "small_vgg":
-        advice = "Use explainer.network: vgg_unet, whose encoder it is."
+        advice = "Use explainer.network: vgg_deeplab or vgg_unet, whose encoder it is."
     raise ConfigError(f"encoder_name: auto: no encoder of segmentation-models-pytorch is the classifier {arch!r}. {advice}")
 
 

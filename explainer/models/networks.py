@@ -12,6 +12,8 @@ from explainer.errors import CheckpointError, ConfigError, UnknownNameError
 from explainer.models.class_layer import with_class_layer
 from explainer.models.classifiers import SmallVGG
 from explainer.models.dpt import DPT
+from explainer.models.shared import FeatureDecoder
+from explainer.models.stages import Stage
 
 _SMP = {
     "deeplabv3": "DeepLabV3",
@@ -85,14 +87,47 @@ class VGGUNet(nn.Module):
         return self.head(x)
 
 
+class VGGDeepLab(nn.Module):
+    """DeepLabV3+ on the encoder of :class:`~explainer.models.classifiers.SmallVGG`: an atrous pyramid on its last stage, and the two finest
+    stages on the way up (one in Chen et al., ECCV 2018; two in Panoptic-DeepLab, Cheng et al., CVPR 2020). Full-resolution masks.
+
+    Args:
+        num_classes: K.
+        widths: channels per encoder stage, as in the classifier it may be initialised from.
+        decoder_channels: of the pyramid and of the way up.
+    """
+
+    def __init__(self, num_classes: int, widths: tuple[int, ...] | list[int] = (32, 64, 96, 128), decoder_channels: int = 64) -> None:
+        super().__init__()
+        if len(widths) < 3:
+            raise ValueError(f"widths needs at least 3 entries, received {list(widths)}")
+        self.encoder = nn.Module()
+        self.encoder.features = SmallVGG(num_classes, widths).features
+        stages = [Stage("", 1, widths[0]), Stage("", 2, widths[1]), Stage("", 2 ** (len(widths) - 1), widths[-1])]
+        self.decoder = FeatureDecoder(stages, decoder_channels, "panoptic_deeplab")
+        self.head = nn.Conv2d(decoder_channels, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images -> logits ``[B,K,H,W]``."""
+        finest: list[Tensor] = []
+        x = images
+        for layer in self.encoder.features:  # type: ignore[union-attr]
+            if isinstance(layer, nn.MaxPool2d) and len(finest) < 2:
+                finest.append(x)
+            x = layer(x)
+        return self.head(self.decoder([*finest, x]))
+
+
 def network_names() -> list[str]:
     """Names accepted by :func:`build_network`."""
-    return [*_SMP, "dpt", "torchvision_deeplabv3", "vgg_unet"]
+    return [*_SMP, "dpt", "torchvision_deeplabv3", "vgg_deeplab", "vgg_unet"]
 
 
 def _build(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     if name == "torchvision_deeplabv3":
         return _TorchvisionDeepLab(num_classes, **options)
+    if name == "vgg_deeplab":
+        return VGGDeepLab(num_classes, **options)
     if name == "vgg_unet":
         return VGGUNet(num_classes, **options)
     if name == "dpt":

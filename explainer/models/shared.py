@@ -24,7 +24,7 @@ from explainer.models.enlarging import resized
 from explainer.models.guided import Guide, guided, make_guide
 from explainer.models.stages import Stage, find_stages, linear_head, named_stages
 
-Decoder = Literal["deeplabv3plus", "fpn"]
+Decoder = Literal["deeplabv3plus", "panoptic_deeplab", "fpn"]
 _LEAST_LOG_PROBABILITY = -8.0
 
 
@@ -72,14 +72,16 @@ class FeatureDecoder(nn.Module):
     Args:
         stages: from fine to coarse.
         width: channels of the embeddings.
-        kind: ``fpn`` adds every stage on the way up; ``deeplabv3plus`` goes from the coarsest to the finest at once, as its paper does.
+        kind: ``fpn`` adds every stage on the way up; ``deeplabv3plus`` goes from the coarsest to the finest at once, as its paper does;
+            ``panoptic_deeplab`` is the same with the two finest stages (Cheng et al., CVPR 2020).
     """
 
     def __init__(self, stages: Sequence[Stage], width: int, kind: Decoder) -> None:
         super().__init__()
-        if kind not in ("deeplabv3plus", "fpn"):
-            raise ConfigError(f"a shared encoder has the decoders deeplabv3plus and fpn, received {kind!r}.")
-        self.used = list(range(len(stages) - 1)) if kind == "fpn" else [0]
+        skips = {"fpn": len(stages) - 1, "panoptic_deeplab": min(2, len(stages) - 1), "deeplabv3plus": 1}
+        if kind not in skips:
+            raise ConfigError(f"a shared encoder has the decoders {', '.join(skips)}, received {kind!r}.")
+        self.used = list(range(skips[kind]))
         self.top = Pyramid(stages[-1].channels, width)
         # Fine stages are large: few channels there keep the decoder light.
         side = {i: width if stages[i].stride > 4 else max(8, width // 2) for i in self.used}
@@ -196,7 +198,7 @@ class SharedNetwork(nn.Module):
         classifier: frozen; takes normalised images ``[B,3,H,W]``.
         num_classes: K.
         task: ``multilabel`` or ``multiclass``: what its scores mean.
-        decoder: ``fpn`` or ``deeplabv3plus``.
+        decoder: ``fpn``, ``deeplabv3plus`` or ``panoptic_deeplab``.
         width: channels of the decoder.
         layers: module paths of the feature maps; None: the last one of each of the strides 4, 8, 16 and 32.
         prior: whether masks begin as class activations, where the classifier's head allows it.

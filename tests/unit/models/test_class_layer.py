@@ -20,6 +20,7 @@ def small(network: str, **options: object) -> Explainer:
     ("network", "options"),
     [
         ("vgg_unet", {"widths": [4, 8, 8], "decoder_channels": [8, 4]}),
+        ("vgg_deeplab", {"widths": [4, 8, 8], "decoder_channels": 8}),
         ("deeplabv3plus", {"encoder_name": "resnet18"}),
         ("unet", {"encoder_name": "resnet18", "decoder_channels": [16, 16, 8, 8, 4]}),
     ],

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from explainer.errors import ConfigError
+from explainer.models.classifiers import build_classifier
+from explainer.models.encoders import init_encoder
 from explainer.models.networks import build_network, drop_unused
 
 OPTIONS = {"encoder_name": "resnet18", "encoder_depth": 3, "decoder_channels": [8, 8, 8]}
@@ -63,3 +65,17 @@ def test_a_network_that_uses_everything_keeps_everything() -> None:
 def test_options_that_do_not_fit_are_named() -> None:
     with pytest.raises(ConfigError, match=r"'unet' could not be built with options \{'encoder_name': 'resnet99'\}"):
         build_network("unet", 3, encoder_name="resnet99")
+
+
+def test_vgg_deeplab_reads_the_two_finest_stages_and_the_classifiers_own_encoder():
+    torch.manual_seed(0)
+    classifier = build_classifier("small_vgg", 3, widths=[4, 6, 8, 8]).eval()
+    net = build_network("vgg_deeplab", 3, widths=[4, 6, 8, 8], decoder_channels=8).eval()
+    assert init_encoder(net, classifier) > 20
+    x, seen = torch.rand(2, 3, 32, 48), []
+    net.decoder.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
+    assert net(x).shape == (2, 3, 32, 48)
+    assert [tuple(f.shape[1:]) for f in seen] == [(4, 32, 48), (6, 16, 24), (8, 4, 6)]
+    torch.testing.assert_close(seen[-1], classifier.features(x))
+    with pytest.raises(ConfigError, match="widths needs at least 3 entries"):
+        build_network("vgg_deeplab", 3, widths=[4, 4])

@@ -12,7 +12,8 @@ from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchEr
 from explainer.models.classifiers import build_classifier
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
-from explainer.models.stages import find_stages, linear_head, named_stages
+from explainer.models.shared import FeatureDecoder
+from explainer.models.stages import Stage, find_stages, linear_head, named_stages
 
 
 def resnet(classes: int = 6) -> Explanandum:
@@ -116,6 +117,15 @@ def test_chosen_classes_are_columns_of_all(classes):
         every, some = net(x), net(x, classes)
     rows = torch.tensor(classes).expand(2, 2)
     assert torch.allclose(some, torch.stack([every[i, rows[i]] for i in range(2)]), atol=1e-5)
+
+
+def test_decoders_differ_in_the_stages_that_they_read():
+    """One skip of DeepLabV3+, two of Panoptic-DeepLab, all of a feature pyramid."""
+    stages = [Stage("", stride, 8) for stride in (4, 8, 16, 32)]
+    kinds = ("deeplabv3plus", "panoptic_deeplab", "fpn")
+    assert [FeatureDecoder(stages, 8, kind).used for kind in kinds] == [[0], [0, 1], [0, 1, 2]]
+    maps = [torch.rand(1, 8, side, side) for side in (16, 8, 4, 2)]
+    assert all(FeatureDecoder(stages, 8, kind).eval()(maps).shape == (1, 8, 16, 16) for kind in kinds)
 
 
 def test_what_cannot_share_is_refused():
