@@ -1,6 +1,6 @@
 """Quality against training time and classifier queries: the paper's loss, a distillation warm-up from other methods, other objectives.
 
-    python -m tests.benchmarks.bench_distillation [--base configs/explainer/shapes_quickstart.yaml] [--seeds 0 1 2]
+    python -m tests.benchmarks.bench_distillation [--base configs/explainer/shapes_small.yaml] [--seeds 0 1 2]
         [--recipes paper@1,srd@1,grad_cam@1,agf@1,rise:50@1,extremal_perturbation:20@1,rtis@1,coalition@1] [--lr 5e-3 --encoder-lr 0.1]
         [--targets 400] [--smooth 0.04 --radius 0.125 --thresholds "{srd: 0.35}"]
         [--goals "{iou: 0.75, iou_50: 0.83, class_iou_50: 0.78, left: 0.02}"] [--out results/distillation]
@@ -260,7 +260,7 @@ def met(row: dict[str, Any], goals: dict[str, float]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--base", default=str(ROOT / "configs/explainer/shapes_quickstart.yaml"))
+    parser.add_argument("--base", default=str(ROOT / "configs/explainer/shapes_small.yaml"))
     parser.add_argument("--recipes", default="paper@1,srd@1,grad_cam@1,agf@1,rise:50@1,extremal_perturbation:20@1,rtis@1,coalition@1")
     parser.add_argument("--lr", type=float, help="learning rate instead of the base's")
     parser.add_argument("--encoder-lr", type=float, help="its factor for the encoder instead of the base's")

@@ -1,6 +1,6 @@
 """Images per second of two processes with one thread each against one process with one thread, with the same batch in each process.
 
-    python -m tests.benchmarks.bench_distributed [--config configs/explainer/shapes_quickstart.yaml] [--classifier CKPT] [--rounds 3]
+    python -m tests.benchmarks.bench_distributed [--config configs/explainer/shapes_small.yaml] [--classifier CKPT] [--rounds 3]
         [--steps 30] [--warmup 5] [--processes 2]
 
 Real training steps under torchrun and gloo, alternating one and several processes; the median of the paired ratios is reported. It needs
@@ -75,7 +75,7 @@ def measure(world: int, argv: list[str], folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/explainer/shapes_quickstart.yaml")
+    parser.add_argument("--config", default="configs/explainer/shapes_small.yaml")
     parser.add_argument("--classifier")
     for name, value in (("rounds", 3), ("steps", 30), ("warmup", 5), ("processes", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)

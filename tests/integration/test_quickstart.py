@@ -64,10 +64,10 @@ def test_floors(quickstart):
     table = (quickstart / "results/table.md").read_text()
     values = read_table(table)
     explained, grad_cam = values["segmentation"]["explainer"], values["segmentation"]["grad_cam (min-max)"]
-    assert explained["IoU % ↑"] >= 75 and explained["IoU@t % ↑"] >= 83 and explained["MAE % ↓"] <= 7
+    assert explained["IoU % ↑"] >= 86 and explained["IoU@t % ↑"] >= 92 and explained["MAE % ↓"] <= 3.5
     assert explained["IoU % ↑"] > grad_cam["IoU % ↑"] and explained["MAE % ↓"] < grad_cam["MAE % ↓"]
-    assert values["segmentation_per_class"]["explainer"]["IoU@t % ↑"] >= 78
-    assert values["inverse_mask"]["explainer"]["left % ↓"] <= 2
+    assert values["segmentation_per_class"]["explainer"]["IoU@t % ↑"] >= 90
+    assert values["inverse_mask"]["explainer"]["left % ↓"] <= 1
     matrix = values["masking_matrix"]["explainer"]
     assert matrix["own mask % ↑"] >= 0.9 * matrix["whole image %"] and matrix["other masks % ↓"] <= 20
     assert values["classification_kept"]["explainer"]["f1, original %"] >= 97
