@@ -73,6 +73,7 @@ class HealthAlarm(pl.Callback):
 
     def __init__(self, remedies: Sequence[str] = ()) -> None:
         self.remedies = tuple(remedies)
+        self.alike = float("nan")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Ask the classifier about an image of nothing but the fill, where that does not depend on the image."""
@@ -89,9 +90,16 @@ class HealthAlarm(pl.Callback):
         if message is not None:
             pl.utilities.rank_zero_warn(message)
 
+    @rank_zero_only
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, *_: Any) -> None:
+        """Compare the masks of the first images with each other. No metric: which images meet depends on the batches."""
+        if batch_idx == 0 and not trainer.sanity_checking:
+            self.alike = alike(pl_module.explainer, batch[:_COMPARED])
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the epoch's diagnostics."""
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k in HEALTH}
+        values["alike"] = self.alike
         for message in health_messages(values, self.remedies) if trainer.sanity_checking is False else []:
             pl.utilities.rank_zero_warn(message)
 
@@ -108,7 +116,27 @@ def empty_image_message(logits: torch.Tensor, task: str, class_names: tuple[str,
 
 
 #: What :func:`health_messages` reads.
-HEALTH = ("val/grey", "val/area", "val/left", "val/drop", "val/alike")
+HEALTH = ("val/grey", "val/area", "val/left", "val/drop")
+_COMPARED = 8  # images whose masks are compared
+
+
+def alike(net: Any, batch: Batch) -> float:
+    """Mean correlation of the target masks of neighbouring images of a batch; near 1 they follow the position and not the image. NaN where
+    fewer than two masks vary.
+
+    Args:
+        net: images, class indices -> masks.
+        batch: some images with their labels.
+    """
+    classes = batch.targets.amax(dim=0).nonzero()[:, 0]
+    if len(classes) == 0 or len(batch) < 2:
+        return float("nan")
+    with torch.no_grad():
+        masks = aggregate(net(batch.images, classes).float(), batch.targets[:, classes])[0].flatten(1).double()
+    masks = masks - masks.mean(dim=1, keepdim=True)
+    masks = masks[masks.square().sum(dim=1) > 1e-6]
+    unit = torch.nn.functional.normalize(masks, dim=1)
+    return float((unit[1:] * unit[:-1]).sum(dim=1).mean()) if len(unit) > 1 else float("nan")
 
 
 def remedies(config: RunConfig) -> list[str]:
@@ -129,21 +157,21 @@ def health_messages(values: dict[str, float], remedies: Sequence[str] = ()) -> l
     """What is wrong with the masks, in words.
 
     Args:
-        values: val/grey, val/area, val/left, val/drop, val/alike; missing ones are not judged.
+        values: val/grey, val/area, val/left, val/drop, and ``alike`` (:func:`alike`); missing ones are not judged.
         remedies: what to try next.
     """
     messages = []
     grey, area, left = values.get("val/grey", 0.0), values.get("val/area", 0.5), values.get("val/left", 0.0)
-    alike = values.get("val/alike", 0.0)
+    similar = values.get("alike", 0.0)
     advice = f" Try: {'; '.join(remedies)}." if remedies else ""
     if grey > 0.5 and left > 0.3:
         messages.append(
             f"grey solution: {grey:.0%} of the target mask's values lie in [0.1, 0.9] and {left:.0%} of the labels are still detected "
             f"through the inverse mask.{advice}"
         )
-    if alike > 0.9:
+    if similar > 0.9:
         messages.append(
-            f"the masks of different images are alike (correlation {alike:.2f}): they follow the position, not the image.{advice}"
+            f"the masks of different images are alike (correlation {similar:.2f}): they follow the position, not the image.{advice}"
         )
     if area < 0.005:
         messages.append(f"dead masks: the mean area is {area:.4f}. Lower losses.target_area and area_bound weights, or the learning rate.")

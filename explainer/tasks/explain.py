@@ -346,9 +346,8 @@ def diagnostics(e: Explanation) -> dict[str, Tensor]:
 
     ``kept``: share of the shown labels detected through the mask (multi-label: logit >= 0; single-label: the largest logit, as in
     :func:`explainer.metrics.classifier.correct`). ``left``: share of them still detected through the inverse mask. ``drop``: mean
-    probability lost between the two. ``grey``: share of target-mask values in [0.1, 0.9]. ``area``: mean of the target mask. ``alike``:
-    correlation of the target mask with that of the batch's previous image; near 1 the masks follow the position and not the image. NaN for
-    images without labels, where no term asked for the two classifier passes, and for a flat mask (``alike``).
+    probability lost between the two. ``grey``: share of target-mask values in [0.1, 0.9]. ``area``: mean of the target mask. NaN for
+    images without labels, and where no term asked for the two classifier passes.
     """
     with torch.no_grad():
         shown = e.shown
@@ -362,15 +361,7 @@ def diagnostics(e: Explanation) -> dict[str, Tensor]:
             "drop": (change * shown).sum(dim=1) / count,
             "grey": ((e.target_mask > 0.1) & (e.target_mask < 0.9)).float().flatten(1).mean(dim=1),
             "area": e.target_mask.flatten(1).mean(dim=1),
-            "alike": _correlation(e.target_mask, e.target_mask.roll(1, dims=0)) if len(shown) > 1 else count * torch.nan,
         }
-
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's coefficient of two masks ``[B,H,W]`` over the pixels, ``[B]``; NaN where one is flat."""
-    a, b = (m.flatten(1).double() - m.flatten(1).double().mean(dim=1, keepdim=True) for m in (a, b))
-    spread = a.square().sum(dim=1).sqrt() * b.square().sum(dim=1).sqrt()
-    return torch.where(spread > 1e-6, (a * b).sum(dim=1) / spread, torch.nan).float()
 
 
 def _detected(logits: Tensor, task: str) -> Tensor:

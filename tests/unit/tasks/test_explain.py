@@ -1,5 +1,6 @@
 """The training step of the Explainer."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from explainer.models.black_box import BlackBox
 from explainer.models.explainer import Explainer
 from explainer.models.networks import encoder_of
 from explainer.models.token_masking import forward_masked
-from explainer.tasks.callbacks import FiniteGradients, empty_image_message, health_messages, remedies
+from explainer.tasks.callbacks import FiniteGradients, alike, empty_image_message, health_messages, remedies
 from explainer.tasks.draws import Draws
 from explainer.tasks.explain import ExplainTask, diagnostics
 from explainer.tasks.optim import configure, cosine, one_cycle
@@ -152,10 +153,18 @@ def test_diagnostics_by_hand():
     torch.testing.assert_close(d["left"], torch.tensor([1.0, 0.0, 1 / 3, float("nan")]), equal_nan=True)
     assert d["drop"][1].item() == pytest.approx(1.0, abs=1e-3)
     assert d["grey"].tolist() == [0.0, 1.0, 0.0, 0.0] and d["area"][1].item() == 0.5
-    assert d["alike"].isnan().all(), "flat masks say nothing"
+
+
+def test_how_alike_masks_are_by_hand():
     ramp = torch.linspace(0, 1, 16).expand(16, 16)
-    e.target_mask = torch.stack([ramp, 0.5 * ramp + 0.1, 1 - ramp, ramp.T])
-    torch.testing.assert_close(diagnostics(e)["alike"], torch.tensor([0.0, 1.0, -1.0, 0.0]), atol=1e-5, rtol=0)
+    masks = torch.stack([ramp, 0.5 * ramp + 0.1, 1 - ramp, torch.full((16, 16), 0.3)])
+    net = lambda images, classes: masks[: len(images), None].expand(-1, len(classes), -1, -1)  # noqa: E731
+    targets = torch.zeros(4, 3)
+    targets[:, 1] = 1
+    batch = Batch(torch.rand(4, 3, 16, 16), targets, None, None, ("a", "b", "c", "d"))
+    assert alike(net, batch[:2]) == pytest.approx(1.0)
+    assert alike(net, batch) == pytest.approx((1 - 1) / 2, abs=1e-6), "the flat one says nothing"
+    assert math.isnan(alike(net, batch[:1])) and math.isnan(alike(net, Batch(batch.images, targets * 0, None, None, batch.ids)))
 
 
 def test_diagnostics_of_a_single_label_classifier_follow_the_largest_logit():
@@ -228,7 +237,7 @@ def test_health_messages():
     assert "grey solution" in health_messages({"val/grey": 0.8, "val/area": 0.2, "val/left": 0.9})[0]
     assert "dead masks" in health_messages({"val/area": 0.0})[0]
     assert "full masks" in health_messages({"val/area": 0.99})[0]
-    assert "masks of different images are alike (correlation 0.95)" in health_messages({"val/alike": 0.95}, ["a", "b"])[0]
+    assert "masks of different images are alike (correlation 0.95)" in health_messages({"alike": 0.95}, ["a", "b"])[0]
 
 
 def test_remedies_are_those_that_are_not_set():

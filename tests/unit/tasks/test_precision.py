@@ -78,5 +78,8 @@ def test_a_layout_that_is_given_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(precision, "measure", spy)
     config = RunConfig(run_dir=str(tmp_path), trainer=TrainerConfig(precision="auto", accelerator="cpu", channels_last=False))
+    settled(config, task(), 16, resumes=False, alone=True, by_rule="bf16-mixed")
+    assert [(c.precision, c.channels_last) for c in seen] == [("32-true", False), ("bf16-mixed", False)]
+    seen.clear()
     settled(config, task(), 16, resumes=False, alone=True, by_rule="32-true")
-    assert [c.channels_last for c in seen] == [False, False]
+    assert [c.precision for c in seen] == ["32-true"], "bfloat16 is timed only where the hardware has it"
