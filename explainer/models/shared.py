@@ -10,7 +10,7 @@ colours by a guided filter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -246,13 +246,17 @@ class SharedNetwork(nn.Module):
 
     def decode(self, x: Tensor, maps: Sequence[Tensor], logits: Tensor) -> Tensor:
         """Normalised images and what :meth:`features` gives of them -> mask logits ``[B,K,h,w]`` at the finest stage's resolution."""
-        log_p = F.logsigmoid(logits) if self.task == "multilabel" else F.log_softmax(logits, dim=1)
-        head = self._head[0]
-        weight = None if head is None else head.weight.detach().to(maps[-1].dtype)
-        height, width = maps[1].shape[-2:]  # the second finest stage: finer ones gain nothing and cost four times as much
-        guide = make_guide(x, (height, width), unit=self.std)
-        # The last stage but one: fine enough to follow objects, coarse enough to know what they are, and few positions.
-        return self.head(self.decoder(maps), maps[-1], log_p, weight, similarity(maps[-2]), guide)
+        embeddings = self.decoder(maps)
+        with _as_given(x):
+            # In bfloat16 the guided filter's small variances vanish, and it divides by them.
+            embeddings, logits, deep, middle = (t.to(x.dtype) for t in (embeddings, logits, maps[-1], maps[-2]))
+            log_p = F.logsigmoid(logits) if self.task == "multilabel" else F.log_softmax(logits, dim=1)
+            head = self._head[0]
+            weight = None if head is None else head.weight.detach().to(x.dtype)
+            height, width = maps[1].shape[-2:]  # the second finest stage: finer ones gain nothing and cost four times as much
+            guide = make_guide(x, (height, width), unit=self.std)
+            # The last stage but one: fine enough to follow objects, coarse enough to know what they are, and few positions.
+            return self.head(embeddings, deep, log_p, weight, similarity(middle), guide)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images ``[B,3,H,W]`` -> mask logits ``[B,K,h,w]``."""
@@ -272,6 +276,11 @@ class SharedNetwork(nn.Module):
         classes = choose(logits)
         with only_classes(classes):
             return logits, classes, self.decode(x, maps, logits)
+
+
+def _as_given(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off. Where it is not on, nothing is entered: an exporter would record the switch as an operation of its own."""
+    return torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext()
 
 
 @contextmanager

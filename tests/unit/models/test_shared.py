@@ -8,6 +8,7 @@ from torch import nn
 
 import explainer
 from explainer.baselines.kernels.maps import guided_filter
+from explainer.data.shapes import Shapes
 from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError, UnsupportedLayerError
 from explainer.models.classifiers import build_classifier
 from explainer.models.explainer import Explainer
@@ -126,6 +127,21 @@ def test_decoders_differ_in_the_stages_that_they_read():
     assert [FeatureDecoder(stages, 8, kind).used for kind in kinds] == [[0], [0, 1], [0, 1, 2]]
     maps = [torch.rand(1, 8, side, side) for side in (16, 8, 4, 2)]
     assert all(FeatureDecoder(stages, 8, kind).eval()(maps).shape == (1, 8, 16, 16) for kind in kinds)
+
+
+def test_bfloat16_autocast_changes_little_even_where_the_image_is_flat():
+    """The filter divides by variances of 3e-4, which bfloat16 does not hold: it gave NaN."""
+    torch.manual_seed(0)
+    e = Explanandum(build_classifier("small_vgg", 6), 6, "multilabel")
+    options = {"layers": ["features.5", "features.12", "features"]}
+    net = Explainer("panoptic_deeplab", 6, options, image_size=32, encoder="shared", explanandum=e).eval()
+    images = Shapes("test", size=32, length=8)
+    images = torch.stack([images[i].image for i in range(8)])
+    with torch.no_grad():
+        exact = net(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            masks = net(images)
+    assert masks.isfinite().all() and (masks - exact).abs().mean() < 0.02
 
 
 def test_what_cannot_share_is_refused():
