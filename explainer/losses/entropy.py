@@ -36,7 +36,10 @@ def entropy_loss(logits: Tensor, kind: Literal["softmax", "bernoulli"] = "softma
 
 
 class Entropy(LossTerm):
-    """L_e on the inverse-masked image, over the images all of whose labels were shown (others have evidence left by intention)."""
+    """L_e on the inverse-masked image, over the images all of whose labels were shown (others have evidence left by intention).
+
+    With one class the kind is ``bernoulli``: the softmax of one logit is 1 whatever the mask leaves over.
+    """
 
     name = "entropy"
     needs_passes = True
@@ -47,9 +50,10 @@ class Entropy(LossTerm):
 
     def value(self, e: Explanation) -> Tensor:
         """See :func:`entropy_loss`."""
+        kind: Literal["softmax", "bernoulli"] = self.kind if e.logits_inverse.shape[1] > 1 else "bernoulli"
         complete = (e.shown == e.targets).all(dim=1)
         if bool(complete.all()):
-            return entropy_loss(e.logits_inverse, self.kind)
+            return entropy_loss(e.logits_inverse, kind)
         if not bool(complete.any()):
             return e.logits_inverse.sum() * 0.0
-        return entropy_loss(e.logits_inverse[complete], self.kind) * complete.float().mean()
+        return entropy_loss(e.logits_inverse[complete], kind) * complete.float().mean()

@@ -285,7 +285,7 @@ class ClassifyTask(pl.LightningModule):
         results: dict[str, Any] = self.scores[stage].compute()  # type: ignore[operator]
         per_class = results.pop(f"{stage}/ap_per_class", None)
         if per_class is not None:
-            self.per_class = per_class.tolist()
+            self.per_class = per_class.reshape(-1).tolist()  # torchmetrics makes a number of a vector of one
             results[f"{stage}/map"] = per_class.nanmean()
         report = ClassReport.multi_label if self.task == "multilabel" else ClassReport.single_label
         self.report = report(self.hparams["class_names"], results.pop(f"{stage}/confusion"))
@@ -361,13 +361,15 @@ def _nothing(task: str, K: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def _scores(task: str, K: int, stage: str) -> MetricCollection:
     prefix = f"{stage}/"
     if task == "multilabel":
+        # Their formulas hold for one label, which their check of arguments refuses.
+        same: Any = {"ignore_index": _IGNORED, "validate_args": K > 1}
         return MetricCollection(
             {
-                "f1": MultilabelF1Score(K, average="micro", ignore_index=_IGNORED),
-                "precision": MultilabelPrecision(K, average="micro", ignore_index=_IGNORED),
-                "recall": MultilabelRecall(K, average="micro", ignore_index=_IGNORED),
-                "confusion": MultilabelConfusionMatrix(K, ignore_index=_IGNORED),
-                "ap_per_class": MultilabelAveragePrecision(K, average="none", ignore_index=_IGNORED),
+                "f1": MultilabelF1Score(K, average="micro", **same),
+                "precision": MultilabelPrecision(K, average="micro", **same),
+                "recall": MultilabelRecall(K, average="micro", **same),
+                "confusion": MultilabelConfusionMatrix(K, **same),
+                "ap_per_class": MultilabelAveragePrecision(K, average="none", **same),
             },
             prefix=prefix,
         )

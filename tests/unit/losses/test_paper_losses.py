@@ -118,6 +118,14 @@ def test_total_is_the_weighted_sum():
     assert total.item() == pytest.approx(2 * math.log(2) + 3 * (-math.log(3) / 3) + 0.25)
 
 
+def test_entropy_of_one_class_is_that_of_its_probability():
+    """sigmoid = 3/4; the softmax of one logit would be 0 for every mask."""
+    one = torch.ones(2, 1)
+    e = explanation(logits_inverse=torch.full((2, 1), math.log(3)), shown=one, targets=one)
+    expected = 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    assert total_loss(build_terms({"entropy": {}}), e)[0].item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_what_remains_is_a_class_without_a_region():
     """-log of the summed probability of those classes on the inverse image, by hand; an image without a shown class adds 0."""
     terms = build_terms({"remainder": {}})
