@@ -20,6 +20,7 @@ from explainer.commands import (
     report,
     reproduce,
     serve,
+    srd,
     train,
 )
 from explainer.commands.failures import exit_code
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Command | Group] = {
     "export": export.COMMAND,
     "serve": serve.COMMAND,
     "overlay": overlay.COMMAND,
+    "srd": srd.COMMAND,
     "bench": bench.COMMAND,
 }
 

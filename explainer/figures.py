@@ -41,6 +41,48 @@ def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
         figure.savefig(stream, dpi=dpi, format="png")
 
 
+def signed_overlay(image: Tensor, values: Tensor, dim: float = 0.5) -> NDArray[np.uint8]:
+    """A signed map over the grey image: red where it is positive, blue where it is negative.
+
+    Args:
+        image: ``[3,H,W]`` in [0,1].
+        values: ``[H,W]``; divided by its largest magnitude.
+        dim: brightness of the image.
+
+    Returns:
+        RGB ``[H,W,3]`` uint8.
+    """
+    top = values.abs().max()
+    scaled = values / top if float(top) > 0 else values
+    red, blue = scaled.clamp(min=0), (-scaled).clamp(min=0)
+    grey = image.mean(dim=0) * dim
+    rest = grey * (1 - red - blue)
+    shown = torch.stack([rest + red, rest, rest + blue])
+    return (shown.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def panel_sheet(panels: Sequence[tuple[str, NDArray[np.uint8]]], path: Path, columns: int = 6) -> None:
+    """Pictures with titles, row by row.
+
+    Args:
+        panels: title and RGB ``[H,W,3]`` uint8 of each.
+        path: PNG file.
+        columns: pictures a row, at most.
+    """
+    if not panels:
+        raise ConfigError("panel_sheet needs at least one panel.")
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1.9 * columns, 2.1 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (title, picture) in zip(axes.flat, panels, strict=False):
+        axis.imshow(picture)
+        axis.set_title(title.replace("$", r"\$"), fontsize=8)  # matplotlib reads what stands between two dollars as a formula
+    save_figure(figure, path)
+
+
 def mask_sheet(
     images: Tensor,
     class_masks: Tensor,

@@ -160,17 +160,50 @@ class SRD(Baseline):
         """
         check_images(images)
         with untouched(self.explanandum):
-            graph = record(self.explanandum, images)
-            graph.release()
-            node = graph.find(layer)
-            height, width = graph.nodes[node].out.shape[-2:]
-            where = torch.as_tensor(position, device=images.device).reshape(-1, 2).expand(len(images), 2)
-            if bool((where < 0).any()) or bool((where >= where.new_tensor([height, width])).any()):
-                raise ConfigError(f"position must lie inside layer {layer!r} of {height}x{width} pixels, received {where.tolist()}.")
-            one_hot = graph.nodes[node].out.new_zeros(len(images), height, width)
-            one_hot[torch.arange(len(images), device=images.device), where[:, 0], where[:, 1]] = 1
+            graph, node, one_hot = self._one_vector(images, layer, position)
             with self._precise(images, False):
                 return sweep(graph, node, one_hot, [0])[0]
+
+    def shares(self, images: Tensor, layer: str, position: tuple[int, int] | Tensor) -> dict[str, Tensor]:
+        """Sharing ratios into the feature vector at one pixel, from the vectors that it is made of (eq. 6).
+
+        Args:
+            images: ``[B,3,H,W]``.
+            layer: module path.
+            position: (row, column) in that layer's map, or ``[B,2]``.
+
+        Returns:
+            ``{source: [B,h,w]}``, mu of every pixel of each activation (or ``input``) that feeds the layer without another activation
+            between; signed, together 1 (less where a bias or a zero vector had no owner).
+        """
+        check_images(images)
+        with untouched(self.explanandum):
+            graph, node, one_hot = self._one_vector(images, layer, position)
+            with self._precise(images, False):
+                found = sweep(graph, node, one_hot, graph.sources_of(node), one_step=True)
+        return {graph.name(i): mu for i, mu in found.items()}
+
+    def vectors(self, images: Tensor, layer: str) -> Tensor:
+        """Pointwise feature vectors ``v_j`` of a layer, ``[B,C,h,w]``: what an activation is given, any other layer's own output."""
+        check_images(images)
+        with untouched(self.explanandum):
+            graph = record(self.explanandum, images)
+            graph.release()
+            node = graph.nodes[graph.find(layer)]
+            return graph.nodes[node.inputs[0]].out if graph.is_source(graph.find(layer)) and node.inputs else node.out
+
+    def _one_vector(self, images: Tensor, layer: str, position: tuple[int, int] | Tensor) -> tuple[Graph, int, Tensor]:
+        """The recorded pass, the layer's node, and a map ``[B,h,w]`` that is 1 at the position."""
+        graph = record(self.explanandum, images)
+        graph.release()
+        node = graph.find(layer)
+        height, width = graph.nodes[node].out.shape[-2:]
+        where = torch.as_tensor(position, device=images.device).reshape(-1, 2).expand(len(images), 2)
+        if bool((where < 0).any()) or bool((where >= where.new_tensor([height, width])).any()):
+            raise ConfigError(f"position must lie inside layer {layer!r} of {height}x{width} pixels, received {where.tolist()}.")
+        one_hot = graph.nodes[node].out.new_zeros(len(images), height, width)
+        one_hot[torch.arange(len(images), device=images.device), where[:, 0], where[:, 1]] = 1
+        return graph, node, one_hot
 
     def account(self, images: Tensor, class_index: Tensor | int | list[int]) -> Account:
         """All relevance and where it leaked (zero pixels under a bias, zero vectors)."""

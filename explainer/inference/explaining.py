@@ -88,7 +88,7 @@ def explain(
     if o.areas and treatment is not None:
         raise ConfigError("--area gives masks of fixed areas, --refine and --selector change masks: ask for them in two calls.")
     names = runtime.classes
-    wanted = _indices(o.classes, names)
+    wanted = class_indices(o.classes, names)
     files = find_pictures(inputs)
     size = network_size(runtime, o.side)
     failed: dict[str, str] = {}
@@ -137,7 +137,12 @@ def explain(
     return found
 
 
-def _indices(classes: Sequence[str] | None, names: Sequence[str]) -> list[int] | None:
+def class_indices(classes: Sequence[str] | None, names: Sequence[str]) -> list[int] | None:
+    """Positions of named classes; None without names.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
     if classes is None:
         return None
     unknown = [c for c in classes if c not in names]

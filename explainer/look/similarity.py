@@ -146,7 +146,11 @@ def overlay_page(pictures: Sequence[Picture], vectors: dict[str, Tensor], title:
 
 
 def _embedded(picture: Picture) -> str:
-    image = Image.fromarray(picture.pixels.permute(1, 2, 0).numpy())
+    return data_uri(Image.fromarray(picture.pixels.permute(1, 2, 0).numpy()))
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture inside a page, at most 256 pixels a side (``image`` is reduced in place)."""
     image.thumbnail((_SHOWN, _SHOWN))
     kind, options = ("png", {}) if max(image.size) <= 96 else ("jpeg", {"quality": 88})
     buffer = io.BytesIO()

@@ -312,6 +312,20 @@ class Graph:
         """The input or a pointwise activation."""
         return isinstance(self.nodes[index].rule, Source)
 
+    def sources_of(self, index: int) -> list[int]:
+        """The activations (or the input) from which the vectors of node ``index`` come without crossing another, in call order."""
+        waiting, found, seen = list(self.nodes[index].inputs), set(), set()
+        while waiting:
+            i = waiting.pop()
+            if i in seen:
+                continue
+            seen.add(i)
+            if self.is_source(i):
+                found.add(i)
+            else:
+                waiting += self.nodes[i].inputs
+        return sorted(found)
+
     def encoder_output(self) -> int:
         """The tensor that enters the head: the last feature map that all evidence crosses and that no trailing average pool, dropout
         or flatten has touched yet.

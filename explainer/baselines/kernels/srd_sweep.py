@@ -25,8 +25,15 @@ def _restart(v: Tensor, relevance: Tensor) -> Tensor:
     return v * (relevance.unsqueeze(1) * inverse_square_norm(v))
 
 
-def sweep(graph: Graph, start: int, relevance: Tensor, stops: Sequence[int]) -> dict[int, Tensor]:
+def sweep(graph: Graph, start: int, relevance: Tensor, stops: Sequence[int], one_step: bool = False) -> dict[int, Tensor]:
     """Relevance at ``stops`` when node ``start`` has relevance ``[B,h,w]``.
+
+    Args:
+        graph: the recorded pass.
+        start: node.
+        relevance: of its pixels.
+        stops: nodes.
+        one_step: let nothing cross an activation: a one-hot relevance then gives the ratios mu_{i->j} themselves (eq. 6).
 
     Returns:
         ``{stop: [B,h_stop,w_stop]}``, signed. A stop that does not feed ``start`` gets zeros.
@@ -57,7 +64,7 @@ def sweep(graph: Graph, start: int, relevance: Tensor, stops: Sequence[int]) -> 
                 maps[i] = (node.out * g).sum(1)
         else:
             continue  # a folded convolution: its BatchNorm has answered for both
-        if not members.intersection(node.inputs) and i not in graph.folds:
+        if (one_step and source) or (not members.intersection(node.inputs) and i not in graph.folds):
             continue
         if source:
             g = _restart(nodes[node.inputs[0]].out, maps[i])
