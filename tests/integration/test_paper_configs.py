@@ -40,7 +40,7 @@ def test_published_configuration_takes_a_step(data, classifier, tmp_path):
     assert config.data.options["size"] == 224 and config.data.batch_size == 16
 
     K = {"voc2007": 20, "coco2014": 80}[data]
-    tiny = DataModule(config.data.name, 2, options={**dataset_options(config.data.name, tmp_path), "size": 224})
+    tiny = DataModule(config.data.name, 2, options={**dataset_options(config.data.name, tmp_path), "size": 96})
     batch = next(iter(tiny.eval_dataloader("train")))
     targets = torch.zeros(len(batch), K)
     targets[:, : batch.targets.shape[1]] = batch.targets[:, :K]

@@ -30,7 +30,7 @@ def run(task: str, outputs: torch.Tensor, targets: torch.Tensor) -> ClassReport:
     """The report of a task whose classifier answers ``outputs``."""
     mine = ClassifyTask(ClassifierConfig(options={"widths": [4]}), 3, task, ("a", "b", "c")).eval()  # type: ignore[arg-type]
     mine.classifier = torch.nn.Module()
-    mine.forward = lambda images: outputs  # type: ignore[method-assign]
+    mine.classifier.forward = lambda images: outputs  # type: ignore[method-assign]
     mine.log = mine.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     mine.validation_step(Batch(torch.rand(len(outputs), 3, 8, 8), targets, ids=("x",) * len(outputs)), 0)
     mine.on_validation_epoch_end()
