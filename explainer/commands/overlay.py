@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from explainer.commands.arguments import add_classifier_options, name_list, positive
 from explainer.commands.parsing import Command, Parser
 from explainer.errors import ConfigError
-from explainer.inference.classifier import open_classifier
+from explainer.inference.classifier import classifier_size, open_classifier
 from explainer.inference.outputs import writable_file
 
 
@@ -19,7 +19,9 @@ def add_options(parser: Parser) -> None:
     add_classifier_options(parser, "its layers are shown", required=True)
     parser.add_argument("--layers", type=name_list, help="module paths, separated by commas; default: the last feature map")
     parser.add_argument("--out", default="overlay.html", help="file")
-    parser.add_argument("--size", type=positive, default=None, help="side at which the classifier sees them; default: its own, or 224")
+    parser.add_argument(
+        "--size", type=positive, default=None, help="side at which the classifier sees them; default: that of its training, or 224"
+    )
     parser.add_argument("--grid", type=positive, default=16, help="most patches a side; finer layers are averaged to it")
     parser.add_argument("--limit", type=positive, default=12, help="most images, spread evenly over those found")
     parser.add_argument("--title", default="Similarity of patches", help="of the page")
@@ -33,7 +35,8 @@ def run(_parser: Parser, args: Namespace) -> int:
     from explainer.look.similarity import Options, write_overlay
 
     explanandum = open_classifier(args.classifier, args.classifier_options)
-    path = write_overlay(args.images, explanandum, args.out, Options(args.layers, args.size, args.grid, args.limit, args.title))
+    side = args.size or classifier_size(args.classifier, args.classifier_options)
+    path = write_overlay(args.images, explanandum, args.out, Options(args.layers, side, args.grid, args.limit, args.title))
     print(f"{path} ({path.stat().st_size / 2**20:.1f} MB)")
     return 0
 

@@ -6,7 +6,7 @@ from jsonargparse import Namespace
 
 from explainer.commands.arguments import add_classifier_options, positive
 from explainer.commands.parsing import Command, Parser
-from explainer.inference.classifier import open_classifier
+from explainer.inference.classifier import classifier_size, open_classifier
 from explainer.inference.outputs import writable_folder
 from explainer.locks import claimed
 
@@ -24,7 +24,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--data", help="folder of images in which the nearest vectors are looked for")
     parser.add_argument("--neighbours", type=positive, default=3, help="per vector, each from another image")
     parser.add_argument("--limit", type=positive, default=100, help="most images of --data, spread evenly over those found")
-    parser.add_argument("--size", type=positive, help="side at which the classifier sees images; default: its own, or 224")
+    parser.add_argument("--size", type=positive, help="side at which the classifier sees images; default: that of its training, or 224")
 
 
 def run(_parser: Parser, args: Namespace) -> int:
@@ -42,7 +42,7 @@ def run(_parser: Parser, args: Namespace) -> int:
         data=args.data,
         neighbours=args.neighbours,
         limit=args.limit,
-        side=args.size,
+        side=args.size or classifier_size(args.classifier, args.classifier_options),
     )
     with claimed(args.out, "srd"):
         found = write_view(args.image, explanandum, args.out, options)

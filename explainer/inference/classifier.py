@@ -41,6 +41,16 @@ def open_classifier(path: str | None, options: str | None = None, description: d
         raise ConfigError(f"--classifier_options has a value of another kind ({error}). Received: {options}.") from error
 
 
+def classifier_size(path: str | None, options: str | None = None) -> int | None:
+    """Side in pixels of the images that a classifier was trained with; None where neither its file nor a library says it."""
+    if path is None or str(path).endswith(".onnx"):
+        return None
+    from explainer.models.checkpoints import trained_size
+
+    given = _mapping(options)
+    return trained_size(path, str(given.get("arch") or ""), given.get("options"))[0]
+
+
 def _known(description: dict[str, Any], is_onnx: bool, arch_given: bool) -> dict[str, Any]:
     """What a model says about its classifier. Its file was written by someone else, so a name that is code from elsewhere is left out."""
     from explainer.models.untrusted import classifier_options

@@ -138,3 +138,16 @@ def test_options_win_over_what_the_model_knows(state_dict: Path) -> None:
     for options, words in (("{mean: {a: 1}}", "another kind|mean"), ("{arch: [1]}", "arch|another kind")):
         with pytest.raises((ConfigError, CheckpointError), match=words):
             open_classifier(str(state_dict), options, known)
+
+
+def test_the_size_of_the_training_is_the_default(classifier_checkpoint: Path, tmp_path: Path) -> None:
+    from explainer.inference.classifier import classifier_size
+
+    content = torch.load(classifier_checkpoint, weights_only=True)
+    assert classifier_size(str(classifier_checkpoint)) is None
+    content["hyper_parameters"]["image_size"] = 48
+    torch.save(content, tmp_path / "c.ckpt")
+    assert classifier_size(str(tmp_path / "c.ckpt")) == 48
+    torch.save(content["state_dict"], tmp_path / "plain.pt")
+    assert classifier_size(str(tmp_path / "plain.pt"), "{arch: 'torchvision:resnet18'}") is not None
+    assert classifier_size("x.onnx") is None and classifier_size(None) is None
