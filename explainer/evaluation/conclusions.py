@@ -34,7 +34,7 @@ def conclusions(
     references: Sequence[str],
     confidence: float = 0.95,
     seed: int = 0,
-    bootstrap: int = 500,
+    bootstrap: int = 1000,
 ) -> list[str]:
     """One sentence for each number of each trained Explainer, and one for each warning.
 
@@ -43,7 +43,7 @@ def conclusions(
         protocols: by label.
         trained: methods that are trained Explainers.
         references: rows that ask no classifier and read no ground truth (constants, centre, random).
-        confidence, seed, bootstrap: of the intervals.
+        confidence, seed, bootstrap: of the intervals, the same as in the tables. Without resamples nothing is compared.
     """
     sentences: list[str] = []
     for method in trained:
@@ -76,7 +76,7 @@ def _compared(
         return []
     sign = 1 if column.higher_is_better else -1
     groups: dict[str, list[str]] = {"better than": [], "not told apart from": [], "worse than": []}
-    for other in dict.fromkeys(m for m, _ in others):
+    for other in dict.fromkeys(m for m, _ in others) if bootstrap else ():
         differences = [
             paired_difference(own, part, name, column, bootstrap, confidence, seed) for (m, _), part in others.items() if m == other
         ]
@@ -111,7 +111,7 @@ def _warnings(method: str, rows: Found, protocols: Mapping[str, Protocol]) -> li
     area, grey, left = found.get("area", 0.5), found.get("grey_share", 0.0), found.get("left", 0.0)
     sentences = []
     if area < 0.005 or area > 0.95:
-        sentences.append(f"WARNING {method}: the masks cover {100 * area:.1f} % of an image on average: they are the same for every class.")
+        sentences.append(f"WARNING {method}: dead or full masks: they cover {100 * area:.1f} % of an image on average.")
     if grey > 0.5 and left > 0.3:
         sentences.append(
             f"WARNING {method}: grey solution: {100 * grey:.0f} % of the mask's values lie in [0.1, 0.9], and {100 * left:.0f} % of the "

@@ -129,7 +129,7 @@ def build(
             [m.label for m in runner.methods if m.reference and not m.needs_truth],
             confidence,
             runner.settings.seed,
-            min(bootstrap, 500) or 200,
+            bootstrap,
         ),
         "verdicts": [{**v.record(), "protocol": label} for label, v in verdicts_of(runner.protocols, rows)],
         "skipped": [{"method": m, "protocol": p, "reason": reason} for (m, p), reason in {**outcome.skipped, **outcome.refused}.items()]

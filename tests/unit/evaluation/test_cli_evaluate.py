@@ -337,4 +337,5 @@ def test_a_limit_is_spread_over_the_classes_of_sorted_folders_and_grows(tmp_path
     few, more = names(4), names(7)
     assert {name.split("/")[-2] for name in few[:3]} == {"a", "b", "c"} and more[:4] == few and len(set(more)) == 7
     everything = data_module(replace(config, limit=None)).dataset("test")
+    assert data_module(config).dataset("test").fingerprint() != everything.fingerprint(), "rows of one order are not taken for the other's"
     assert [everything.sample_id(i).split("/")[-2] for i in range(4)] == ["a"] * 4

@@ -29,6 +29,11 @@ def test_better_worse_and_undecided_by_paired_differences() -> None:
     assert "worse than low, high" in conclusions(data, PROTOCOLS, ["explainer"], [])[0]
 
 
+def test_without_resamples_only_the_number_is_said() -> None:
+    data = found(explainer=[0.5, 0.6], low=[0.3, 0.4], one=[0.9, 0.9])
+    assert conclusions(data, PROTOCOLS, ["explainer"], ["one"], bootstrap=0) == ["explainer: IoU (segmentation) 55.0 %."]
+
+
 def test_what_does_not_beat_a_constant_is_warned_of() -> None:
     said = conclusions(
         found(explainer=[0.5, 0.6, 0.7], one=[0.5, 0.7, 0.8], zero=[0.0, 0.1, 0.0]), PROTOCOLS, ["explainer"], ["one", "zero"]
@@ -51,4 +56,4 @@ def test_less_is_better_where_the_column_says_so_and_grey_is_named() -> None:
 
 def test_full_masks_are_named() -> None:
     data = {("explainer", "raw", "segmentation"): rows("explainer", [0.99, 0.98], name="area")}
-    assert "cover 98.5 % of an image" in conclusions(data, PROTOCOLS, ["explainer"], [])[0]
+    assert "they cover 98.5 % of an image" in conclusions(data, PROTOCOLS, ["explainer"], [])[0]
