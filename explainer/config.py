@@ -28,8 +28,9 @@ class DataConfig:
         batch_size: training images per device and step.
         eval_batch_size: images per step in validation, test and prediction (default: batch_size).
         num_workers: loader processes; 0 loads in the main process.
-        options: of the data set (root, size, class_names, ...). Those of image files also take geometry (squash, letterbox or crop: how a
-            picture becomes a square) and no_region (names of classes that no pixel belongs to, e.g. [free]).
+        options: of the data set (root, size, class_names, ...). size is the side of square images in pixels, or [height, width]. Those of
+            image files also take geometry (squash, letterbox or crop: how a picture becomes an image of that size) and no_region
+            (names of classes that no pixel belongs to, e.g. [free]).
         train_options: further options for the training split only (augmentation).
         eval_options: further options for the val and test splits only.
         targets: labels, or predicted: the classifier's own decisions, for images with or without labels. What is explained is the

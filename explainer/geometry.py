@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from explainer.errors import ConfigError
 
-__all__ = ["GEOMETRIES", "PADDING", "Box", "Geometry", "Placement", "placement"]
+__all__ = ["GEOMETRIES", "PADDING", "Box", "Geometry", "Placement", "Size", "as_size", "height_width", "placement", "size_text"]
 
 Geometry = Literal["squash", "letterbox", "crop"]
 GEOMETRIES: tuple[str, ...] = get_args(Geometry)
 # ImageNet's mean colour in 8 bits: close to zero after the normalisation of the usual classifiers.
 PADDING = (124, 116, 104)
 Box = tuple[int, int, int, int]
+# Of the network's image, in pixels: the side of a square, or (height, width).
+Size = int | tuple[int, int]
+SMALLEST, LARGEST = 8, 4096
+
+
+def as_size(value: Any) -> Size | None:
+    """A stored or configured size in its one form, an int for squares; None for anything that is not a size in [8, 4096]."""
+    sides = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    if len(sides) != 2 or not all(type(s) is int and SMALLEST <= s <= LARGEST for s in sides):
+        return None
+    return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
+
+
+def height_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a size."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def size_text(size: int | Sequence[int]) -> str:
+    """For people: "224 px", or "288 x 192 px" (height x width)."""
+    return f"{size} px" if isinstance(size, int) else f"{size[0]} x {size[1]} px"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from explainer.config import ClassifierConfig, ClassifierLossConfig, DataConfig,
 from explainer.data.datamodule import DataModule
 from explainer.data.files import ImageFileDataset
 from explainer.errors import CheckpointError, ConfigError
+from explainer.geometry import as_size, height_width, size_text
 from explainer.losses.base import build_terms
 from explainer.models.checkpoints import (
     configured_explanandum,
@@ -76,12 +77,15 @@ def sized_options(data: DataConfig, classifier: ClassifierConfig) -> dict[str, A
         return data.options
     if given is None:
         return {**data.options, "size": trained_at}
-    if isinstance(given, int) and not 2 / 3 <= given / trained_at <= 3 / 2:
+    size = as_size(given)
+    if size is not None and not all(2 / 3 <= a / b <= 3 / 2 for a, b in zip(height_width(size), height_width(trained_at), strict=True)):
         log.warning(
-            "data.options.size is %d, but %s was trained with images of %d px: it sees objects at another scale. "
-            "Leave data.options.size out to use %d.",
-            given, source, trained_at, trained_at,
-        )  # fmt: skip
+            "data.options.size is %s, but %s was trained with images of %s: it sees objects at another scale or in another form. "
+            "Leave data.options.size out to use its own.",
+            size_text(size),
+            source,
+            size_text(trained_at),
+        )
     return data.options
 
 

@@ -27,6 +27,7 @@ from explainer.data.samplers import spread
 from explainer.errors import ConfigError
 from explainer.evaluation.config import EvaluateConfig
 from explainer.files import write_text
+from explainer.geometry import height_width
 from explainer.look.similarity import feature_maps
 from explainer.models.checkpoints import configured_explanandum
 from explainer.models.explanandum import Explanandum
@@ -125,7 +126,7 @@ def _collected(
         yield from data.batches(split, parts)
 
     folder = None if config.store is None else Path(config.store) / split
-    side = config.mask_side or data.size // 2
+    side = config.mask_side or min(height_width(data.size)) // 2
     return collect(batches(), features, number, side, folder, config.void == "ignore")
 
 

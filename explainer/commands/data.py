@@ -17,6 +17,7 @@ from explainer.commands.parsing import Command, Group, Parser
 from explainer.config import DataConfig, RunConfig
 from explainer.errors import ConfigError, ExplainerError
 from explainer.files import write_text
+from explainer.geometry import size_text
 
 if TYPE_CHECKING:
     from explainer.data.check import SplitCheck
@@ -170,7 +171,7 @@ def _findings(found: Mapping[str, SplitCheck]) -> tuple[list[str], list[str]]:
             notes.append(f"{name}: pixels of classes that are not labelled: {_counted(counts)}.")
         if counts := split.count("vanished"):
             size = split.dataset.size
-            notes.append(f"{name}: objects too small to have a pixel at {size} px: {_counted(counts)}. Raise data.options.size.")
+            notes.append(f"{name}: objects too small to have a pixel at {size_text(size)}: {_counted(counts)}. Raise data.options.size.")
         if groups := duplicates(split):
             notes.append(f"{name}: {_number(len(groups), 'picture')} more than once, e.g. {' = '.join(groups[0][:3])}.")
         every, lacking = len(split.samples), sum(not s.truth and s.error is None for s in split.samples)

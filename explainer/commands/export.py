@@ -78,20 +78,21 @@ def run(_parser: Parser, args: Namespace) -> int:
     """Export; returns the exit code."""
     import explainer
     from explainer.export.exporting import export
+    from explainer.geometry import height_width
     from explainer.inference.describe import describe, trained_geometry
     from explainer.inference.formats import DEFAULT_SIDE
     from explainer.inference.pictures import read_calibration
 
     writable_folder(args.out)
     net = explainer.load(args.model)
-    side = net.image_size or DEFAULT_SIDE
+    size = args.size or height_width(net.image_size or DEFAULT_SIDE)
     explanandum = open_classifier(args.classifier, args.classifier_options, describe(net))
     calibration = examples = None
     geometry = trained_geometry(net.metadata)
     if args.examples is not None:
-        examples = read_calibration(args.examples, args.size or (side, side), _EXAMPLES, geometry)
+        examples = read_calibration(args.examples, size, _EXAMPLES, geometry)
     if args.calibration is not None:
-        calibration = read_calibration(args.calibration, args.size or (side, side), args.calibration_images, geometry)
+        calibration = read_calibration(args.calibration, size, args.calibration_images, geometry)
     metrics = _metrics(args.metrics, Path(args.model))
     with claimed(args.out, "export"):
         for name in dict.fromkeys(args.format):

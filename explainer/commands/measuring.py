@@ -19,6 +19,7 @@ from torch import nn
 from explainer.errors import ConfigError
 from explainer.export.exporting import build_format
 from explainer.export.parity import file_bytes, probe
+from explainer.geometry import height_width
 from explainer.inference.formats import DEFAULT_SIDE, Array, ExportModel, ExportOptions
 from explainer.inference.runtime import model_files, open_model
 from explainer.models.black_box import BlackBox
@@ -92,7 +93,7 @@ def contestants(
         before = resident_mb()
         runtime = open_model(path, threads)
         size = runtime.size
-        chosen = size or (side or runtime.description.get("image_size") or DEFAULT_SIDE,) * 2
+        chosen = size or height_width(side or runtime.description.get("image_size") or DEFAULT_SIDE)
         taken.append(chosen)
         runtime.run(probe((1, *chosen), None))
         found.append(Contestant(str(path), runtime.run, chosen, file_bytes(path), resident_mb() - before))

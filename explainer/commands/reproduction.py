@@ -18,6 +18,7 @@ from explainer.commands.parsing import parse_evaluate, parse_run
 from explainer.config import RunConfig
 from explainer.errors import ConfigError
 from explainer.evaluation.config import EvaluateConfig, MethodConfig
+from explainer.geometry import height_width
 from explainer.models.classifiers import build_classifier
 from explainer.models.explainer import Explainer
 from explainer.report.write import write
@@ -187,7 +188,7 @@ def _seconds_per_image(runs: list[RunConfig]) -> tuple[float, float]:
     module = data_module(second)
     size, K = module.size, module.num_classes
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    images = torch.rand(2, 3, size, size, device=device)
+    images = torch.rand(2, 3, *height_width(size), device=device)
     options = {k: v for k, v in first.classifier.options.items() if k != "weights"}
     classifier = build_classifier(first.classifier.arch, K, **options).to(device).eval()
     e = second.explainer

@@ -85,7 +85,7 @@ class Coco(ImageFileDataset):
     def __init__(
         self,
         split: str = "train",
-        size: int = 224,
+        size: int | Sequence[int] = 224,
         root: str = "data/coco",
         unannotated: Literal["drop", "keep"] = "drop",
         split_seed: int = 0,

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from explainer.data.samplers import sample_seed
 from explainer.errors import ConfigError, ShapeError
+from explainer.geometry import Size, as_size, height_width
 from explainer.tensors import Batch
 
 __all__ = ["SPLITS", "ExplainerDataset", "Sample", "Task", "collate"]
@@ -99,8 +100,8 @@ class ExplainerDataset(Dataset[Sample], ABC):
         class_names: K names, in the order of the targets.
         task: "multilabel" (several classes an image) or "multiclass" (exactly one).
         split: "train", "val" or "test".
-        size: side of the square images in pixels.
-        geometry: how a picture becomes the square image, see :mod:`explainer.geometry`.
+        size: of the images in pixels: the side of squares, or (height, width).
+        geometry: how a picture becomes the image, see :mod:`explainer.geometry`.
         no_region: names of the classes that no pixel belongs to ("no defect", "background"): they need no mask of their own.
         epoch, augmentation_seed: with the index, all that random augmentation may depend on.
     """
@@ -109,18 +110,24 @@ class ExplainerDataset(Dataset[Sample], ABC):
     class_names: tuple[str, ...]
     task: Task
     split: str
-    size: int
+    size: Size
     geometry: str = "squash"
     no_region: tuple[str, ...] = ()
     epoch: int = 0
     augmentation_seed: int = 0
 
-    def __init__(self, split: str, size: int) -> None:
+    def __init__(self, split: str, size: int | Sequence[int]) -> None:
         if split not in SPLITS:
             raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
-        if not isinstance(size, int) or not 8 <= size <= 4096:
-            raise ConfigError(f"size must be a whole number of pixels in [8, 4096], got {size!r}.")
-        self.split, self.size = split, size
+        checked = as_size(size)
+        if checked is None:
+            raise ConfigError(f"size must be a whole number of pixels in [8, 4096], or two: [height, width]; got {size!r}.")
+        self.split, self.size = split, checked
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        return height_width(self.size)
 
     @property
     def num_classes(self) -> int:
@@ -174,7 +181,7 @@ class ExplainerDataset(Dataset[Sample], ABC):
         return {
             "name": getattr(self, "name", type(self).__name__),
             "split": self.split,
-            "size": self.size,
+            "size": self.size if isinstance(self.size, int) else list(self.size),
             "classes": list(self.class_names),
             "ids": [self.sample_id(i) for i in range(len(self))],
         }

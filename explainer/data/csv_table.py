@@ -55,7 +55,7 @@ class CsvDataset(ImageFileDataset):
     def __init__(
         self,
         split: str = "train",
-        size: int = 224,
+        size: int | Sequence[int] = 224,
         root: str = "data/images",
         labels: str = "labels.csv",
         class_names: Sequence[str] | None = None,

@@ -43,7 +43,7 @@ class Cub(ImageFileDataset):
     def __init__(
         self,
         split: str = "train",
-        size: int = 224,
+        size: int | Sequence[int] = 224,
         root: str = "data/cub",
         val_fraction: float = 0.1,
         split_seed: int = 0,

@@ -17,6 +17,7 @@ from explainer import plugins
 from explainer.data.contract import SPLITS, ExplainerDataset, Sample, Task, collate
 from explainer.data.samplers import ResumableBatchSampler, UnpaddedSampler, members_by_class
 from explainer.errors import ConfigError, CorruptSampleError
+from explainer.geometry import Size
 from explainer.lightning_internals import brings_own_sampler, resume_position
 from explainer.tensors import Batch
 
@@ -241,8 +242,8 @@ class DataModule(pl.LightningDataModule):
         return self._any_dataset().no_region
 
     @property
-    def size(self) -> int:
-        """Side of the images in pixels."""
+    def size(self) -> Size:
+        """Of the images in pixels: the side of squares, or (height, width)."""
         return self._any_dataset().size
 
     def setup(self, stage: str | None = None) -> None:

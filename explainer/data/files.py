@@ -132,11 +132,12 @@ class ImageFileDataset(ExplainerDataset):
 
     Args:
         split: "train", "val" or "test".
-        size: side of the square images.
+        size: of the images in pixels: the side of squares, or (height, width), for pictures that are mostly portraits or landscapes.
         augment: None, "light", "standard" or a mapping, see :class:`~explainer.data.transforms.Augmentation`.
         masks: False leaves the ground-truth masks out (training needs none: faster batches).
         cache: "ram" keeps each decoded, resized image after its first use; "none" decodes every time. The samples are the same.
-        geometry: how a picture becomes a square: "squash", "letterbox" (padding is void) or "crop", see :mod:`explainer.geometry`.
+        geometry: how a picture becomes an image of that size: "squash", "letterbox" (padding is void) or "crop",
+            see :mod:`explainer.geometry`.
         no_region: classes that no pixel belongs to ("no defect", "background"). An image with such labels only and without a mask file has
             ground truth all the same: no pixel of it is any class's object.
     """
@@ -148,7 +149,7 @@ class ImageFileDataset(ExplainerDataset):
     def __init__(
         self,
         split: str,
-        size: int,
+        size: int | Sequence[int],
         augment: str | Mapping[str, Any] | None = None,
         masks: bool = True,
         cache: Literal["none", "ram"] = "none",
@@ -164,7 +165,7 @@ class ImageFileDataset(ExplainerDataset):
             raise ConfigError(f'cache must be "none" or "ram", got {cache!r}.')
         self.augmentation = Augmentation.parse(augment)
         self.with_masks, self.cache, self.geometry, self.no_region = masks, cache, geometry, tuple(no_region)
-        self.work = self.augmentation.working_size(size)
+        self.work = self.augmentation.working_size(self.shape)
 
     def _ready(self, source: Path | str, advice: str = "") -> None:
         """Check that there is something to serve, and set up the cache."""
@@ -172,8 +173,8 @@ class ImageFileDataset(ExplainerDataset):
             raise ConfigError(f"no_region names {unknown[0]!r}, which is not a class. Classes: {', '.join(self.class_names)}.")
         if not self.records:
             raise DatasetNotFoundError(f"the {self.split} split of {source} is empty: no sample is left. {advice}".rstrip())
-        self._images = _SharedBytes(len(self), (3, self.work, self.work)) if self.cache == "ram" else None
-        self._layers = _SharedBytes(len(self), (1, self.work, self.work)) if self.cache == "ram" and self._cacheable_layers else None
+        self._images = _SharedBytes(len(self), (3, *self.work)) if self.cache == "ram" else None
+        self._layers = _SharedBytes(len(self), (1, *self.work)) if self.cache == "ram" and self._cacheable_layers else None
 
     _cacheable_layers = True
     cheap_targets = True
@@ -203,7 +204,7 @@ class ImageFileDataset(ExplainerDataset):
             raise record.problem
         image, layers = self._working(index)
         generator = self.generator(index)
-        image, layers = self.augmentation(image, layers, self.size, generator)
+        image, layers = self.augmentation(image, layers, self.shape, generator)
         masks, void = (None, None) if layers is None else self._expand(index, layers)
         return Sample(image.float().div_(255), self.target(index), record.id, masks, void)
 
@@ -213,7 +214,7 @@ class ImageFileDataset(ExplainerDataset):
             return maps
         layers = (maps.cpu() * 255).round().to(torch.uint8)
         blank = torch.zeros(3, *layers.shape[1:], dtype=torch.uint8)
-        _, moved = self.augmentation(blank, layers, self.size, self.generator(index, epoch))
+        _, moved = self.augmentation(blank, layers, self.shape, self.generator(index, epoch))
         assert moved is not None
         return moved.to(maps) / 255
 
@@ -224,7 +225,7 @@ class ImageFileDataset(ExplainerDataset):
         layers = None if self._layers is None or not wanted else self._layers.get(index)
         own: tuple[int, int] | None = None
         if image is None:
-            decoded, own = read_scaled(self.records[index].image, 2 * self.work)
+            decoded, own = read_scaled(self.records[index].image, 2 * max(self.work))
             image = place_image(decoded, self._place(own))
             if self._images is not None:
                 self._images.put(index, image)
@@ -236,11 +237,11 @@ class ImageFileDataset(ExplainerDataset):
         return image, layers if wanted else None
 
     def _place(self, own: tuple[int, int]) -> Placement:
-        return placement(self.geometry, own, (self.work, self.work))
+        return placement(self.geometry, own, self.work)
 
     def original_maps(self, index: int, maps: Tensor) -> Tensor:
         """Maps ``[N,h,w]`` of the unaugmented sample in the picture's own pixels; what was cropped away gets the least value."""
-        place = placement(self.geometry, self.original_size(index), (self.size, self.size))
+        place = placement(self.geometry, self.original_size(index), self.shape)
         return to_picture(maps, place, float(maps.min()) if maps.numel() else 0.0)
 
     # ------------------------------------------------------------------ ground truth

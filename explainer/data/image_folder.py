@@ -64,7 +64,7 @@ class ImageFolder(ImageFileDataset):
     def __init__(
         self,
         split: str = "train",
-        size: int = 224,
+        size: int | Sequence[int] = 224,
         root: str = "data/images",
         class_names: Sequence[str] | None = None,
         layout: Literal["auto", "splits", "flat"] = "auto",

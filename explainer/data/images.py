@@ -38,7 +38,7 @@ class Images(ImageFileDataset):
     def __init__(
         self,
         split: str = "train",
-        size: int = 224,
+        size: int | Sequence[int] = 224,
         root: str | Sequence[str] = "data/images",
         class_names: Sequence[str] | Literal["imagenet"] | int = "imagenet",
         task: Task = "multiclass",

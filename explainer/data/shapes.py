@@ -124,8 +124,8 @@ class Shapes(ExplainerDataset):
         cache: bool = True,
     ) -> None:
         super().__init__(split, size)
-        if not 32 <= size <= 512:
-            raise ConfigError(f"shapes: size must lie in 32..512 px, received {size}.")
+        if not isinstance(self.size, int) or not 32 <= self.size <= 512:
+            raise ConfigError(f"shapes: size must be one side in 32..512 px, for its pictures are squares; received {size}.")
         for texture in (*class_names, *unlabelled):
             if texture not in TEXTURES:
                 raise ConfigError(f"shapes: unknown class {texture!r}. Textures: {', '.join(TEXTURES)}.")

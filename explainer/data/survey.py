@@ -12,6 +12,7 @@ from explainer.data.decoding import image_size
 from explainer.data.files import ImageFileDataset
 from explainer.data.samplers import spread
 from explainer.errors import CorruptSampleError
+from explainer.geometry import size_text
 
 __all__ = ["SplitSurvey", "advice", "describe", "survey"]
 
@@ -80,7 +81,7 @@ def describe(dataset: ExplainerDataset, splits: Sequence[SplitSurvey]) -> list[s
     """
     kind = "one label an image" if dataset.task == "multiclass" else "several labels an image"
     name = getattr(dataset, "name", type(dataset).__name__)
-    lines = [f"data: {name}, {dataset.num_classes} classes, {kind}, {dataset.size} px ({dataset.geometry})"]
+    lines = [f"data: {name}, {dataset.num_classes} classes, {kind}, {size_text(dataset.size)} ({dataset.geometry})"]
     shown = _shown([sum(counts) for counts in zip(*(s.labels for s in splits), strict=True)])
     rows: list[list[str]] = [["", *(s.split for s in splits)], ["images", *(f"{s.images}" for s in splits)]]
     rows += [["..." if k is None else _label(dataset, k), *("" if k is None else f"{s.labels[k]}" for s in splits)] for k in shown]
@@ -152,14 +153,26 @@ def advice(dataset: ExplainerDataset, splits: Sequence[SplitSurvey], balanced: b
     sizes = [size for s in splits for size in s.sizes]
     if sizes:
         aspect = statistics.median(max(h, w) / min(h, w) for h, w in sizes)
-        if aspect >= _ASPECT and dataset.geometry == "squash":
+        height, width = dataset.shape
+        if aspect >= _ASPECT and dataset.geometry == "squash" and height == width:
+            tall = statistics.median(h / w for h, w in sizes)
             lines.append(
                 f"Half of the pictures are at least {aspect:.2f} times as long as wide, and are squashed to squares: data.options.geometry "
-                "letterbox or crop keeps proportions."
+                f"letterbox or crop keeps proportions{_of_one_form(tall, aspect, height)}."
             )
-        if statistics.median(min(h, w) for h, w in sizes) * 1.5 < dataset.size:
-            lines.append(f"Half of the pictures are smaller than 2/3 of size {dataset.size}: a smaller size costs less and loses nothing.")
+        if statistics.median(min(h / height, w / width) for h, w in sizes) * 1.5 < 1:
+            lines.append(
+                f"Half of the pictures are smaller than 2/3 of size {size_text(dataset.size)}: a smaller size costs less and loses nothing."
+            )
     return lines
+
+
+def _of_one_form(tall: float, aspect: float, side: int) -> str:
+    """Advice for pictures that are mostly portraits, or mostly landscapes (median height / width ``tall``): an image of their form."""
+    if max(tall, 1 / tall) < 0.95 * aspect:
+        return ""
+    longer, shorter = (32 * max(1, round(side * factor / 32)) for factor in (aspect**0.5, aspect**-0.5))
+    return f", and data.options.size [{longer}, {shorter}]" * (tall > 1) + f", and data.options.size [{shorter}, {longer}]" * (tall <= 1)
 
 
 def _names(names: Sequence[str]) -> str:

@@ -100,7 +100,7 @@ class Augmentation:
     Attributes:
         flip: probability of a horizontal flip.
         crop_scale: (least, greatest) share of the image's area that a random crop keeps, or None for no crop.
-        crop_ratio: (least, greatest) aspect of the crop, log-uniform.
+        crop_ratio: (least, greatest) aspect of the crop, relative to the image's own (width / height), log-uniform.
         brightness, contrast, saturation: factors are uniform in [1 - x, 1 + x], x in [0,1].
         hue: shift is uniform in [-x, x], x in [0, 0.5].
     """
@@ -145,19 +145,24 @@ class Augmentation:
         options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         return cls(**options)
 
-    def working_size(self, size: int) -> int:
-        """Side of the image before the augmentation: the smallest crop then still has ``size`` pixels a side (at most
-        twice ``size``).
+    def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the image before the augmentation: the smallest crop then still has ``size`` pixels (at most twice
+        ``size`` a side).
         """
-        return size if self.crop_scale is None else min(2 * size, math.ceil(size / math.sqrt(self.crop_scale[0])))
+        if self.crop_scale is None:
+            return size
+        height, width = (min(2 * side, math.ceil(side / math.sqrt(self.crop_scale[0]))) for side in size)
+        return height, width
 
-    def __call__(self, image: Tensor, masks: Tensor | None, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, image: Tensor, masks: Tensor | None, size: tuple[int, int], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
         """Augment and bring to ``size``.
 
         Args:
-            image: uint8 ``[3,S,S]``.
-            masks: uint8 ``[N,S,S]`` labels that move with it, or None.
-            size: of the result.
+            image: uint8 ``[3,H,W]``.
+            masks: uint8 ``[N,H,W]`` labels that move with it, or None.
+            size: (height, width) of the result.
             generator: the only source of randomness. The number of draws depends on the options alone.
         """
         draw = torch.rand(8, generator=generator).tolist()  # always all, so that one option does not change another's draws
@@ -170,8 +175,8 @@ class Augmentation:
         if draw[4] < self.flip:
             image = F.horizontal_flip(image)
             layers = None if layers is None else F.horizontal_flip(layers)
-        image = resize_image(image.as_subclass(Tensor), size)
-        layers = None if layers is None else resize_masks(layers.as_subclass(Tensor), size)
+        image = resize_image(image.as_subclass(Tensor), *size)
+        layers = None if layers is None else resize_masks(layers.as_subclass(Tensor), *size)
         return self._colour(image, draw[5:], generator), layers
 
     def _crop_box(self, height: int, width: int, draw: list[float]) -> tuple[int, int, int, int]:
@@ -179,7 +184,7 @@ class Augmentation:
         assert self.crop_scale is not None
         area = height * width * _between(*self.crop_scale, draw[0])
         ratio = math.exp(_between(math.log(self.crop_ratio[0]), math.log(self.crop_ratio[1]), draw[1]))
-        w = max(1, min(width, round(math.sqrt(area * ratio))))
+        w = max(1, min(width, round(math.sqrt(area * ratio * (width / height)))))
         h = max(1, min(height, round(area / w)))
         return int(draw[2] * (height - h + 1)), int(draw[3] * (width - w + 1)), h, w
 

@@ -63,7 +63,7 @@ class Voc(ImageFileDataset):
     def __init__(
         self,
         split: str = "train",
-        size: int = 224,
+        size: int | Sequence[int] = 224,
         root: str = "data/voc",
         year: int | str = 2007,
         class_names: Sequence[str] | None = None,

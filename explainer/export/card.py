@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from explainer.files import write_text
+from explainer.geometry import size_text
 
 log = logging.getLogger(__name__)
 CARD, DRIFT = "README.md", "drift.json"
@@ -97,6 +98,7 @@ def card(
     """The card as Markdown, with the metadata block that the Hugging Face Hub reads; instructions for the ``files`` that are there."""
     d, e = description, description["explainer"]
     encoder = e["options"].get("encoder_name")
+    trained = size_text(d["image_size"]) if d["image_size"] else "an unknown size"
     title = f"# Explainer: {plain(e['network'])}{f' with {plain(encoder)}' if encoder else ''}, {len(d['classes'])} classes"
     lines = [
         title, "",
@@ -106,7 +108,7 @@ def card(
         *_use(files), "",
         "## What it is", "",
         f"- Classes: {', '.join(plain(c) for c in d['classes'])}",
-        f"- Parameters: {d['parameters']:,}; trained at {d['image_size'] or 'an unknown'} px; weights `{d['weights']}`",
+        f"- Parameters: {d['parameters']:,}; trained at {trained}; weights `{d['weights']}`",
         f"- Explains the classifier with fingerprint `{d['explained_classifier'] or 'unknown'}`",
         f"- Removed pixels were shown as: {plain(d.get('fill') or 'mean (not recorded)')}",
         *([f"- Masks are computed of the {d['top']} most probable classes of each image (`classes`)"] if d.get("top") else []),

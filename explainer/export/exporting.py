@@ -14,6 +14,7 @@ from explainer.export.card import add_report, examples_name, write_card
 from explainer.export.fused import FusedExplainer
 from explainer.export.parity import DriftReport, measure
 from explainer.files import partial_folder
+from explainer.geometry import height_width
 from explainer.inference.classifier import require_same_classifier
 from explainer.inference.describe import describe
 from explainer.inference.eager import EagerRuntime
@@ -53,7 +54,7 @@ def export(
     """Write ``net`` into the folder ``out`` with its drift report (``drift.json``) and model card (``README.md``).
 
     Args:
-        size: ``(height, width)``; default the side it was trained at.
+        size: ``(height, width)``; default the size it was trained at.
         dynamic_size: accept any size.
         precision: fp32, fp16 or int8.
         fused: put the classifier into the same file; needs ``explanandum``, unless the encoder is shared with it.
@@ -74,9 +75,8 @@ def export(
         ConfigError: an option does not fit, or an optional package is missing (names the extra).
     """
     form = build_format(format_name)
-    side = net.image_size or DEFAULT_SIDE
     used, seen = split_calibration(calibration, precision)
-    options = ExportOptions(size or (side, side), dynamic_size, precision, used)
+    options = ExportOptions(size or height_width(net.image_size or DEFAULT_SIDE), dynamic_size, precision, used)
     form.check(options)
     if min(options.size) < 1:
         raise ConfigError(f"size must be positive, received {options.size}.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from explainer.config import without_paths
 from explainer.errors import CheckpointError, ConfigError
+from explainer.geometry import Size
 
 _KEYS = ("arch", "options", "num_classes", "task", "class_names", "mean", "std", "input_size")
 _SCORES = ("scores", "normalize", "output")  # what an ONNX file's own use in training says about its next use
@@ -41,8 +42,8 @@ def open_classifier(path: str | None, options: str | None = None, description: d
         raise ConfigError(f"--classifier_options has a value of another kind ({error}). Received: {options}.") from error
 
 
-def classifier_size(path: str | None, options: str | None = None) -> int | None:
-    """Side in pixels of the images that a classifier was trained with; None where neither its file nor a library says it."""
+def classifier_size(path: str | None, options: str | None = None) -> Size | None:
+    """Size in pixels of the images that a classifier was trained with; None where neither its file nor a library says it."""
     if path is None or str(path).endswith(".onnx"):
         return None
     from explainer.models.checkpoints import trained_size

@@ -34,7 +34,7 @@ def describe(
         "format": DESCRIPTION,
         "classes": list(net.class_names),
         "size": list(options.size) if options is not None and fixed else None,
-        "image_size": net.image_size,
+        "image_size": list(net.image_size) if isinstance(net.image_size, tuple) else net.image_size,
         "geometry": trained_geometry(net.metadata),
         "precision": options.precision if options is not None else "fp32",
         "outputs": list(outputs),

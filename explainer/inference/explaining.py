@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from explainer.data.transforms import to_picture
 from explainer.errors import ConfigError, CorruptSampleError, NumericalError
 from explainer.files import replacing, write_text
+from explainer.geometry import height_width
 from explainer.inference.formats import DEFAULT_SIDE, Array, Runtime
 from explainer.inference.pictures import OnError, Picture, batches, find_pictures
 from explainer.inference.treatment import Treatment
@@ -158,8 +159,7 @@ def network_size(runtime: Runtime, side: int | None) -> tuple[int, int]:
         if side is not None and runtime.size != (side, side):
             raise ConfigError(f"this model was exported for {runtime.size[0]} x {runtime.size[1]} px; leave out --size, or export again.")
         return runtime.size
-    chosen = side or runtime.description.get("image_size") or DEFAULT_SIDE
-    return chosen, chosen
+    return height_width(side or runtime.description.get("image_size") or DEFAULT_SIDE)
 
 
 def geometry_of(runtime: Runtime) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from explainer.errors import CheckpointError, ConfigError, CorruptSampleError, NumericalError, ShapeError
-from explainer.geometry import GEOMETRIES, PADDING, Placement, placement
+from explainer.geometry import GEOMETRIES, PADDING, Placement, as_size, height_width, placement
 
 Array = NDArray[np.float32]
 # The limits and formats of explainer.data.decoding, which needs torch; a test keeps both equal.
@@ -95,7 +95,7 @@ class Predictor:
             height, width = self.size
         else:
             trained = side or self.description.get("image_size")
-            height, width = (trained, trained) if trained else (picture.height, picture.width)
+            height, width = height_width(trained) if trained else (picture.height, picture.width)
         place = placement(self.description.get("geometry") or "squash", (picture.height, picture.width), (height, width))
         batch = np.asarray(_placed(picture, place), dtype=np.float32).transpose(2, 0, 1)[None] / np.float32(255)
         result = {name: value[0] for name, value in self.run(batch).items()}
@@ -186,7 +186,7 @@ def check_description(values: Any, path: Any) -> dict[str, Any]:
     top = values.get("top")
     fits = fits and (top is None or (side(top) and isinstance(classes, list) and top <= len(classes)))
     share = threshold is None or (isinstance(threshold, int | float) and 0 <= threshold <= 1)
-    if len(names) != 2 or not fits or not (trained is None or side(trained)) or not share or not known:
+    if len(names) != 2 or not fits or not (trained is None or as_size(trained) is not None) or not share or not known:
         raise CheckpointError(
             f"{path} has no usable description of its classes, outputs and size: it was not written by `explainer export`."
         )

@@ -27,6 +27,7 @@ from explainer.baselines.kernels.layouts import Known, layout_of
 from explainer.baselines.kernels.stages import default_layer
 from explainer.errors import ConfigError
 from explainer.files import write_text
+from explainer.geometry import Size, height_width
 from explainer.inference.formats import DEFAULT_SIDE
 from explainer.inference.pictures import Picture, find_pictures, load_picture
 from explainer.report.page import rendered
@@ -42,14 +43,14 @@ class Options:
     Attributes:
         layers: module paths (``relu#0`` is the first call of a module that is called several times; default its last). None: the last
             feature map.
-        side: square side in pixels at which the classifier sees the images; None: its own, or 224.
+        side: in pixels, of the squares that the classifier sees, or (height, width); None: its own, or 224.
         grid: most patches a side.
         limit: most images, spread evenly over those found.
         title: of the page.
     """
 
     layers: Sequence[str] | None = None
-    side: int | None = None
+    side: Size | None = None
     grid: int = 16
     limit: int = 12
     title: str = "Similarity of patches"
@@ -168,10 +169,10 @@ def write_overlay(inputs: Sequence[str | Path], explanandum: Any, out: str | Pat
     o, out = options or Options(), Path(out)
     if not explanandum.differentiable:
         raise ConfigError("this classifier gives scores only: it has no layers that could be looked at. Give a checkpoint.")
-    side = o.side or explanandum.input_size or DEFAULT_SIDE
+    size = height_width(o.side or explanandum.input_size or DEFAULT_SIDE)
     files = list(find_pictures(inputs).items())
     count = min(o.limit, len(files))
-    pictures = [load_picture(*files[i * len(files) // count], (side, side)) for i in range(count)]
+    pictures = [load_picture(*files[i * len(files) // count], size) for i in range(count)]
     images = torch.from_numpy(np.stack([p.small for p in pictures])).to(explanandum.mean)
     layers = list(dict.fromkeys(o.layers)) if o.layers else [default_layer(explanandum, images)]
     features = feature_maps(explanandum, images, layers)

@@ -25,6 +25,7 @@ from explainer.baselines.srd import SRD
 from explainer.errors import ConfigError
 from explainer.figures import overlay, panel_sheet, signed_overlay
 from explainer.files import replacing, write_text
+from explainer.geometry import Size, height_width
 from explainer.inference.explaining import class_indices
 from explainer.inference.formats import DEFAULT_SIDE
 from explainer.inference.pictures import Picture, find_pictures, load_picture
@@ -48,7 +49,7 @@ class Options:
         data: folder in which the nearest vectors are looked for, or None.
         neighbours: per vector, each from another image.
         limit: most images of ``data``, spread evenly over those found.
-        side: square side in pixels at which the classifier sees the images; None: its own, or 224.
+        side: in pixels, of the squares that the classifier sees, or (height, width); None: its own, or 224.
     """
 
     class_name: str | None = None
@@ -59,7 +60,7 @@ class Options:
     data: str | None = None
     neighbours: int = 3
     limit: int = 100
-    side: int | None = None
+    side: Size | None = None
 
 
 @dataclass
@@ -259,10 +260,10 @@ def write_view(file: str | Path, explanandum: Any, out: str | Path, options: Opt
     o, out = options or Options(), Path(out)
     if not explanandum.differentiable:
         raise ConfigError("this classifier gives scores only: it has no layers that could be looked at. Give a checkpoint.")
-    side = o.side or explanandum.input_size or DEFAULT_SIDE
-    picture = _one_picture(file, side)
+    size = height_width(o.side or explanandum.input_size or DEFAULT_SIDE)
+    picture = _one_picture(file, size)
     image = torch.from_numpy(picture.small).to(explanandum.mean)
-    others = _other_pictures(o, Path(file), side)
+    others = _other_pictures(o, Path(file), size)
     with torch.no_grad():
         logits = explanandum(image[None])[0]
     chosen = class_indices(None if o.class_name is None else [o.class_name], explanandum.class_names)
@@ -282,7 +283,7 @@ def write_view(file: str | Path, explanandum: Any, out: str | Path, options: Opt
         "class": explanandum.class_names[class_index],
         "logit": float(logits[class_index]),
         "probability": float(explanandum.probabilities(logits[None])[0, class_index]),
-        "size": side,
+        "size": list(size),
         "layer": layer,
         "layer_size": list(vectors.shape[-2:]),
         "strongest": [
@@ -312,14 +313,14 @@ def write_view(file: str | Path, explanandum: Any, out: str | Path, options: Opt
     return described
 
 
-def _one_picture(file: str | Path, side: int) -> Picture:
+def _one_picture(file: str | Path, size: tuple[int, int]) -> Picture:
     if Path(file).is_dir():
         raise ConfigError(f"{file} is a folder. Name one image.")
     ((name, path),) = find_pictures([file]).items()
-    return load_picture(name, path, (side, side))
+    return load_picture(name, path, size)
 
 
-def _other_pictures(o: Options, file: Path, side: int) -> list[Picture]:
+def _other_pictures(o: Options, file: Path, size: tuple[int, int]) -> list[Picture]:
     """Pictures of the folder without the explained one."""
     if o.data is None:
         return []
@@ -327,7 +328,7 @@ def _other_pictures(o: Options, file: Path, side: int) -> list[Picture]:
     if not files:
         raise ConfigError(f"{o.data} holds no image beside the explained one. Give a folder with more.")
     count = min(o.limit, len(files))
-    return [load_picture(*files[i * len(files) // count], (side, side)) for i in range(count)]
+    return [load_picture(*files[i * len(files) // count], size) for i in range(count)]
 
 
 def _described(node: VectorNode, others: Sequence[Picture]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from explainer.config import ClassifierConfig
 from explainer.errors import CheckpointError, ConfigError
+from explainer.geometry import Size, as_size
 from explainer.models.black_box import build_black_box, is_black_box
 from explainer.models.classifiers import build_classifier
 from explainer.models.explanandum import Explanandum
@@ -153,8 +154,8 @@ def _described(saved: dict[str, Any], path: str | Path | None) -> dict[str, Any]
     return section
 
 
-def trained_size(checkpoint: str | Path | None, arch: str, options: dict[str, Any] | None = None) -> tuple[int | None, str]:
-    """Side in pixels of the images that a classifier was trained with, and who says so; None where nothing does.
+def trained_size(checkpoint: str | Path | None, arch: str, options: dict[str, Any] | None = None) -> tuple[Size | None, str]:
+    """Size in pixels of the images that a classifier was trained with, and who says so; None where nothing does.
 
     Args:
         checkpoint: its file; a checkpoint of this project says it.
@@ -162,9 +163,8 @@ def trained_size(checkpoint: str | Path | None, arch: str, options: dict[str, An
     """
     if checkpoint is not None and Path(checkpoint).is_file():
         saved = hyper_parameters(read_weights(checkpoint), "classifier", checkpoint) or {}
-        size = saved.get("image_size")
         if saved:
-            return (size if isinstance(size, int) and 8 <= size <= 4096 else None), str(checkpoint)
+            return as_size(saved.get("image_size")), str(checkpoint)
     found = recorded(arch, options)
     return (None, "") if found is None else (found.size, found.source)
 

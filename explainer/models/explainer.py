@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from explainer.attribution import DenseAttributor, check_images
 from explainer.errors import ConfigError, ShapeError
+from explainer.geometry import Size, as_size, height_width
 from explainer.models.class_layer import check_classes, only_classes
 from explainer.models.enlarging import resized
 from explainer.models.explanandum import IMAGENET_MEAN, IMAGENET_STD, Explanandum
@@ -30,7 +31,8 @@ class Explainer(nn.Module):
         options: of the network (encoder_name, encoder_weights, decoder_channels, ...).
         class_names: K names, or None for "0".."K-1".
         mean, std: normalisation per channel, in units of [0,1] images.
-        image_size: side in pixels it was trained at; ``None`` if unknown. Only a recommendation: any size is accepted.
+        image_size: in pixels, the side or (height, width) it was trained at; ``None`` if unknown. Only a recommendation: any size
+            is accepted.
         downscale: run the network at 1/downscale of the image's resolution and upsample the masks (a speed option).
         stride: multiple to which height and width are padded (replicated edge) before the network; not with a shared encoder, whose
             feature maps are those of the classification itself.
@@ -49,7 +51,7 @@ class Explainer(nn.Module):
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
-        image_size: int | None = None,
+        image_size: Size | None = None,
         downscale: int = 1,
         stride: int = 32,
         encoder: Literal["own", "shared"] = "own",
@@ -62,7 +64,8 @@ class Explainer(nn.Module):
             raise ConfigError(f"downscale must be at least 1, received {downscale}.")
         self.num_classes = num_classes
         self.class_names = tuple(class_names) if class_names is not None else tuple(str(k) for k in range(num_classes))
-        self.image_size, self.downscale, self.stride = image_size, downscale, stride
+        self.image_size: Size | None = None if image_size is None else as_size(image_size)
+        self.downscale, self.stride = downscale, stride
         self.metadata: dict[str, Any] = {}
         self.config: dict[str, Any] = {
             "network": network,
@@ -71,7 +74,7 @@ class Explainer(nn.Module):
             "class_names": list(self.class_names),
             "mean": [float(v) for v in mean],
             "std": [float(v) for v in std],
-            "image_size": image_size,
+            "image_size": list(image_size) if isinstance(image_size, tuple) else image_size,
             "downscale": downscale,
             "stride": stride,
             "encoder": encoder,
@@ -104,7 +107,7 @@ class Explainer(nn.Module):
         if self.downscale != 1:
             raise ConfigError(f"explainer.downscale needs an encoder of its own, received {self.downscale} with a shared one: set it to 1.")
         self.input_size, self.stride = explanandum.input_size, 1
-        side = explanandum.input_size or self.image_size or 224
+        side = max(height_width(explanandum.input_size or self.image_size or 224))
         options: dict[str, Any] = {"side": max(64, side), "std": self.config["std"], **self.config["options"]}
         try:
             return SharedNetwork(explanandum.classifier, self.num_classes, explanandum.task, decoder, **options)  # type: ignore[arg-type]

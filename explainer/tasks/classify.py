@@ -26,6 +26,7 @@ from torchmetrics.classification import (
 from explainer.config import ClassifierConfig, MaskAugmentationConfig, OptimizerConfig
 from explainer.errors import CheckpointError, ConfigError, NumericalError
 from explainer.fills import blend, make_fill
+from explainer.geometry import Size
 from explainer.losses.training import balanced_weights, classifier_loss
 from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, require_same_order
 from explainer.models.classifiers import build_classifier
@@ -57,7 +58,7 @@ class ClassifyTask(pl.LightningModule):
         seed: of the occlusion masks and of the mask augmentation.
         mask_explainer: the Explainer of ``config.mask_augmentation``: images in [0,1] -> class masks ``[B,K,H,W]``.
         class_counts: number of training images of each class and of all, ``([K], N)``; needed for balanced class weights.
-        image_size: side of the training images in pixels, stored in the checkpoint.
+        image_size: of the training images in pixels, the side or (height, width); stored in the checkpoint.
 
     The files that ``config.checkpoint`` and ``config.init_from`` name are read by :meth:`start`, which a fresh training calls and a
     resumed one does not.
@@ -73,7 +74,7 @@ class ClassifyTask(pl.LightningModule):
         seed: int = 0,
         mask_explainer: nn.Module | None = None,
         class_counts: tuple[Tensor, int] | None = None,
-        image_size: int | None = None,
+        image_size: Size | None = None,
     ) -> None:
         super().__init__()
         if config.checkpoint is not None and config.init_from is not None:
@@ -107,7 +108,7 @@ class ClassifyTask(pl.LightningModule):
                 "num_classes": num_classes,
                 "task": task,
                 "class_names": list(class_names),
-                "image_size": image_size,
+                "image_size": list(image_size) if isinstance(image_size, tuple) else image_size,
                 "optimizer": asdict(self.optimizer_config),
             },
             logger=False,

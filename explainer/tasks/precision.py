@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from explainer.config import RunConfig, TrainerConfig
 from explainer.files import write_text
+from explainer.geometry import Size, height_width
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask
 
@@ -88,19 +89,19 @@ def step_of(task: ClassifyTask | ExplainTask) -> tuple[nn.Module, Callable[[nn.M
 
 
 def measure(
-    task: ClassifyTask | ExplainTask, batch_size: int, size: int, device: torch.device, among: Sequence[Combination] = ALL
+    task: ClassifyTask | ExplainTask, batch_size: int, size: Size, device: torch.device, among: Sequence[Combination] = ALL
 ) -> tuple[Combination, dict[str, float]]:
     """Time steps of the task's own networks on random images; the task is left as it is.
 
     Args:
         task: the run's.
-        batch_size, size: of the images ``[B,3,S,S]``.
+        batch_size, size: of the images ``[B,3,H,W]``.
         device: where it will train.
         among: the combinations that may be chosen.
     """
     nets, step = step_of(task)
     nets.to(device)
-    images = torch.rand(batch_size, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.rand(batch_size, 3, *height_width(size), generator=torch.Generator().manual_seed(0)).to(device)
 
     def run(c: Combination) -> float:
         nets.to(memory_format=torch.channels_last if c.channels_last else torch.contiguous_format)  # type: ignore[call-overload]
@@ -123,7 +124,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def settled(config: RunConfig, task: ClassifyTask | ExplainTask, size: int, resumes: bool, alone: bool, by_rule: str) -> TrainerConfig:
+def settled(config: RunConfig, task: ClassifyTask | ExplainTask, size: Size, resumes: bool, alone: bool, by_rule: str) -> TrainerConfig:
     """The ``trainer`` section without ``auto``.
 
     Measured once: ``precision.json`` in the run folder remembers it for whoever resumes or tests the run. Several processes, which must
@@ -132,7 +133,7 @@ def settled(config: RunConfig, task: ClassifyTask | ExplainTask, size: int, resu
     Args:
         config: the run.
         task: its networks.
-        size: side of the images in pixels.
+        size: of the images in pixels.
         resumes: the run folder holds this run already.
         alone: one process on one device.
         by_rule: the precision where nothing is measured, see :func:`~explainer.tasks.trainer.native_precision`.

@@ -170,7 +170,7 @@ def test_surveys_agree_with_the_samples(name: str, tmp_path: Path) -> None:
 class Many:
     """Just what a table needs."""
 
-    name, task, size, geometry, no_region, num_classes = "many", "multilabel", 64, "squash", (), 1000
+    name, task, size, shape, geometry, no_region, num_classes = "many", "multilabel", 64, (64, 64), "squash", (), 1000
     class_names = tuple(f"c{i}" for i in range(1000))
 
 

@@ -197,3 +197,26 @@ def test_street_photographs_load_with_their_classes() -> None:
             assert ((area >= 0.045) == (s.target > 0)).all(), s.id
             assert ((s.masks.float().mean((1, 2)) - area).abs() < 0.02).all()
             assert {b.label for b in data.boxes(i)} == set(s.target.nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_images_need_not_be_squares(cache: str, tmp_path: Path) -> None:
+    make_voc(tmp_path, height=30, width=20)
+    tall = voc(tmp_path, size=[30, 20], difficult="exclude", cache=cache)
+    assert tall.size == (30, 20) and tall.shape == (30, 20) and tall.identity()["size"] == [30, 20]
+    sample, (masks, void) = tall[0], tall.original_masks(0)
+    assert sample.image.shape == (3, 30, 20) and torch.equal(sample.masks, masks) and torch.equal(sample.void, void)
+    assert tall.original_maps(0, torch.rand(2, 30, 20)).shape == (2, 30, 20)
+    augmented = voc(tmp_path, size=(32, 24), augment="standard", cache=cache)[1]
+    assert augmented.image.shape == (3, 32, 24) and augmented.masks.shape == (3, 32, 24)
+    wide = voc(tmp_path, size=[20, 30], geometry="letterbox")[0]
+    assert wide.void[:, :8].all() and not wide.void[:, 10:20].all(), "a portrait in the middle of a landscape"
+    # A square said in either way is the same data set.
+    assert voc(tmp_path, size=[16, 16]).fingerprint() == voc(tmp_path, size=16).fingerprint() != tall.fingerprint()
+
+
+@pytest.mark.parametrize("size", [7, 5000, 24.0, True, [32], [32, 4], [32, 24, 3], "32", None])
+def test_a_size_that_is_none_is_refused(size: object, tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    with pytest.raises(ConfigError, match=r"size must be a whole number of pixels in \[8, 4096\], or two: \[height, width\]; got"):
+        voc(tmp_path, size=size)

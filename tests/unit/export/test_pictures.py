@@ -67,6 +67,21 @@ def test_masks_come_back_in_the_pictures_own_pixels(geometry: str | None, tmp_pa
         assert not mask[:, :30].any() and not result["masks"][:, :, 90:].any(), "nothing is claimed of what was not seen"
 
 
+def test_a_model_of_images_that_are_not_square_sees_them_so(tmp_path: Path) -> None:
+    truth = red_box(tmp_path / "tall.png", 120, 60, (30, 10, 40, 30))
+    model = Red()
+    model.description["image_size"] = [48, 24]
+    found = explain([tmp_path / "tall.png"], model, tmp_path / "out")
+    assert found["network_size"] == [48, 24]
+    mask = np.asarray(Image.open(tmp_path / "out" / "tall.png" / "mask_000_red.png")) / 255
+    assert mask.shape == (120, 60) and ((mask > 0.5) == truth).mean() > 0.98
+    predictor = Predictor.__new__(Predictor)
+    predictor.description, predictor.size, predictor.classes = model.description, None, ["red", "not"]
+    sizes: list[tuple[int, ...]] = []
+    predictor.run = lambda images: (sizes.append(images.shape), model.run(images))[1]  # type: ignore[method-assign]
+    assert predictor(tmp_path / "tall.png")["masks"].shape == (2, 120, 60) and sizes == [(1, 3, 48, 24)]
+
+
 def test_the_geometry_of_the_training_is_exported() -> None:
     assert trained_geometry({}) == trained_geometry({"data": {"options": {"geometry": 3}}}) == trained_geometry({"data": 1}) == "squash"
     assert trained_geometry({"data": {"options": {"geometry": "crop"}}}) == "crop"

@@ -84,7 +84,7 @@ def test_the_size_of_images_follows_the_classifier(tmp_path: Path, caplog: pytes
         given = DataConfig(name="image_folder", options={"size": 200})
         assert sized_options(given, lite) == {"size": 200} and not caplog.records
         sized_options(DataConfig(name="image_folder", options={"size": 96}), lite)
-    assert "data.options.size is 96, but timm's tf_efficientnet_lite1 was trained with images of 240 px" in caplog.text
+    assert "data.options.size is 96 px, but timm's tf_efficientnet_lite1 was trained with images of 240 px" in caplog.text
     task = ClassifyTask(ClassifierConfig(options={"widths": [4]}), 3, "multiclass", ("a", "b", "c"), image_size=112)
     torch.save({"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict()}, tmp_path / "c.ckpt")
     trained = ClassifierConfig(checkpoint=str(tmp_path / "c.ckpt"), arch="efficientnet_lite1")
