@@ -114,6 +114,9 @@ def network(name: str, size: tuple[int, int]) -> nn.Module:
 
 def check(name: str, size: tuple[int, int], layer: str, channels: int, rows: int, columns: int) -> None:
     net = network(name, size)
+    for parameter, values in net.named_parameters():
+        if parameter.endswith("attention_biases"):  # LeViT, untrained, attends alike to all places and so forgets them: here to near ones
+            values.data[:, 0] = 5
     model = Explanandum(net, 5, task="multiclass", mean=0.5, std=0.5)
     images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1))
     assert default_layer(model, images) == layer
