@@ -51,7 +51,7 @@ NO_RULE_FOR_PRODUCTS = {
 ALL = pytest.mark.parametrize("name", sorted(METHODS))
 WITH_ATTENTION = pytest.mark.parametrize("name", sorted(n for n, c in METHODS.items() if c.needs_attention))
 WITHOUT_ATTENTION = pytest.mark.parametrize("name", sorted(n for n, c in METHODS.items() if not c.needs_attention))
-# Methods for attention find planted evidence in a trained transformer: test_transformers.py.
+# Methods for attention find planted evidence in a trained transformer: test_planted.py.
 SPECIFIC = pytest.mark.parametrize(
     "name", sorted(n for n, c in METHODS.items() if c.class_specific and not c.needs_masks and not c.needs_attention)
 )

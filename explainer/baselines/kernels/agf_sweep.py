@@ -35,6 +35,7 @@ SUPPORTED = (
 )
 _THROUGH = ("activation", "gate", "batch_norm", "affine", "identity")
 Record = dict[str, dict[str, Tensor]]
+_LINEAR_BLOCK = 2**20  # weights of a linear layer that are looked at together: 4 MB, which caches hold
 
 
 @dataclass
@@ -150,8 +151,7 @@ class Sweep:
             raise unsupported(call, self.method, SUPPORTED, f"its input has shape {tuple(call.inputs[0].shape)}, expected (B,features)")
         x = _wide(call.inputs[0])
         given: Any = call.module.weight if call.module is not None else call.arguments[0][1]
-        w = given.detach().abs().to(x.dtype)
-        c = x.abs() * (share(phi, F.linear(x.abs(), w)) @ w)
+        c = _influence_of_linear(x, given.detach(), phi)
         if self.roles[call.index] != "map":
             self._note(call, C=c, Phi=c)
             return c
@@ -222,6 +222,20 @@ class Sweep:
     def _note(self, call: Call, **quantities: Tensor) -> None:
         if self.record is not None:
             self.record[call.place] = {key: value.detach() for key, value in quantities.items()}
+
+
+def _influence_of_linear(x: Tensor, weight: Tensor, phi: Tensor) -> Tensor:
+    """Eq. 9 of a linear layer, ``|x| * (S |w|)`` with ``S`` the share of the outputs' attribution, ``[B,in]``.
+
+    Some outputs at a time: ``|w|`` of VGG's first linear layer alone is 400 MB, and making it takes longer than all that is done with it.
+    """
+    rows = max(1, _LINEAR_BLOCK // weight.shape[1])
+    strength, magnitude = x.new_empty(min(rows, len(weight)), weight.shape[1]), x.abs()
+    total = torch.zeros_like(x)
+    for part, given in zip(weight.split(rows), phi.split(rows, dim=1), strict=True):
+        w = torch.abs(part, out=strength[: len(part)])
+        total += share(given, F.linear(magnitude, w)) @ w
+    return magnitude * total
 
 
 def _wide(x: Tensor) -> Tensor:

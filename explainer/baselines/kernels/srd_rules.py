@@ -34,6 +34,13 @@ def inverse_square_norm(values: Tensor) -> Tensor:
     return inverse(values.square().sum(1, keepdim=True), ZERO_SQUARE)
 
 
+def norms(values: Tensor) -> Tensor:
+    """``||v_j||`` over channels, ``[B,1,H,W]``. The norm's own operation takes twice as long, but has a derivative at 0."""
+    if values.requires_grad:
+        return torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    return values.square().sum(1, keepdim=True).sqrt()
+
+
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Channel dot product, ``[B,1,H,W]``."""
     return (a * b).sum(1, keepdim=True)
@@ -156,9 +163,22 @@ class Conv(Rule):
     def _ones(self, like: Tensor) -> Tensor:
         return like.new_ones(1, 1, *self.weight.shape[-2:])
 
+    @property
+    def _pools(self) -> bool:
+        """Whether a sum over the receptive field is a pooling, which is faster than a convolution of one channel."""
+        return self.dilation == (1, 1) and all(2 * p <= k for p, k in zip(self.padding, self.weight.shape[-2:], strict=True))
+
     def _sum_field(self, values: Tensor) -> Tensor:
         """Sum of a one-channel map over each output pixel's receptive field."""
+        if self._pools:
+            return F.avg_pool2d(values, self.weight.shape[-2:], self.stride, self.padding, divisor_override=1)
         return F.conv2d(values, self._ones(values), None, self.stride, self.padding, self.dilation)
+
+    def _spread_field(self, values: Tensor, like: Tensor) -> Tensor:
+        """The transpose of :meth:`_sum_field`; ``like`` is a one-channel map at the layer's input."""
+        if self._pools:
+            return aten.avg_pool2d_backward(values, like, list(self.weight.shape[-2:]), self.stride, self.padding, False, True, 1)
+        return self._transpose(values, like, self._ones(values), 1)
 
     def _transpose(self, g: Tensor, u: Tensor, weight: Tensor, groups: int) -> Tensor:
         args = (self.stride, self.padding, self.dilation, False, (0, 0), groups, (True, False, False))
@@ -167,7 +187,7 @@ class Conv(Rule):
     def shares(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """``(1/n_i, 1/D_j)``, zero where there is no norm to share by."""
         if self.share is None:
-            norm = torch.linalg.vector_norm(u, dim=1, keepdim=True)
+            norm = norms(u)
             self.share = inverse(norm, ZERO_NORM), inverse(self._sum_field(norm), ZERO_NORM)
         return self.share
 
@@ -177,7 +197,7 @@ class Conv(Rule):
         if beta is None:
             return back
         inverse_norm, inverse_sum = self.shares(u)
-        given = self._transpose(beta * inverse_sum, inverse_norm, self._ones(g), 1)
+        given = self._spread_field(beta * inverse_sum, inverse_norm)
         return torch.addcmul(back, u, given * inverse_norm)
 
     def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -430,7 +430,7 @@ def test_every_baseline_can_be_randomised(name):
     from explainer.plugins import check_options, find
 
     if find("explainer.baselines", name).needs_attention:
-        pytest.skip("for networks with attention; tests/contracts/test_transformers.py runs it")
+        pytest.skip("for networks with attention; tests/contracts/test_planted.py runs it")
     network = small_network()
     options = _OPTIONS.get(name, {})
     try:
