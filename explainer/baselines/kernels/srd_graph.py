@@ -342,6 +342,13 @@ class Graph:
             )
         return spatial[-1]
 
+    def last_weighted(self) -> Tensor | None:
+        """The input of the linear layer or convolution that ran last, ``[B,...]``."""
+        for node in reversed(self.nodes):
+            if node.op in ("linear", "conv2d") and node.inputs:
+                return self.nodes[node.inputs[0]].out
+        return None
+
     def require_rules(self, live: list[int], stops: list[int]) -> None:
         """Raise :class:`UnsupportedLayerError` if a sweep over ``live`` has to cross an operation without a rule."""
         members = set(live)

@@ -198,7 +198,8 @@ class Conv(Rule):
             return back
         inverse_norm, inverse_sum = self.shares(u)
         given = self._spread_field(beta * inverse_sum, inverse_norm)
-        return torch.addcmul(back, u, given * inverse_norm)
+        room = None if torch.is_grad_enabled() else back
+        return torch.addcmul(back, u, given * inverse_norm, out=room)
 
     def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`pull_shared`."""

@@ -14,15 +14,28 @@ import torch
 from torch import Tensor
 
 from explainer.baselines.kernels.srd_graph import Graph
-from explainer.baselines.kernels.srd_rules import Conv, Norm, channel_dot, combine, inner, inverse_square_norm
+from explainer.baselines.kernels.srd_rules import (
+    ZERO_SQUARE,
+    Conv,
+    Norm,
+    channel_dot,
+    combine,
+    inner,
+    inverse,
+    inverse_square_norm,
+)
 from explainer.errors import ConfigError, UnsupportedLayerError
 
 Start = Literal["paper", "code", "constant"]
+_PLAINLY = 1e-3  # a difference this large beside what it was taken from is no rounding noise
 
 
 def _restart(v: Tensor, relevance: Tensor) -> Tensor:
     """``v R / ||v||^2`` with R ``[B,h,w]``; zero vectors pass nothing on."""
-    return v * (relevance.unsqueeze(1) * inverse_square_norm(v))
+    if torch.is_grad_enabled() or v.dtype != relevance.dtype:
+        return v * (relevance.unsqueeze(1) * inverse_square_norm(v))
+    room = v.square()  # large maps are asked of the system anew each time: one is enough
+    return torch.mul(v, relevance.unsqueeze(1) * inverse(room.sum(1, keepdim=True), ZERO_SQUARE), out=room)
 
 
 def sweep(graph: Graph, start: int, relevance: Tensor, stops: Sequence[int], one_step: bool = False) -> dict[int, Tensor]:
@@ -122,6 +135,11 @@ def mu_sums(graph: Graph, start: int) -> dict[int, Tensor]:
 
 def class_maps(graph: Graph, encoder: int, cotangent: Tensor, create_graph: bool = False) -> Tensor:
     """Grad-CAM without ReLU, ``Phi_i = <mean_i dy/dA_i, A_i>`` (eq. 3) for the linear combination ``cotangent`` ``[B,K]`` of logits."""
+    return _by_channel(graph, encoder, cotangent, create_graph).sum(1)
+
+
+def _by_channel(graph: Graph, encoder: int, cotangent: Tensor, create_graph: bool = False) -> Tensor:
+    """What each channel adds to :func:`class_maps`, ``[B,C,h,w]``."""
     live = graph.nodes[encoder].out
     try:
         with torch.autocast(live.device.type, enabled=False):  # autograd runs under the caller's autocast
@@ -132,7 +150,26 @@ def class_maps(graph: Graph, encoder: int, cotangent: Tensor, create_graph: bool
             "Name another layer with encoder_output=, or use extremal_perturbation or rise."
         ) from error
     precise = torch.promote_types(live.dtype, torch.float32)
-    return (gradient.to(precise).mean((2, 3), keepdim=True) * live.to(precise)).sum(1)
+    return gradient.to(precise).mean((2, 3), keepdim=True) * live.to(precise)
+
+
+def _clear_difference(graph: Graph, encoder: int, own: Tensor) -> Tensor | None:
+    """``Phi^c - mean_k Phi^k`` from one pass through the head, where it is plainly more than rounding noise; None where it may not be.
+
+    Noise is what is left where classes cancel (alike weights in the last layer) or channels do, so both are looked at.
+    """
+    last = graph.last_weighted()
+    difference = own - torch.full_like(own, 1 / own.shape[1])
+    if last is None or not last.requires_grad:
+        return None
+    slopes = (torch.autograd.grad(graph.logits, last, c, retain_graph=True, allow_unused=True)[0] for c in (own, difference))
+    sizes = [torch.zeros(len(own)).to(own) if s is None else s.detach().abs().flatten(1).amax(1) for s in slopes]
+    if not bool((sizes[1] > _PLAINLY * sizes[0]).all()):
+        return None
+    parts = _by_channel(graph, encoder, difference)
+    relevance = parts.sum(1)
+    gross = parts.abs().sum(1).amax((1, 2))
+    return relevance if bool((relevance.abs().amax((1, 2)) > _PLAINLY * gross).all()) else None
 
 
 def initial_relevance(
@@ -149,7 +186,12 @@ def initial_relevance(
     live = graph.nodes[encoder].out
     if start == "constant":
         return torch.ones_like(live[:, 0], dtype=torch.promote_types(live.dtype, torch.float32))
-    phi = class_maps(graph, encoder, torch.nn.functional.one_hot(class_index, graph.logits.shape[1]), create_graph)
+    own = torch.nn.functional.one_hot(class_index, graph.logits.shape[1]).to(graph.logits)
+    if start == "paper" and mean is None and not create_graph and own.shape[1] > 1:
+        difference = _clear_difference(graph, encoder, own)
+        if difference is not None:
+            return difference.relu()
+    phi = class_maps(graph, encoder, own, create_graph)
     if start == "code":
         cam = phi.relu()
         return cam - cam.mean((1, 2), keepdim=True)
