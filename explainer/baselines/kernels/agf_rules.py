@@ -44,7 +44,7 @@ class Options:
 def sdiv(a: Tensor, b: Tensor) -> Tensor:
     """``a / (b + 1e-9)``, 0 where ``b`` is 0. Signed: a negative ``b`` is moved towards 0."""
     d = b + EPS
-    return a / torch.where(d == 0, EPS, d) * (b != 0)
+    return (a / d.masked_fill_(d == 0, EPS)).mul_(b != 0)
 
 
 def _sample(a: Tensor) -> tuple[int, ...]:
@@ -59,8 +59,7 @@ def normalize_max(a: Tensor, guard: bool = False) -> Tensor:
 
 def share(phi: Tensor, z: Tensor) -> Tensor:
     """The share ``S`` of Definition 1 that each output hands back: ``phi / z`` where ``phi`` and ``z`` are not 0."""
-    live = phi != 0
-    return sdiv(phi, z * live) * live
+    return sdiv(phi, z)  # 0 where phi is, whatever z is
 
 
 def class_distribution(logits: Tensor, target: Tensor) -> Tensor:

