@@ -83,7 +83,7 @@ class SRD(Baseline):
         graph, encoder = self._record(images)
         relevance = initial_relevance(graph, encoder, class_index, self.start)
         graph.release()
-        return self._finish(self._sweep_to_resolution(graph, encoder, relevance.detach()), images)
+        return self._finish(self._sweep_to_resolution(graph, encoder, relevance.detach(), consume=True), images)
 
     def all_classes(
         self, images: Tensor, classes: list[int] | None = None, *, generator: torch.Generator | None = None, masks: Tensor | None = None
@@ -237,9 +237,9 @@ class SRD(Baseline):
         with torch.inference_mode(False), torch.autocast(images.device.type, enabled=False), torch.set_grad_enabled(create_graph):
             yield
 
-    def _sweep_to_resolution(self, graph: Graph, encoder: int, relevance: Tensor) -> Tensor:
+    def _sweep_to_resolution(self, graph: Graph, encoder: int, relevance: Tensor, consume: bool = False) -> Tensor:
         with self._precise(relevance, False):
-            return next(iter(sweep(graph, encoder, relevance, [self._stop(graph, encoder)]).values()))
+            return next(iter(sweep(graph, encoder, relevance, [self._stop(graph, encoder)], consume=consume).values()))
 
     @staticmethod
     def _landmarks(graph: Graph, encoder: int) -> list[int]:

@@ -31,12 +31,24 @@ WEAK = {
     ("ablation_cam", "Swin (torchvision)"): _CANCEL,
     ("ablation_cam", "ViT (timm)"): _CANCEL,
     ("attention_grad_cam", "ViT (timm)"): "one weight a head, the mean over all patches: most are background, and its sign is theirs",
-    ("full_grad", "ResNet (torchvision)"): "bias x gradient holds no input: the map is largest where most receptive fields overlap, in the middle",
+    (
+        "full_grad",
+        "ResNet (torchvision)",
+    ): "bias x gradient holds no input: the map is largest where most receptive fields overlap, in the middle",
 }
 #: The default suite's sample.
 SAMPLE = {
-    "ResNet (torchvision)": ("agf", "clrp", "excitation_backprop", "full_grad", "grad_cam", "guided_backprop", "integrated_gradients", "srd"),
-    "ViT (timm)": tuple(n for n, c in METHODS.items() if c.needs_attention) + ("ablation_cam", "grad_cam", "guided_filter"),
+    "ResNet (torchvision)": (
+        "agf",
+        "clrp",
+        "excitation_backprop",
+        "full_grad",
+        "grad_cam",
+        "guided_backprop",
+        "integrated_gradients",
+        "srd",
+    ),
+    "ViT (timm)": (*(n for n, c in METHODS.items() if c.needs_attention), "ablation_cam", "grad_cam", "guided_filter"),
     "ConvNeXt (torchvision)": ("gradient", "grad_cam", "layer_cam", "occlusion"),
 }
 CASES = [

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from explainer.baselines.kernels.srd_graph import Graph
+from explainer.baselines.kernels.srd_graph import Graph, Node
 from explainer.baselines.kernels.srd_rules import (
     ZERO_SQUARE,
     Conv,
@@ -38,7 +38,9 @@ def _restart(v: Tensor, relevance: Tensor) -> Tensor:
     return torch.mul(v, relevance.unsqueeze(1) * inverse(room.sum(1, keepdim=True), ZERO_SQUARE), out=room)
 
 
-def sweep(graph: Graph, start: int, relevance: Tensor, stops: Sequence[int], one_step: bool = False) -> dict[int, Tensor]:
+def sweep(
+    graph: Graph, start: int, relevance: Tensor, stops: Sequence[int], one_step: bool = False, consume: bool = False
+) -> dict[int, Tensor]:
     """Relevance at ``stops`` when node ``start`` has relevance ``[B,h,w]``.
 
     Args:
@@ -47,6 +49,7 @@ def sweep(graph: Graph, start: int, relevance: Tensor, stops: Sequence[int], one
         relevance: of its pixels.
         stops: nodes.
         one_step: let nothing cross an activation: a one-hot relevance then gives the ratios mu_{i->j} themselves (eq. 6).
+        consume: the graph is not needed afterwards: values are let go as soon as they have been used, which makes room for the next ones.
 
     Returns:
         ``{stop: [B,h_stop,w_stop]}``, signed. A stop that does not feed ``start`` gets zeros.
@@ -62,8 +65,12 @@ def sweep(graph: Graph, start: int, relevance: Tensor, stops: Sequence[int], one
         if index in members:
             cotangents[index] = cotangents[index] + g if index in cotangents else g
 
+    used: Node | None = None
     for i in reversed(live):
+        if used is not None and consume:
+            used.out = used.out.new_empty(0)
         node = nodes[i]
+        used = None if i in wanted else node
         source = graph.is_source(i)
         if i == start:
             maps[i] = relevance

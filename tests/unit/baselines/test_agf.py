@@ -12,6 +12,7 @@ from torch import nn
 from explainer.baselines import build
 from explainer.baselines.agf import AGF, to_map
 from explainer.baselines.agf_self_supervised import explain_self_supervised
+from explainer.baselines.kernels import agf_sweep
 from explainer.baselines.kernels.agf_rules import Options, class_distribution, factorize, normalize_max, sdiv, shift
 from explainer.baselines.kernels.graph import Graph
 from explainer.errors import ConfigError, ShapeError, UnsupportedLayerError
@@ -284,3 +285,13 @@ def test_self_supervised_neighbour_and_variants() -> None:
     with pytest.raises(ShapeError, match="length 3"):
         explain_self_supervised(encoder, head, images[:1], codes[:, :3])
     assert {f.name for f in dataclasses.fields(found)} == {"maps", "class_index", "logits", "neighbour"}
+
+
+@pytest.mark.parametrize("block", [1, 7, 30, 2**20])
+def test_a_linear_layer_in_blocks_is_the_layer(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, phi = torch.randn(2, 6), torch.randn(5, 6), torch.randn(2, 5)
+    phi[0, 1] = 0
+    monkeypatch.setattr(agf_sweep, "_LINEAR_BLOCK", block)
+    z = x.abs() @ weight.abs().T
+    expected = x.abs() * (torch.where(phi != 0, phi / z, 0) @ weight.abs())
+    torch.testing.assert_close(agf_sweep._influence_of_linear(x, weight, phi), expected)

@@ -10,6 +10,7 @@ from torch import nn
 
 from explainer import Explanandum
 from explainer.baselines import build
+from explainer.baselines.kernels import srd_graph, srd_rules, srd_sweep
 from explainer.errors import ConfigError
 from tests.unit.baselines.test_srd_derivation import tiny
 
@@ -279,3 +280,36 @@ def test_the_input_node_is_the_normalised_image():
     resized = build("srd", Explanandum(net, 3, mean=0.4, std=0.2, input_size=8), **OPTIONS)
     big = nn.functional.interpolate(x, (12, 12), mode="bilinear")
     assert resized(big, 1).shape == (2, 12, 12) and resized.relevance(big, 1, ["input"])["input"].shape == (2, 8, 8)
+
+
+def test_one_pass_through_the_head_gives_what_two_give() -> None:
+    graph = srd_graph.record(explain(chain()).explanandum, images())
+    encoder, index = graph.find("9"), torch.tensor([0, 1])
+    short = srd_sweep.initial_relevance(graph, encoder, index, "paper")
+    given = srd_sweep.initial_relevance(graph, encoder, index, "paper", mean=srd_sweep.mean_class_map(graph, encoder))
+    own = nn.functional.one_hot(index, graph.logits.shape[1]).to(graph.logits)
+    assert srd_sweep._clear_difference(graph, encoder, own) is not None and given.abs().max() > 0
+    torch.testing.assert_close(short, given, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"), [(3, 1, 1, 1), (3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 2, 2), (1, 1, 1, 1)]
+)
+def test_sums_over_receptive_fields_and_their_transpose(kernel: int, stride: int, padding: int, dilation: int) -> None:
+    weight = torch.rand(4, 3, kernel, kernel, dtype=torch.float64)
+    rule = srd_rules.Conv(weight, None, (stride, stride), (padding, padding), (dilation, dilation), 1)
+    values = torch.rand(2, 1, 9, 8, dtype=torch.float64, requires_grad=True)
+    expected = nn.functional.conv2d(values, torch.ones(1, 1, kernel, kernel).double(), None, stride, padding, dilation)
+    torch.testing.assert_close(rule._sum_field(values), expected)
+    back = torch.rand_like(expected)
+    (slope,) = torch.autograd.grad(expected, values, back)
+    torch.testing.assert_close(rule._spread_field(back, values), slope)
+
+
+def test_products_over_channels_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = torch.rand(2, 2, 7, 5, 6, dtype=torch.float64)
+    expected = (a * b).sum(1, keepdim=True)
+    monkeypatch.setattr(srd_rules, "_BLOCK", 2 * 2 * 5 * 6)
+    with torch.no_grad():
+        torch.testing.assert_close(srd_rules.inner(a, b), expected)
+        torch.testing.assert_close(srd_rules.norms(a), torch.linalg.vector_norm(a, dim=1, keepdim=True))

@@ -30,6 +30,7 @@ from explainer.evaluation.verdict import bootstrap, verdicts_of
 from explainer.models.black_box import BlackBox
 from explainer.models.explanandum import Explanandum
 from explainer.tensors import Batch
+from tests.contracts.networks import tiny
 from tests.unit.evaluation.factories import NAMES, data
 
 K, SIDE = 4, 32
@@ -429,16 +430,15 @@ _BLIND = {"constant", "centre", "random", "edges", "ground_truth"}
 def test_every_baseline_can_be_randomised(name):
     from explainer.plugins import check_options, find
 
-    if find("explainer.baselines", name).needs_attention:
-        pytest.skip("for networks with attention; tests/contracts/test_planted.py runs it")
-    network = small_network()
+    network = tiny("vit", torch.float32) if find("explainer.baselines", name).needs_attention else small_network()
+    size = 16 if find("explainer.baselines", name).needs_attention else 32
     options = _OPTIONS.get(name, {})
     try:
         check_options(find("explainer.baselines", name), options, given=1)
     except ConfigError:
         options = {}
-    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    truth = torch.zeros(1, K, 32, 32)
+    images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    truth = torch.zeros(1, K, size, size)
     truth[:, :, :8] = 1
     before = network.fingerprint()
     method = baselines.build(name, network, **options)
