@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from explainer.commands import (
     bench,
     calibrate,
+    channels,
     concepts,
     data,
     evaluate,
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Command | Group] = {
     "serve": serve.COMMAND,
     "overlay": overlay.COMMAND,
     "srd": srd.COMMAND,
+    "channels": channels.COMMAND,
     "bench": bench.COMMAND,
 }
 
