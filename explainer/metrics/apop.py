@@ -30,6 +30,11 @@ _OTHERS = (
     "max_pool1d", "max_pool3d", "maximum",
 )  # fmt: skip
 
+#: What may be binarised; gates (sigmoid) are no activations of features.
+_ACTIVATIONS = (
+    "relu", "leaky_relu", "elu", "selu", "celu", "silu", "gelu", "tanh", "relu6", "hardtanh", "hardswish", "mish", "softplus", "prelu",
+)  # fmt: skip
+
 
 class _Patterns(TorchFunctionMode):
     """Records masks and winners call by call (pass 1), then imposes them in the same order (pass 2).
@@ -163,6 +168,55 @@ def binarized_logits(classifier: nn.Module, images: Tensor, layer: str) -> Tenso
         return classifier(images)
     finally:
         handle.remove()
+
+
+class _Binarised(TorchFunctionMode):
+    """Lets one activation call pass ``[a > 0]``; the calls are counted in the order of the forward pass."""
+
+    def __init__(self, call: int) -> None:
+        super().__init__()
+        self.call, self.seen = call, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count activations and replace the one asked for, in place where the call was."""
+        out = func(*args, **dict(kwargs or {}))
+        if getattr(func, "__name__", "").removesuffix("_") not in _ACTIVATIONS:
+            return out
+        self.seen += 1
+        if self.seen != self.call + 1:
+            return out
+        pattern = (out > 0).to(out.dtype)
+        given = args[0] if args else dict(kwargs or {}).get("input")
+        return out.copy_(pattern) if out is given else pattern
+
+
+@torch.no_grad()
+def activation_calls(classifier: Callable[[Tensor], Tensor], images: Tensor) -> int:
+    """How many activation calls a forward pass of normalised images ``[B,C,H,W]`` makes; see :func:`binarized_call_logits`."""
+    with _Binarised(-1) as mode:
+        classifier(images)
+    return mode.seen
+
+
+@torch.no_grad()
+def binarized_call_logits(classifier: Callable[[Tensor], Tensor], images: Tensor, call: int) -> Tensor:
+    """Logits when one activation call passes ``[a > 0]`` instead of a, on the same image (SRD, Fig. 6).
+
+    Args:
+        classifier: in eval mode, *normalised* images ``[B,C,H,W]`` -> logits ``[B,K]``.
+        images: normalised images.
+        call: number of the call, from 0, in the order of the forward pass; calls of a shared module and functional ones count one by one.
+
+    Raises:
+        ConfigError: the classifier makes fewer calls.
+    """
+    _eval_mode(classifier)
+    with _Binarised(call) as mode:
+        logits = classifier(images)
+    if not 0 <= call < mode.seen:
+        known = f"numbered 0 to {mode.seen - 1}" if mode.seen else "of which there is none"
+        raise ConfigError(f"call must be one of the classifier's {mode.seen} activation calls, {known}; received {call}.")
+    return logits
 
 
 def top_k_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:

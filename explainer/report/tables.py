@@ -34,6 +34,7 @@ TITLES: dict[str, tuple[str, str]] = {
     "infidelity": ("Infidelity and sensitivity", "Does the map predict the effect of small changes, and is it stable?"),
     "manipulation": ("Adversarial manipulation", "Can an invisible change of the image change the map?"),
     "apop": ("What activation patterns predict", "The class read from activation patterns alone."),
+    "binarised": ("What one binarised activation leaves", "Accuracy when one layer passes only which of its units are active."),
     "time": ("Time", "Seconds for one image."),
     "label_leakage": ("Check: label leakage", "Does the mask alone tell the class?"),
     "randomised_classifier": ("Check: randomised classifier", "Is the masks' advantage lost when the classifier is random?"),

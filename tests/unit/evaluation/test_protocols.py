@@ -11,12 +11,13 @@ import torch
 
 from explainer import plugins
 from explainer.data.contract import collate
-from explainer.errors import ConfigError
+from explainer.errors import ConfigError, UnsupportedLayerError
 from explainer.evaluation.protocol import PACKAGE, build_protocol
 from explainer.evaluation.protocols.pointing_game import class_boxes
 from explainer.evaluation.scene import Maps, Method, Scene
 from explainer.metrics.masking_matrix import MaskingMatrix
 from explainer.metrics.monotonicity import monotone_scores
+from explainer.models.explanandum import Explanandum
 from tests.unit.evaluation.factories import Brightness, Dense, data, explanandum, method
 
 QUICK = {
@@ -302,3 +303,26 @@ def test_classes_without_a_region_are_not_explained(scene):
     less = replace(scene, dataset=dataset)
     assert torch.equal(less.explained[:, [0, 2]], scene.explained[:, [0, 2]]) and not less.explained[:, 1].any()
     assert scene.explained[:, 1].any()
+
+
+def test_binarised_rows_are_the_hits_of_every_call(scene):
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.Conv2d(6, 6, 3), torch.nn.ReLU()]
+    net = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, scene.labels.shape[1]))
+    model = Explanandum(net, scene.labels.shape[1], mean=0.5, std=0.5)
+    found = build_protocol("binarised", {"positions": 3}, "paper").score(replace(scene, explanandum=model), None)
+    rows, classes = scene.labels.nonzero(as_tuple=True)
+    assert [(s.row, s.class_index) for s in found] == list(zip(rows.tolist(), classes.tolist(), strict=True)) and len(found) > 2
+    images = model.normalize(scene.images)
+    with torch.no_grad():
+        first = net[2:]((net[1](net[0](images)) > 0).float())
+        second = net[4:]((net[:4](images) > 0).float())
+    for s in found:
+        hits = [float((y[s.row] >= y[s.row, s.class_index]).sum() == 1) for y in (first, second)]
+        assert s.vectors["top1"] == [hits[0], hits[1], hits[1]], "of two calls the second is the nearer to the middle, rounded up"
+        assert s.values["first_top1"] == hits[0] and s.values["mean_top1"] == pytest.approx((hits[0] + 2 * hits[1]) / 3)
+    linear = Explanandum(
+        torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3)), 3, mean=0.0, std=1.0
+    )
+    with pytest.raises(UnsupportedLayerError, match="no activation"):
+        build_protocol("binarised", None, "paper").score(replace(scene, explanandum=linear), None)

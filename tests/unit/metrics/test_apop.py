@@ -10,7 +10,7 @@ from torch import nn
 
 from explainer import Explanandum
 from explainer.errors import ConfigError, ShapeError, UnsupportedLayerError
-from explainer.metrics.apop import APOP, apop_logits, binarized_logits, make_substitute, top_k_hits
+from explainer.metrics.apop import APOP, apop_logits, binarized_call_logits, binarized_logits, make_substitute, top_k_hits
 
 
 def network(bias=True, relu=nn.ReLU):
@@ -144,6 +144,21 @@ def test_binarised_layer():
     assert torch.equal(binarized_logits(net, x, "1"), net[2:](u)) and len(net[1]._forward_hooks) == 0
     with pytest.raises(ConfigError, match="'relu' is not a module"):
         binarized_logits(net, x, "relu")
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_binarised_calls_are_counted_one_by_one(inplace):
+    net, x = network(relu=lambda: nn.ReLU(inplace)), images()
+    for call, layer in enumerate(("1", "4", "8")):
+        torch.testing.assert_close(binarized_call_logits(net, x.clone(), call), binarized_logits(net, x.clone(), layer))
+    shared = tvm.ResNet(tvm.resnet.BasicBlock, [1, 1, 1, 1], num_classes=3).double().eval()
+    big = images(1, size=32)
+    found = [binarized_call_logits(shared, big, call) for call in range(9)]
+    assert all(not torch.allclose(a, shared(big)) for a in found)
+    assert not torch.allclose(found[1], found[2]), "two calls of one ReLU"
+    for wrong in (9, -1):
+        with pytest.raises(ConfigError, match=f"9 activation calls, numbered 0 to 8; received {wrong}"):
+            binarized_call_logits(shared, big, wrong)
 
 
 def test_top_k_and_ties():
