@@ -187,7 +187,7 @@ class _Binarised(TorchFunctionMode):
             return out
         pattern = (out > 0).to(out.dtype)
         given = args[0] if args else dict(kwargs or {}).get("input")
-        return out.copy_(pattern) if out is given else pattern
+        return given.copy_(pattern) if isinstance(given, Tensor) and out is given else pattern
 
 
 @torch.no_grad()
