@@ -87,8 +87,11 @@ class ChannelAttribution:
         return torch.einsum("bc,bchw->bhw", self.masks, self.features)
 
     def top(self, count: int) -> list[list[int]]:
-        """Per decision the kept channels with the largest part in the map, ``m^k mean |Phi^k(x)|``, largest first."""
-        parts = self.masks * self.features.abs().mean((2, 3))
+        """Per decision the kept channels that shape the map the most, ``m^k`` times the standard deviation of Phi^k(x) over positions.
+
+        A channel that is the same everywhere (a ReLU6 at its bound) lifts the map and points nowhere, so that it never counts.
+        """
+        parts = self.masks * self.features.flatten(2).std(2, unbiased=False)
         return [[int(k) for k in row.argsort(descending=True, stable=True)[:count] if row[k] > 0] for row in parts]
 
 
@@ -201,7 +204,9 @@ def write_sheets(inputs: Sequence[str | Path], explanandum: Any, out: str | Path
         sheet, panels = f"{number:03d}_{safe_name(Path(picture.name).stem)}.png", []
         for row, (c, top) in enumerate(zip(classes, found.top(o.top), strict=True)):
             seen = inversions(explanandum, layer, found.features[row], found.masks[row], top, size, **how)
-            where = F.interpolate(found.maps[row][None, None], size, mode="bilinear", align_corners=False)[0, 0]
+            # What lies under the whole map says nothing about where.
+            shape = found.maps[row] - found.maps[row].min().clamp(min=0)
+            where = F.interpolate(shape[None, None], size, mode="bilinear", align_corners=False)[0, 0]
             kept = f"{found.kept[row]} of {found.masks.shape[1]}"
             titles = ["all channels", kept, *(f"channel {k}" for k in top)]
             blank = [("", np.full((*size, 3), 255, np.uint8))] * (o.top - len(top))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def test_colours_are_the_root_of_the_covariance() -> None:
 
 
 def colour_image(red: float, green: float) -> torch.Tensor:
-    return torch.tensor([red, green, 0.5]).view(1, 3, 1, 1).expand(1, 3, 16, 16).clone()
+    image = torch.tensor([red, green, 0.5]).view(1, 3, 1, 1).expand(1, 3, 16, 16).clone()
+    image[..., 8:] += 0.05 * (image[..., 8:] - 0.5)
+    return image
 
 
 def test_the_channel_of_each_class_is_kept() -> None:
@@ -88,6 +91,8 @@ def test_the_channel_of_each_class_is_kept() -> None:
     torch.testing.assert_close(found.masks, torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]), atol=0.05, rtol=0)
     torch.testing.assert_close(found.maps, (found.masks[:, :, None, None] * found.features).sum(1))
     assert [row[0] for row in found.top(1)] == [0, 1]
+    everything = replace(found, masks=torch.ones(2, 3))
+    assert sorted(everything.top(3)[0]) == [0, 1], "filter 2 is the same everywhere"
     seen = inversions(red_green(), "0", found.features[0], found.masks[0], [0, 1], 16, steps=40)
     assert reds(seen.images[1]) > 0.3 and reds(seen.images[2]) > 0.3 and reds(seen.images[3]) < -0.3
 
