@@ -46,8 +46,8 @@ class NormGrad(GradientCamBaseline):
         contribution: which virtual layer, see above.
         kernel_size: odd side of the virtual convolution.
         combine: over layers.
-        weights: one per layer, e.g. of :func:`~explainer.baselines.layer_weights.layer_weights`; None: ``1 / layers`` each (the geometric or
-            arithmetic mean).
+        weights: one per layer, e.g. of :func:`~explainer.baselines.layer_weights.layer_weights`; None: ``1 / layers`` each (the geometric
+            or arithmetic mean).
         mode: ``paper`` or ``code``, see above.
         meta_rate: step of the inner optimisation; 0 switches it off. The authors' code uses 1e-4 to 2.5e-3.
     """
