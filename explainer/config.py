@@ -67,16 +67,28 @@ class OcclusionConfig:
 
     Attributes:
         probability: share of the images that are occluded.
-        kind: blobs (smooth random masks), cutout (one square), hide_and_seek (random cells of a grid).
-        max_share: largest occluded share of an image.
+        kind: blobs (smooth random masks), cutout (one square), hide_and_seek (random cells of a grid); or as in Fong's thesis (appendix
+            C.1): cutout_squares (several squares that may leave the image and overlap) or hide_and_seek_grid (cells of a fixed grid).
+        max_share: largest occluded share of an image; not of the thesis's kinds.
+        squares: how many, of cutout_squares.
+        side: of a square, as share of the image's shorter side; the thesis takes 56, 84 and 112 of 224 pixels.
+        grid: cells a side, of hide_and_seek_grid.
+        keep: probability with which each cell stays, of hide_and_seek_grid.
+        joint: every batch holds its images twice, as they are and with the occlusion, and the loss is the mean of both. Twice the memory
+            of a batch. With probability 0 this is the thesis's joint baseline.
         fill: what replaces the removed pixels; use the fill the Explainer will use.
         blank: share of the images that are removed altogether, with no label (single-label: all classes alike). A classifier that answers
             a class on an empty image gives its Explainer a reason to leave odd scraps of the image, which change that answer.
     """
 
     probability: float = 0.0
-    kind: Literal["blobs", "cutout", "hide_and_seek"] = "blobs"
+    kind: Literal["blobs", "cutout", "hide_and_seek", "cutout_squares", "hide_and_seek_grid"] = "blobs"
     max_share: float = 0.7
+    squares: int = 6
+    side: float = 0.375
+    grid: int = 4
+    keep: float = 0.7
+    joint: bool = False
     fill: FillKind = "mean"
     blank: float = 0.0
 

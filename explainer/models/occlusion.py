@@ -54,3 +54,50 @@ def random_masks(
         keep = (torch.rand(batch, 1, cells, cells, generator=generator) >= share.view(-1, 1, 1, 1)).float()
         return F.interpolate(keep, size, mode="nearest")[:, 0]
     raise ConfigError(f"occlusion kind must be blobs, cutout or hide_and_seek, received {kind!r}.")
+
+
+def cutout_squares(batch: int, size: tuple[int, int], generator: torch.Generator, squares: int = 6, side: float = 0.375) -> Tensor:
+    """Masks that remove squares whose centres are uniform over the image, so that they leave it and overlap (Fong's thesis, appendix C.1).
+
+    Args:
+        batch: B.
+        size: (H, W).
+        generator: CPU generator.
+        squares: per image, at least 1.
+        side: of a square as share of the shorter side, above 0.
+
+    Returns:
+        ``[B,H,W]`` float in {0,1}, 1 keeps, on the CPU.
+    """
+    if squares < 1 or not 0 < side <= 1:
+        raise ConfigError(f"cutout_squares needs squares >= 1 and side in (0,1], received {squares} and {side}.")
+    H, W = size
+    pixels = max(1, round(side * min(H, W)))
+    # The first row and column; the centre lies at a pixel of the image.
+    corner = (torch.rand(batch, squares, 2, generator=generator) * torch.tensor([H, W])).floor() - pixels // 2
+    rows, columns = torch.arange(H).view(1, 1, H, 1), torch.arange(W).view(1, 1, 1, W)
+    top, left = corner[..., 0].view(batch, squares, 1, 1), corner[..., 1].view(batch, squares, 1, 1)
+    inside = (rows >= top) & (rows < top + pixels) & (columns >= left) & (columns < left + pixels)
+    return (~inside.any(1)).float()
+
+
+def hide_and_seek_grid(batch: int, size: tuple[int, int], generator: torch.Generator, grid: int = 4, keep: float = 0.7) -> Tensor:
+    """Masks that keep each cell of a grid with a probability, one by one (Singh & Lee 2017 as in Fong's thesis, appendix C.1).
+
+    Args:
+        batch: B.
+        size: (H, W), each at least ``grid``.
+        generator: CPU generator.
+        grid: cells a side, at least 1; borders at the nearest pixel where they do not divide the image.
+        keep: in [0,1].
+
+    Returns:
+        ``[B,H,W]`` float in {0,1}, 1 keeps, on the CPU.
+    """
+    if not 1 <= grid <= min(size) or not 0 <= keep <= 1:
+        raise ConfigError(
+            f"hide_and_seek_grid needs grid in 1..{min(size)} (the shorter side) and keep in [0,1], received {grid} and {keep}."
+        )
+    cells = (torch.rand(batch, grid, grid, generator=generator) < keep).float()
+    rows, columns = (torch.linspace(0, n, grid + 1).round().long().diff() for n in size)
+    return cells.repeat_interleave(rows, dim=1).repeat_interleave(columns, dim=2)

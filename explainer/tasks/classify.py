@@ -23,7 +23,7 @@ from torchmetrics.classification import (
     MultilabelRecall,
 )
 
-from explainer.config import ClassifierConfig, MaskAugmentationConfig, OptimizerConfig
+from explainer.config import ClassifierConfig, MaskAugmentationConfig, OcclusionConfig, OptimizerConfig
 from explainer.errors import CheckpointError, ConfigError, NumericalError
 from explainer.fills import blend, make_fill
 from explainer.geometry import Size
@@ -31,7 +31,7 @@ from explainer.losses.training import balanced_weights, classifier_loss
 from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, require_same_order
 from explainer.models.classifiers import build_classifier
 from explainer.models.masking import aggregate
-from explainer.models.occlusion import random_masks
+from explainer.models.occlusion import cutout_squares, hide_and_seek_grid, random_masks
 from explainer.models.preprocessing import differ, normalization, recorded
 from explainer.models.scores import AUXILIARY_WEIGHTS, auxiliary_logits, logits_of
 from explainer.models.transfer import body_names, calm_head, freeze, has_fresh_head, init_from, still
@@ -91,7 +91,7 @@ class ClassifyTask(pl.LightningModule):
         self._given = (config.mean, config.std)
         mean, std = normalization(config.arch, config.options, config.mean, config.std)
         config = replace(config, mean=mean, std=std, options=dict(config.options))
-        for name in ("probability", "max_share", "blank"):
+        for name in ("probability", "max_share", "keep", "blank"):
             if not 0 <= getattr(config.occlusion, name) <= 1:
                 raise ConfigError(f"classifier.occlusion.{name} is a share between 0 and 1, received {getattr(config.occlusion, name)}.")
         self.config, self.task, self.seed = config, task, seed
@@ -197,7 +197,11 @@ class ClassifyTask(pl.LightningModule):
         return self.classifier((images - self.mean) / self.std)
 
     def _shared_step(self, batch: Batch, stage: str) -> Tensor:
-        images, targets = self._occlude(self._mask_evidence(batch), batch) if stage == "fit" else (batch.images, batch.targets)
+        images, targets = batch.images, batch.targets
+        if stage == "fit":
+            images, targets = self._occlude(self._mask_evidence(batch), batch)
+            if self.config.occlusion.joint:
+                images, targets = torch.cat([batch.images, images]), torch.cat([batch.targets, targets])
         outputs, how, K = self._outputs(images), self.config.loss, self.hparams["num_classes"]
         logits = logits_of(outputs, K).float()
 
@@ -224,7 +228,7 @@ class ClassifyTask(pl.LightningModule):
         if o.probability == 0 and o.blank == 0:
             return images, targets
         draws, size = Draws(self.seed, self.global_step, batch), (images.shape[-2], images.shape[-1])
-        masks = torch.cat([random_masks(1, size, g, o.kind, o.max_share) for g in draws.each])
+        masks = torch.cat([_occlusion(o, size, g) for g in draws.each])
         masks[draws.uniform() >= o.probability] = 1.0
         fill = make_fill(images, o.fill, mean=self.mean, generator=draws.each)
         if o.blank > 0:
@@ -308,6 +312,15 @@ class ClassifyTask(pl.LightningModule):
         body = [named[name] for name in body_names(self.classifier, self.hparams["num_classes"]) if name in named]
         total = lambda: int(self.trainer.estimated_stepping_batches)  # noqa: E731
         return configure(self.classifier.parameters(), self.optimizer_config, total, body)
+
+
+def _occlusion(o: OcclusionConfig, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """One mask ``[1,H,W]``, 1 keeps."""
+    if o.kind == "cutout_squares":
+        return cutout_squares(1, size, generator, o.squares, o.side)
+    if o.kind == "hide_and_seek_grid":
+        return hide_and_seek_grid(1, size, generator, o.grid, o.keep)
+    return random_masks(1, size, generator, o.kind, o.max_share)
 
 
 def _class_weights(

@@ -177,3 +177,34 @@ def test_blank_images_have_no_label(task):
     torch.testing.assert_close(shown[~blank], images[~blank])
     with pytest.raises(ConfigError, match=r"occlusion\.blank is a share between 0 and 1, received 2"):
         ClassifyTask(ClassifierConfig(options={"widths": [4]}, occlusion=OcclusionConfig(blank=2)), 4, task, Corners.class_names)
+
+
+@pytest.mark.parametrize("kind", ["blobs", "cutout_squares", "hide_and_seek_grid"])
+def test_a_joint_batch_holds_every_image_as_it_is_and_occluded(kind):
+    occlusion = OcclusionConfig(probability=1.0, kind=kind, squares=2, side=0.5, keep=0.5, joint=True)
+    t = ClassifyTask(ClassifierConfig(options={"widths": [4, 4]}, occlusion=occlusion), 4, "multiclass", Corners.class_names).train()
+    batch, seen = Batch(torch.rand(12, 3, 16, 16), torch.eye(4).repeat(3, 1)), []
+    own = t._outputs
+    t._outputs = lambda images: seen.append(images) or own(images)
+    loss = t._shared_step(batch, "fit")
+    t._shared_step(batch, "val")
+    occluded, _ = t._occlude(batch.images, batch)
+    assert torch.equal(seen[0], torch.cat([batch.images, occluded])) and torch.equal(seen[1], batch.images)
+    changed = ((occluded - batch.images).abs() > 1e-5).any(1).flatten(1).float().mean(1)
+    assert (changed > 0).sum() >= 10 and changed.unique().numel() > 1
+    expected = nn.functional.cross_entropy(own(seen[0]), batch.targets.argmax(1).repeat(2))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_occlusion_that_is_asked_for():
+    def removed(**options):
+        config = ClassifierConfig(options={"widths": [4]}, occlusion=OcclusionConfig(probability=1.0, **options))
+        images = torch.rand(300, 3, 16, 16)
+        shown, _ = ClassifyTask(config, 4, "multiclass", Corners.class_names)._occlude(images, Batch(images, torch.eye(4).repeat(75, 1)))
+        return float(((shown - images).abs() > 1e-5).any(1).float().mean())  # a kept pixel is rounded
+
+    assert removed(kind="hide_and_seek_grid", keep=0.75) == pytest.approx(0.25, abs=0.02)
+    assert removed(kind="hide_and_seek_grid", keep=1.0) == 0.0
+    assert removed(kind="cutout_squares", squares=1, side=0.5) < removed(kind="cutout_squares", squares=4, side=0.5) - 0.2
+    with pytest.raises(ConfigError, match=r"occlusion\.keep is a share between 0 and 1, received 2"):
+        removed(kind="hide_and_seek_grid", keep=2.0)
