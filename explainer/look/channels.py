@@ -208,7 +208,8 @@ def write_sheets(inputs: Sequence[str | Path], explanandum: Any, out: str | Path
             shape = found.maps[row] - found.maps[row].min().clamp(min=0)
             where = F.interpolate(shape[None, None], size, mode="bilinear", align_corners=False)[0, 0]
             kept = f"{found.kept[row]} of {found.masks.shape[1]}"
-            titles = ["all channels", kept, *(f"channel {k}" for k in top)]
+            stuck = [k for k, stays in zip(top, seen.stuck[2:].tolist(), strict=True) if stays]
+            titles = ["all channels", kept, *(f"channel {k}" + (": no slope" if k in stuck else "") for k in top)]
             blank = [("", np.full((*size, 3), 255, np.uint8))] * (o.top - len(top))
             panels += [(picture.name, _pixels(image)), (f"{names[c]}: attribution", signed_overlay(image, where))]
             panels += [*zip(titles, map(_pixels, seen.images), strict=True), *blank]
@@ -222,6 +223,7 @@ def write_sheets(inputs: Sequence[str | Path], explanandum: Any, out: str | Path
                     "reached": bool(found.reached[row]),
                     "monotone": bool(found.monotone[row]),
                     "top": top,
+                    "stuck": stuck,
                     "cosine": {"all": float(seen.cosine[0]), "kept": float(seen.cosine[1])},
                 }
             )

@@ -54,6 +54,14 @@ class Inversion:
     objective: Tensor
     cosine: Tensor
 
+    @property
+    def stuck(self) -> Tensor:
+        """``[N]`` bool: whether the objective never changed.
+
+        The grey start then lies where the features have no slope (a ReLU below 0, a ReLU6 at its bound), and the image says nothing.
+        """
+        return (self.objective == self.objective[0]).all(0)
+
 
 def colour_matrix(images: Tensor) -> Tensor:
     """The square root of the images' pixel covariance, divided by its largest column norm, ``[3,3]``.

@@ -58,6 +58,17 @@ def test_another_seed_is_another_image() -> None:
     assert float((first - second).abs().max()) > 1e-3
 
 
+def test_a_channel_without_slope_at_the_start_is_told() -> None:
+    model = red_green()
+    net = nn.Sequential(model.classifier[0], nn.ReLU(), *model.classifier[1:])
+    with torch.no_grad():
+        net[0].bias[1] = -100.0
+    directions = torch.zeros(2, 3, 16, 16)
+    directions[0, 0], directions[1, 1] = 1.0, 1.0
+    found = invert(Explanandum(net, 2, mean=0.5, std=0.25), "1", directions, 16, steps=8)
+    assert found.stuck.tolist() == [False, True] and reds(found.images[0]) > 0.05 > abs(reds(found.images[1]))
+
+
 def test_inversion_refuses_by_name() -> None:
     with pytest.raises(ShapeError, match=r"must be \[1, 3, 16, 16\]"):
         invert(red_green(), "0", torch.ones(1, 3, 8, 8), 16, steps=1)
@@ -132,6 +143,7 @@ def test_the_command(classifier_checkpoint: Path, tmp_path: Path, capsys: Any) -
     assert masks.shape == (2, found["channels"]) and np.allclose(masks.mean(0), found["classes"]["red"]["mean"], atol=1e-6)
     for row in found["decisions"]:
         assert (out / row["sheet"]).stat().st_size > 1000 and -1 <= row["cosine"]["kept"] <= 1
+        assert set(row["stuck"]) <= set(row["top"])
         assert row["kept"] in (1, 2, found["channels"]) and row["reached"] == (row["kept"] != found["channels"])
     for wrong, words in (
         (["--classes", "x"], "unknown class 'x'"),
