@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,6 +93,14 @@ def test_relative_links_lead_to_files(page: Path) -> None:
             assert file.exists() or file in GENERATED, f"{relative(page)} links to {target}, which is not there"
             if page == README:
                 assert file not in GENERATED, f"README.md links to {target}, which is there only when the guide is built"
+
+
+def test_extras_that_are_named_exist() -> None:
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"])
+    files = [*SHOWN, *(ROOT / "configs").rglob("*.yaml"), *(ROOT / "explainer").rglob("*.py")]
+    named = [(f, e) for f in files for e in re.findall(r"explainer-net\[([\w,-]+)\]", f.read_text(encoding="utf-8"))]
+    assert len(named) > 5
+    assert [(str(f), e) for f, e in named if not set(e.split(",")) <= extras] == []
 
 
 def test_readme_anchors_exist() -> None:
