@@ -103,6 +103,8 @@ def run(_parser: Parser, args: Namespace) -> int:
     print_table(f"{args.out}: {len(found['images'])} images, {len(found['failed'])} not readable", ["image", "class and mask area"], rows)
     for name, reason in found["failed"].items():
         print(f"skipped {name}: {reason}")
+    for sentence in found["verdict"]:
+        print(sentence)
     return 0
 
 

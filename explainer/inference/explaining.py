@@ -18,8 +18,10 @@ from torch.nn import functional as F
 from explainer.data.transforms import to_picture
 from explainer.errors import ConfigError, CorruptSampleError, NumericalError
 from explainer.files import replacing, write_text
+from explainer.fills import judging_fill
 from explainer.geometry import height_width
 from explainer.inference.formats import DEFAULT_SIDE, Array, Runtime
+from explainer.inference.judging import Judge
 from explainer.inference.pictures import OnError, Picture, batches, find_pictures
 from explainer.inference.treatment import Treatment
 from explainer.models.explanandum import Explanandum
@@ -76,7 +78,8 @@ def explain(
             predicted classes, speaks of this one) and ``withheld``.
 
     Returns:
-        What is in ``results.json``: ``classes``, ``images`` (each with name, size, chosen, areas, peaks, scores) and ``failed``.
+        What is in ``results.json``: ``classes``, ``images`` (each with name, size, chosen, areas, peaks, scores), ``failed``, and
+        ``verdict``: sentences on the masks as a whole, from four pictures on (:mod:`explainer.inference.judging`).
 
     Raises:
         NumericalError: the model or the classifier answers NaN.
@@ -94,7 +97,8 @@ def explain(
     size = network_size(runtime, o.side)
     failed: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
-    sheet = _Sheets(out)
+    judge = Judge(explanandum, names, judging_fill(runtime.description.get("fill")))
+    sheet = _Sheets(out, judge)
     geometry = geometry_of(runtime)
     many = len(names) > MANY or runtime.top is not None
     if many:
@@ -134,6 +138,7 @@ def explain(
         raise CorruptSampleError(f"none of the {len(files)} files could be read. The first: {next(iter(failed.values()))}")
     precision = runtime.description.get("precision")
     found = {"classes": names, "network_size": list(size), "geometry": geometry, "precision": precision, "images": rows, "failed": failed}
+    found["verdict"] = judge.sentences()
     write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
     return found
 
@@ -346,12 +351,13 @@ def safe_name(name: str) -> str:
 class _Sheets:
     """Contact sheets of :data:`ROWS` images each, drawn at the network's size."""
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.pages = out, 0
+    def __init__(self, out: Path, judge: Judge) -> None:
+        self.out, self.judge, self.pages = out, judge, 0
         self.rows: list[tuple[str, Array, dict[str, Array]]] = []
 
     def add(self, picture: Picture, masks: Array, chosen: Sequence[int], names: Sequence[str]) -> None:
-        """One image with the masks ``[n,h,w]`` of the classes ``names``, of which ``chosen`` are shown."""
+        """One image with the masks ``[n,h,w]`` of the classes ``names``, of which ``chosen`` are shown, and judged."""
+        self.judge.add(picture.small, masks, list(chosen), names)
         self.rows.append((picture.name, picture.small, {names[k]: masks[k] for k in list(chosen)[:SHOWN]}))
         if len(self.rows) == ROWS:
             self.finish()

@@ -88,17 +88,8 @@ def step_of(task: ClassifyTask | ExplainTask) -> tuple[nn.Module, Callable[[nn.M
     return nets.train(), step
 
 
-def measure(
-    task: ClassifyTask | ExplainTask, batch_size: int, size: Size, device: torch.device, among: Sequence[Combination] = ALL
-) -> tuple[Combination, dict[str, float]]:
-    """Time steps of the task's own networks on random images; the task is left as it is.
-
-    Args:
-        task: the run's.
-        batch_size, size: of the images ``[B,3,H,W]``.
-        device: where it will train.
-        among: the combinations that may be chosen.
-    """
+def timed_step(task: ClassifyTask | ExplainTask, batch_size: int, size: Size, device: torch.device) -> Callable[[Combination], float]:
+    """What does one step of a copy of the task's networks on random images ``[B,3,H,W]``, and says how many seconds it took."""
     nets, step = step_of(task)
     nets.to(device)
     images = torch.rand(batch_size, 3, *height_width(size), generator=torch.Generator().manual_seed(0)).to(device)
@@ -115,6 +106,21 @@ def measure(
         _wait(device)
         return time.perf_counter() - start
 
+    return run
+
+
+def measure(
+    task: ClassifyTask | ExplainTask, batch_size: int, size: Size, device: torch.device, among: Sequence[Combination] = ALL
+) -> tuple[Combination, dict[str, float]]:
+    """Time steps of the task's own networks on random images; the task is left as it is.
+
+    Args:
+        task: the run's.
+        batch_size, size: of the images ``[B,3,H,W]``.
+        device: where it will train.
+        among: the combinations that may be chosen.
+    """
+    run = timed_step(task, batch_size, size, device)
     with torch.random.fork_rng():
         return fastest(run, among)
 

@@ -95,7 +95,7 @@ def test_nan_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
     class Broken:
-        task, num_classes = "multilabel", 2
+        task, num_classes, differentiable = "multilabel", 2, False
 
         def __call__(self, images: torch.Tensor) -> torch.Tensor:
             return torch.zeros(len(images), 2)

@@ -1,0 +1,114 @@
+"""A verdict in words on the masks that ``explain`` wrote: whether they keep and remove their class, and signs that they show nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from explainer.fills import FillKind
+from explainer.inference.formats import Array
+from explainer.inference.refinement import Quality, quality
+
+CHECKED = 32
+"""Pictures on which the classifier is asked, the first ones: four passes each."""
+_LEAST = 4  # pictures below which nothing is said: two masks may be alike by chance
+_POOLED = 16  # side of the small masks that are compared with each other
+ALIKE = 0.9
+GREY = 0.5
+
+
+class Judge:
+    """Collects the first chosen mask of each picture.
+
+    Args:
+        explanandum: the classifier; without one, or with one that gives scores only (each may have its price), it is not asked.
+        class_names: of the model.
+        fill: what replaces removed pixels; the training's.
+    """
+
+    def __init__(self, explanandum: Any, class_names: Sequence[str], fill: FillKind = "mean") -> None:
+        self.explanandum = explanandum if explanandum is not None and explanandum.differentiable else None
+        self.class_names, self.fill = list(class_names), fill
+        self.small: list[Array] = []
+        self.areas: list[float] = []
+        self.grey: list[float] = []
+        self.kept: list[tuple[Array, Array, int]] = []
+
+    def add(self, image: Array, masks: Array, chosen: Sequence[int], names: Sequence[str]) -> None:
+        """One picture ``[3,H,W]`` with masks ``[n,H,W]`` of the classes ``names``; nothing is kept where no class is chosen."""
+        if not chosen:
+            return
+        mask = np.asarray(masks[chosen[0]], dtype=np.float32)
+        pooled = F.adaptive_avg_pool2d(torch.from_numpy(mask)[None], _POOLED)[0]
+        self.small.append(pooled.numpy().astype(np.float64).ravel())
+        self.areas.append(float(mask.mean()))
+        self.grey.append(float(((mask > 0.1) & (mask < 0.9)).mean()))
+        if self.explanandum is not None and len(self.kept) < CHECKED:
+            self.kept.append((np.asarray(image, dtype=np.float32), mask, self.class_names.index(names[chosen[0]])))
+
+    def sentences(self) -> list[str]:
+        """What is to be said; warnings begin with WARNING. Empty for fewer than four pictures."""
+        if len(self.areas) < _LEAST:
+            return []
+        return self._asked() + self._signs()
+
+    def _signs(self) -> list[str]:
+        n, found = len(self.areas), []
+        similar, area, grey = _alike(self.small), float(np.mean(self.areas)), float(np.mean(self.grey))
+        if similar > ALIKE:
+            found.append(
+                f"WARNING: the masks of different pictures are alike (correlation {similar:.2f}): they follow the position, not the "
+                "picture."
+            )
+        if area < 0.002 or area > 0.95:
+            kind = "empty" if area < 0.002 else "full"
+            found.append(f"WARNING: the masks are {kind}: they cover {100 * area:.1f} % of a picture on average ({n} pictures).")
+        elif grey > GREY:
+            found.append(
+                f"WARNING: the masks are grey: {100 * grey:.0f} % of their values lie between 0.1 and 0.9. They tell no pixel from another."
+            )
+        return found
+
+    @torch.no_grad()
+    def _asked(self) -> list[str]:
+        """What the classifier answers behind the masks, and behind those of another picture, which is the fair comparison: equal areas."""
+        n = len(self.kept)
+        if n < _LEAST:
+            return []
+        e = self.explanandum
+        images = torch.from_numpy(np.stack([image for image, _, _ in self.kept])).to(e.mean)
+        masks = torch.from_numpy(np.stack([mask for _, mask, _ in self.kept])).to(e.mean)
+        classes = torch.tensor([k for *_, k in self.kept], device=images.device)
+        whole = torch.cat([e.probabilities(e(part)) for part in images.split(16)]).gather(1, classes[:, None]).mean()
+        own, other = (quality(e, images, m, classes, self.fill, batch_size=16) for m in (masks, masks.roll(1, 0)))
+        said = [
+            f"The classifier on {n} pictures, mean probability of the class shown: whole picture {float(whole):.2f}; only what the mask "
+            f"shows {_mean(own.kept)} (another picture's mask: {_mean(other.kept)}); without it {_mean(own.left)} (another's: "
+            f"{_mean(other.left)})."
+        ]
+        if _gain(own, other) <= 0:
+            said.append(
+                "WARNING: the masks keep and remove their class no better than masks of other pictures do. They do not show where its "
+                "evidence is. The guide's page Train says what to try (When masks show nothing)."
+            )
+        return said
+
+
+def _mean(values: torch.Tensor) -> str:
+    return f"{float(values.mean()):.2f}"
+
+
+def _gain(own: Quality, other: Quality) -> float:
+    """By how much own masks keep more and leave less than the others', in probability."""
+    return float((own.kept - own.left - other.kept + other.left).mean())
+
+
+def _alike(masks: Sequence[Array]) -> float:
+    """Mean correlation of neighbouring masks that are not flat; 0 where fewer than two are left."""
+    centred = [m - m.mean() for m in masks]
+    unit = [m / np.linalg.norm(m) for m in centred if np.linalg.norm(m) > 1e-3]
+    return float(np.mean([a @ b for a, b in zip(unit[1:], unit[:-1], strict=True)])) if len(unit) > 1 else 0.0
