@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from explainer.fills import FillKind
@@ -31,9 +32,9 @@ class Judge:
     """
 
     def __init__(self, explanandum: Any, class_names: Sequence[str], fill: FillKind = "mean") -> None:
-        self.explanandum = explanandum if explanandum is not None and explanandum.differentiable else None
+        self.explanandum: Any = explanandum if explanandum is not None and explanandum.differentiable else None
         self.class_names, self.fill = list(class_names), fill
-        self.small: list[Array] = []
+        self.small: list[NDArray[np.float64]] = []
         self.areas: list[float] = []
         self.grey: list[float] = []
         self.kept: list[tuple[Array, Array, int]] = []
@@ -107,7 +108,7 @@ def _gain(own: Quality, other: Quality) -> float:
     return float((own.kept - own.left - other.kept + other.left).mean())
 
 
-def _alike(masks: Sequence[Array]) -> float:
+def _alike(masks: Sequence[NDArray[np.float64]]) -> float:
     """Mean correlation of neighbouring masks that are not flat; 0 where fewer than two are left."""
     centred = [m - m.mean() for m in masks]
     unit = [m / np.linalg.norm(m) for m in centred if np.linalg.norm(m) > 1e-3]

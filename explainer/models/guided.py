@@ -49,7 +49,8 @@ def pooling(length: int, cells: int, like: Tensor) -> Tensor:
     ``(i + 1) length / cells`` rounded up. As a matrix, because exporters know adaptive pooling for fixed sizes only.
     """
     at, cell = torch.arange(length, device=like.device), torch.arange(cells, device=like.device)[:, None]
-    inside = ((at >= cell * length // cells) & (at * cells < (cell + 1) * length)).to(like.dtype)
+    # Not `&`: torch.export writes it as an operator that the check of foreign programs refuses.
+    inside = torch.logical_and(at >= cell * length // cells, at * cells < (cell + 1) * length).to(like.dtype)
     return inside / inside.sum(dim=1, keepdim=True)
 
 
