@@ -155,9 +155,9 @@ def test_every_launch_line_starts_the_training_it_stands_for(path, command, tmp_
         assert config.trainer.sync_batchnorm
     if command.startswith("python"):
         assert config.trainer.devices in (1, "auto") and config.trainer.num_nodes == 1
-        assert config.trainer.devices == 1 or path.stem.startswith(("shapes", "street", "outfits", "photographs", "imagenet_lite0")), (
-            "GPU runs name one device: auto takes all"
-        )
+        assert config.trainer.devices == 1 or path.stem.startswith(
+            ("shapes", "street", "outfits", "photographs", "imagenet_lite0", "tiles")
+        ), "GPU runs name one device: auto takes all"
 
 
 def test_explainer_configurations_say_how_to_use_more_devices():
