@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,23 +18,35 @@ from explainer.commands.maps_config import MapsConfig
 from explainer.data.samplers import spread
 from explainer.errors import ConfigError
 from explainer.evaluation.config import EvaluateConfig
+from explainer.evaluation.progress import Progress
 from explainer.metrics.classifier import predicted_classes
 from explainer.tensors import Batch
 
 log = logging.getLogger(__name__)
 
 
-def wanted_classes(batch: Batch, explanandum: Any, classes: str) -> Tensor:
-    """The (image, class) pairs to explain, bool ``[B,K]``: ``labels``, ``predicted`` (see
-    :func:`~explainer.metrics.classifier.predicted_classes`) or ``all``.
+def wanted_classes(batch: Batch, explanandum: Any, classes: str, no_region: Sequence[str] = ()) -> Tensor:
+    """The (image, class) pairs to explain.
+
+    Args:
+        batch: images with their targets.
+        explanandum: the classifier, asked for ``predicted`` only.
+        classes: ``labels``, ``predicted`` (see :func:`~explainer.metrics.classifier.predicted_classes`) or ``all``.
+        no_region: names of the classes that no pixel belongs to: they have no map.
+
+    Returns:
+        bool ``[B,K]``.
     """
     if classes == "labels":
-        return batch.targets > 0.5
-    if classes == "all":
-        return torch.ones_like(batch.targets, dtype=torch.bool)
-    with torch.no_grad():
-        logits = explanandum(batch.images)
-    return predicted_classes(logits, explanandum.task)
+        wanted = batch.targets > 0.5
+    elif classes == "all":
+        wanted = torch.ones_like(batch.targets, dtype=torch.bool)
+    else:
+        with torch.no_grad():
+            wanted = predicted_classes(explanandum(batch.images), explanandum.task)
+    if no_region:
+        wanted = wanted & torch.tensor([name not in no_region for name in explanandum.class_names], device=wanted.device)
+    return wanted
 
 
 def run(config: MapsConfig) -> int:
@@ -64,13 +77,19 @@ def run(config: MapsConfig) -> int:
         batches = (batch.to(device) for batch in data.batches(config.split, parts))
         start, done = time.monotonic(), 0
         maps = cached_maps(
-            cache, method.attributor, batches, lambda b: wanted_classes(b, explanandum, config.classes),
-            lambda: torch.Generator().manual_seed(config.seed), method.batch_size,
-        )  # fmt: skip
-        for batch, _ in maps:
-            done += len(batch)
-            if config.time_budget is not None and time.monotonic() - start > config.time_budget:
-                break
+            cache,
+            method.attributor,
+            batches,
+            lambda b: wanted_classes(b, explanandum, config.classes, dataset.no_region),
+            lambda: torch.Generator().manual_seed(config.seed),
+            method.batch_size,
+        )
+        with Progress(sum(len(p) for p in parts), rank == 0, f"maps of {config.method.name}") as progress:
+            for batch, _ in maps:
+                done += len(batch)
+                progress.advance(len(batch))
+                if config.time_budget is not None and time.monotonic() - start > config.time_budget:
+                    break
     complete = done >= sum(len(p) for p in parts) - len(data.skipped[config.split])
     print(f"{cache.folder}: {len(cache)} maps of {config.method.name}; {done} images in {time.monotonic() - start:.1f} s")
     if not complete:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -159,7 +159,7 @@ class ExplainTask(pl.LightningModule):
             logits_masked, logits_inverse = self._masked(images, shown_mask, draws).float().chunk(2)
         else:
             logits_masked = logits_inverse = targets.new_full(targets.shape, torch.nan)
-        teacher = self._teach(batch, stage, draws.common, classes) if any(t.needs_teacher for t in active) else None
+        teacher = self._teach(batch, targets, stage, draws.common, classes) if any(t.needs_teacher for t in active) else None
         return Explanation(
             images, targets, class_masks, target_mask, non_target_mask, logits_masked, logits_inverse, shown,
             self.explanandum.task, self.explanandum, draws.each, progress, batch.ids, teacher, classes,
@@ -187,10 +187,10 @@ class ExplainTask(pl.LightningModule):
         total = self.trainer.estimated_stepping_batches
         return min(1.0, self.global_step / total) if 0 < total < float("inf") else 0.0
 
-    def _teach(self, batch: Batch, stage: str, generator: torch.Generator, classes: Tensor | None) -> Tensor:
+    def _teach(self, batch: Batch, targets: Tensor, stage: str, generator: torch.Generator, classes: Tensor | None) -> Tensor:
         assert self.teachers is not None
         with torch.autocast(self.device.type, enabled=False):
-            return self.teachers(batch, stage, generator, classes)
+            return self.teachers(replace(batch, targets=targets), stage, generator, classes)
 
     def _cut_to_areas(self, logits: Tensor, targets: Tensor, draws: Draws) -> Tensor:
         """Masks ``[B,K,H,W]``; for a share of the images those of the present classes have one random area, all others are plain."""

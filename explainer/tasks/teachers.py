@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from explainer.attribution import Attributor
 # The cache is evaluation's; it names no method and no protocol, and evaluation and distillation have to agree on it to the byte.
 from explainer.attribution.map_cache import MapCache, cache_key, method_key, shares_work
 from explainer.config import TeacherConfig
+from explainer.data.contract import ExplainerDataset
 from explainer.data.datamodule import DataModule
 from explainer.data.samplers import spread
 from explainer.errors import ConfigError
@@ -95,6 +96,7 @@ class CachedTeacher:
         scale: see :func:`to_unit`; maps are kept after it.
         memory: bytes to keep; beyond, maps are read from the files at every step.
         chosen: positions of the training images whose maps are used; None for all in the cache.
+        empty: positions of the training images that show no class with a region: they need no map to teach that every mask is empty.
     """
 
     def __init__(
@@ -104,7 +106,9 @@ class CachedTeacher:
         scale: Scale = "minmax",
         memory: int = 2**31,
         chosen: Sequence[int] | None = None,
+        empty: Collection[int] = (),
     ) -> None:
+        self._empty = set(empty)
         self.caches, self.datasets, self.scale, self.memory = caches, datasets, scale, memory
         self._index = {s: {d.sample_id(i): i for i in range(len(d))} for s, d in datasets.items()}
         self._kept: dict[tuple[str, int], Tensor] = {}
@@ -132,8 +136,8 @@ class CachedTeacher:
         return [empty if not len(m) or bool(m.isnan().any()) else (m * 255).round().to(torch.uint8) for m in units]
 
     def images(self, split: str) -> set[int]:
-        """Positions in the split's data set of the images with at least one map that says something."""
-        return self._usable.get(split, set())
+        """Positions in the split's data set of the images with at least one map that says something, or in which none has to."""
+        return self._usable.get(split, set()) | (self._empty if split == "train" else set())
 
     def maps(self, batch: Batch, wanted: Tensor, split: str, generator: torch.Generator) -> Tensor:
         """Maps ``[P,H,W]`` in [0,1] of the pairs ``wanted.nonzero()``, NaN where the cache has none."""
@@ -296,15 +300,18 @@ def _cached(config: TeacherConfig, explanandum: Any, data: DataModule, splits: S
     caches = {split: open_cache(config, explanandum, data, split) for split in splits}
     found = {split: cache for split, cache in caches.items() if len(cache)}
     chosen = chosen_images(config, data) if config.images and "train" in splits else None
+    empty: list[int] = []
     if "train" in splits:
+        empty = _without_regions(data.dataset("train"), chosen)
         present = {i for i, _ in caches["train"].pairs()}
-        lacking = [i for i in chosen or () if data.dataset("train").sample_id(i) not in present]
+        with_map = set(chosen or ()).difference(empty)
+        lacking = [i for i in chosen or () if i in with_map and data.dataset("train").sample_id(i) not in present]
         some = f" --limit {config.images} --spread true --seed {config.seed}" if config.images else ""
         fill = (
             f"explainer maps --method.name {config.name} --split train --cache.folder {config.cache}{some} (and the run's method options, "
             "data and classifier)"
         )
-        if not present or (chosen is not None and lacking == chosen):
+        if not present or (chosen is not None and len(lacking) == len(with_map)):
             raise ConfigError(
                 f"teachers.{config.name}: {config.cache} has no maps of this classifier, method, options and training split"
                 f"{'' if chosen is None else ' for the chosen images'}. Fill it with: {fill}"
@@ -318,7 +325,16 @@ def _cached(config: TeacherConfig, explanandum: Any, data: DataModule, splits: S
     for split, cache in found.items():
         log.info("teacher %s: %d maps of %s from %s", config.name, len(cache), split, cache.folder)
     datasets = {split: data.dataset(split) for split in found}
-    return CachedTeacher(found, datasets, config.scale, int(config.memory_mib * 2**20), chosen)
+    return CachedTeacher(found, datasets, config.scale, int(config.memory_mib * 2**20), chosen, empty)
+
+
+def _without_regions(dataset: ExplainerDataset, chosen: Sequence[int] | None) -> list[int]:
+    """Positions of the (chosen) images all of whose labels are classes that no pixel belongs to."""
+    if not dataset.no_region:
+        return []
+    silent = torch.tensor([name in dataset.no_region for name in dataset.class_names])
+    targets = {i: dataset.target(i) > 0.5 for i in (range(len(dataset)) if chosen is None else chosen)}
+    return [i for i, present in targets.items() if present.any() and not (present & ~silent).any()]
 
 
 def chosen_images(config: TeacherConfig, data: DataModule) -> list[int]:

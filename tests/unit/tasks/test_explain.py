@@ -136,6 +136,12 @@ def test_classes_without_a_region_have_no_mask_and_teach_that_others_stay_empty(
     assert torch.equal(e.non_target_mask[0], e.class_masks[0, 2:].amax(0)) and e.targets[:, 2].sum() == 0
     assert torch.equal(e.targets[:, :2], batch.targets[:, :2]) and task.hparams["no_region"] == ["2"]
     assert "no_region" not in task.state_dict()
+    asked = []
+    copying = {"distillation": {"weight": 1.0}}
+    teachers = lambda batch, *_: asked.append(batch.targets) or torch.full((2, 4, 16, 16), torch.nan)  # noqa: E731
+    taught = ExplainTask(plain.explainer, plain.explanandum, copying, MaskingConfig(), teachers=teachers, no_region=["2"])
+    taught._explanation(batch, "train")
+    assert asked[0][:, 2].sum() == 0, "no map teaches a class without a region"
     with pytest.raises(ConfigError, match="no_region names 'free', which is not a class"):
         ExplainTask(plain.explainer, plain.explanandum, LOSSES, no_region=["free"])
     with pytest.raises(ConfigError, match="names every class"):

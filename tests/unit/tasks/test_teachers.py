@@ -8,6 +8,7 @@ from torch import nn
 
 import explainer
 from explainer.attribution.map_cache import MapCache
+from explainer.commands.filling import wanted_classes
 from explainer.config import TeacherConfig
 from explainer.data.contract import collate
 from explainer.data.datamodule import DataModule
@@ -170,6 +171,37 @@ def test_only_the_chosen_images_with_something_to_say_teach(tmp_path, caplog):
     assert torch.isfinite(ask(teachers, b)[:, 0]).flatten(1).all(1).tolist() == [True, False, False, False]
     every = build_teachers([replace(config, images=0)], e, data, ("train", "val"))
     assert every.images("train") == sorted([good, other])
+
+
+def test_images_without_a_region_teach_empty_masks_and_need_no_map(tmp_path, caplog):
+    from PIL import Image
+
+    root = tmp_path / "tiles"
+    for split in ("train", "val"):
+        for name in ("crack", "free"):
+            for i in range(3):
+                path = root / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (32, 32), (40 * i, 90, 10 if name == "free" else 200)).save(path)
+    options = {"root": str(root), "size": 32, "no_region": ["free"]}
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+    e = explainer.Explanandum(net, 2, "multiclass", class_names=("crack", "free"))
+    data = DataModule("image_folder", 2, options=options)
+    config = TeacherConfig("rise", {"n_masks": 3}, cache=str(tmp_path / "maps"), images=6)
+    dataset = data.dataset("train")
+    cache = open_cache(config, e, data, "train")
+    samples = collate([dataset[i] for i in range(len(dataset))])
+    wanted = wanted_classes(samples, e, "labels", data.no_region)
+    assert wanted.sum() == 3 and not wanted[:, 1].any()
+    assert wanted_classes(samples, e, "all", data.no_region).sum() == 6, "asked for all, a class without a region has no map either"
+    rows, classes = wanted.nonzero(as_tuple=True)
+    cache.put([samples.ids[r] for r in rows.tolist()], classes.tolist(), torch.rand(3, 32, 32))
+    teachers = build_teachers([config], e, data, ("train",))
+    assert teachers.images("train") == list(range(6)), "an image that is free of defects says: every mask is empty"
+    assert "have no map" not in caplog.text
+    few = build_teachers([replace(config, images=0)], e, data, ("train",))
+    assert few.images("train") == list(range(6))
 
 
 def test_maps_beyond_the_memory_are_read_from_the_files(tmp_path):
