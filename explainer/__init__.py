@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors, which do not follow __getattr__
+    from explainer.export.safetensors import from_pretrained, push_to_hub, save_pretrained
+    from explainer.inference.loading import load
+    from explainer.models.explanandum import Explanandum
+    from explainer.tensors import Batch
 
 __version__ = "0.1.0"
 __all__ = ["Batch", "Explanandum", "__version__", "from_pretrained", "load", "push_to_hub", "save_pretrained"]
@@ -20,10 +26,12 @@ _LAZY = {
 _SUBPACKAGES = (
     "attribution",
     "baselines",
+    "concepts",
     "data",
     "evaluation",
     "export",
     "fills",
+    "inference",
     "look",
     "losses",
     "metrics",
@@ -40,3 +48,9 @@ def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return importlib.import_module(f"explainer.{name}")
     raise AttributeError(f"module 'explainer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What completion offers: the public names and the rooms, not what this file imports for itself."""
+    own = [name for name in globals() if name.startswith("__")]
+    return sorted({*own, *_LAZY, *_SUBPACKAGES})

@@ -54,7 +54,8 @@ def make_fill(
     if kind == "blur":
         sigma = blur_sigma if blur_sigma is not None else 0.09 * min(images.shape[-2:])
         radius = min(int(3 * sigma + 0.5), min(images.shape[-2:]) - 1)
-        return tvf.gaussian_blur(images, [2 * radius + 1, 2 * radius + 1], [sigma, sigma])
+        blurred: Tensor = tvf.gaussian_blur(images, [2 * radius + 1, 2 * radius + 1], [sigma, sigma])
+        return blurred
     if kind == "noise":
         return _drawn(torch.rand, images.shape, generator, images.dtype).to(images.device)
     return images.roll(1, dims=0)

@@ -12,7 +12,8 @@ __all__ = ["build", "names"]
 
 def build(name: str, explanandum: Any, **options: Any) -> Attributor:
     """The method called ``name`` for this classifier; unknown names and options are answered with the known ones."""
-    return plugins.build(__name__, name, explanandum, **options)
+    method: Attributor = plugins.build(__name__, name, explanandum, **options)
+    return method
 
 
 def names() -> list[str]:

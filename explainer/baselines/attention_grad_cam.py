@@ -21,4 +21,5 @@ class AttentionGradCam(TokenBaseline):
         gradient = self.read(run, run.gradients(class_index, self.name)[-1])
         attention = self.read(run, run.attentions[-1].detach())
         weighted = gradient.mean(-1, keepdim=True) * attention
-        return weighted.mean(1).clamp(min=0).unflatten(-1, run.grid)
+        tokens: Tensor = weighted.mean(1).clamp(min=0).unflatten(-1, run.grid)
+        return tokens

@@ -61,4 +61,5 @@ class AttentionRollout(TokenBaseline):
         layers = [self._fused(a.detach()) for a in run.attentions]
         mixed = [(fused + torch.eye(fused.shape[-1]).to(fused)) / 2 for fused in layers]
         rows = [m / m.sum(-1, keepdim=True) for m in mixed]
-        return self.read(run, chain(rows, self.start_layer)).unflatten(-1, run.grid)
+        tokens: Tensor = self.read(run, chain(rows, self.start_layer)).unflatten(-1, run.grid)
+        return tokens

@@ -223,7 +223,8 @@ class ExtremalPerturbation(Baseline):
         image = torch.arange(len(images), device=images.device).repeat_interleave(len(chosen))
         with untouched(self.explanandum):
             found = self._search(images, image, index, None, generator)
-        return self._output(found).unflatten(0, (len(images), len(chosen)))
+        maps: Tensor = self._output(found).unflatten(0, (len(images), len(chosen)))
+        return maps
 
     def _output(self, found: ExtremalMasks) -> Tensor:
         """One map ``[B,H,W]`` of the masks of all areas."""
@@ -270,7 +271,8 @@ class ExtremalPerturbation(Baseline):
 
         def classify(mask: Tensor, rows: Tensor, flip: bool) -> Tensor:
             seen = shown.apply(mask, row_image[rows])
-            return self.explanandum(seen.flip(-1) if flip else seen)
+            logits: Tensor = self.explanandum(seen.flip(-1) if flip else seen)
+            return logits
 
         def objective(parameters: Tensor, rows: Tensor, t: int) -> tuple[Tensor, dict[str, Tensor]]:
             full = family.padded_masks(parameters)

@@ -24,4 +24,5 @@ class GenericAttention(TokenBaseline):
         gradients = run.gradients(class_index, self.name)
         for attention, gradient in list(zip(run.attentions, gradients, strict=True))[self.start_layer :]:
             relevance = relevance + (gradient * attention.detach()).clamp(min=0).mean(1) @ relevance
-        return self.read(run, relevance).unflatten(-1, run.grid)
+        tokens: Tensor = self.read(run, relevance).unflatten(-1, run.grid)
+        return tokens

@@ -122,7 +122,8 @@ class _Problem:
     def upsample(self, masks: Tensor) -> Tensor:
         """``[B,T,1,h,w]`` -> ``[B,T,1,H,W]``."""
         size = self.images.shape[-2:]
-        return F.interpolate(masks.flatten(0, 1), size, mode="bilinear", align_corners=True).unflatten(0, masks.shape[:2])
+        upsampled: Tensor = F.interpolate(masks.flatten(0, 1), size, mode="bilinear", align_corners=True).unflatten(0, masks.shape[:2])
+        return upsampled
 
     def regularizer(self, masks: Tensor, upsampled: Tensor, active: Tensor) -> Tensor:
         """``l1 mean|1 - M| + l2 TV(M)`` of the product M of an image's masks: ``[b]``."""
@@ -270,7 +271,7 @@ class _IntegratedMask(Baseline):
 
     def combine(self, upsampled: Tensor) -> Tensor:
         """The mask of each score term, ``[b,M,1,H,W]`` -> ``[b,T,1,H,W]``."""
-        return torch.stack([math.prod(upsampled[:, i] for i in which) for _, which in self.terms], dim=1)  # type: ignore[misc,arg-type]
+        return torch.stack([math.prod(upsampled[:, i] for i in which) for _, which in self.terms], dim=1)  # type: ignore[misc]
 
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
         problem = _Problem(self, images, class_index, generator)

@@ -58,7 +58,7 @@ class IntegratedGradients(ChannelBaseline):
         else:
             start = make_fill(images, self.baseline, self.explanandum.mean, generator)
         with torch.enable_grad():
-            return Captum(self.explanandum).attribute(
+            channels: Tensor = Captum(self.explanandum).attribute(
                 images.detach().clone(),
                 baselines=start.expand(images.shape).contiguous(),
                 target=class_index,
@@ -66,3 +66,4 @@ class IntegratedGradients(ChannelBaseline):
                 method=self.method,
                 internal_batch_size=max(self.batch_size, 2 * len(images)),
             )
+            return channels

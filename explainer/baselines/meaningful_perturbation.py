@@ -194,7 +194,8 @@ class MeaningfulPerturbation(Baseline):
 
         def score(mask: Tensor, which: Tensor, offset: list[int]) -> Tensor:
             logits = self.explanandum(blended(mask, which, offset))
-            return self.explanandum.probabilities(logits).gather(1, class_index[which, None]).squeeze(1)
+            chosen: Tensor = self.explanandum.probabilities(logits).gather(1, class_index[which, None]).squeeze(1)
+            return chosen
 
         def objective(mask: Tensor, which: Tensor, t: int) -> tuple[Tensor, dict[str, Tensor]]:
             probability = score(mask, which, offsets[t])

@@ -101,10 +101,11 @@ class NormGrad(GradientCamBaseline):
 
     def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
         """See the class."""
-        if self.contribution == "scaling":
-            return torch.linalg.vector_norm(features * gradients, dim=1)
-        if self.contribution == "selective":
-            return torch.linalg.vector_norm((features * gradients).clamp(min=0), dim=1)
+        strength: Tensor
+        if self.contribution in ("scaling", "selective"):
+            product = features * gradients
+            strength = torch.linalg.vector_norm(product.clamp(min=0) if self.contribution == "selective" else product, dim=1)
+            return strength
         strength = torch.linalg.vector_norm(gradients, dim=1)
         if self.contribution == "bias":
             return strength
@@ -155,4 +156,5 @@ class _Moved:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images -> logits ``[B,K]``."""
-        return functional_call(self.explanandum, self.parameters, (images,))
+        logits: Tensor = functional_call(self.explanandum, self.parameters, (images,))
+        return logits

@@ -107,7 +107,7 @@ class Occlusion(Baseline):
         return total / covered
 
     def _value(self, images: Tensor) -> Tensor:
-        logits = self.explanandum(images)
+        logits: Tensor = self.explanandum(images)
         return logits if self.score == "logit" else self.explanandum.probabilities(logits)
 
     def _patches(self, size: tuple[int, int], device: torch.device, count: int) -> Iterator[Tensor]:

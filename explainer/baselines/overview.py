@@ -58,4 +58,5 @@ def options_as_yaml(name: str) -> str:
     lines = [f"# {summary}", f"# Cost per image: {cls.passes}"]  # type: ignore[attr-defined]
     if unset:
         lines.append(f"# Unset here, decided by the method: {', '.join(unset)}")
-    return "\n".join(lines) + "\n" + yaml.safe_dump({"name": name, "options": plain}, sort_keys=False, default_flow_style=None).strip()
+    chosen: str = yaml.safe_dump({"name": name, "options": plain}, sort_keys=False, default_flow_style=None)
+    return "\n".join(lines) + "\n" + chosen.strip()

@@ -61,8 +61,10 @@ class TransformerAttribution(TokenBaseline):
     def _tokens(self, run: AttentionPass, class_index: Tensor) -> Tensor:
         if self.variant == "full":
             raise ConfigError(f"{self.name}: variant 'full' has values per pixel, not per token; call the method itself.")
+        tokens: Tensor
         if self.variant == "last_layer_attn":
-            return self.read(run, run.attentions[-1].detach().mean(1)).unflatten(-1, run.grid)
+            tokens = self.read(run, run.attentions[-1].detach().mean(1)).unflatten(-1, run.grid)
+            return tokens
         last = self.variant.startswith("last_layer")
         until = run.attentions[-1 if last else self.start_layer]
         evidence = self._relevance(run, class_index, until)[::-1]
@@ -73,7 +75,8 @@ class TransformerAttribution(TokenBaseline):
         if not last:
             identity = torch.eye(layers[0].shape[-1]).to(layers[0])
             layers = [identity + layer for layer in layers]
-        return self.read(run, chain(layers)).unflatten(-1, run.grid)
+        tokens = self.read(run, chain(layers)).unflatten(-1, run.grid)
+        return tokens
 
     def _finish(self, run: AttentionPass, class_index: Tensor, images: Tensor) -> Tensor:
         if self.variant != "full":

@@ -154,7 +154,8 @@ def _trained(
     fingerprint = {"name": EXPLAINER, "config": net.config, "weights": state_digest(net.state_dict())}
 
     def attack(images: Tensor, class_index: Tensor) -> Tensor:
-        return net(images)[torch.arange(len(images), device=images.device), class_index]
+        masks: Tensor = net(images)[torch.arange(len(images), device=images.device), class_index]
+        return masks
 
     return Method(label, TrainedExplainer(net), fingerprint, scales, size, attack, threshold=method.threshold)
 

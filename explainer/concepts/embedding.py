@@ -109,6 +109,6 @@ def cooccurrence(labels: Tensor) -> Tensor:
     """Phi coefficient of the labels ``[N,C]`` bool, ``[C,C]``: the correlation of two concepts over images; 0 for constant labels."""
     centred = labels.double() - labels.double().mean(0)
     norm = centred.norm(dim=0)
-    phi = centred.T @ centred / (norm[:, None] * norm[None]).clamp(min=1e-12)
+    phi: Tensor = centred.T @ centred / (norm[:, None] * norm[None]).clamp(min=1e-12)
     phi[torch.arange(len(phi)), torch.arange(len(phi))] = 1
     return phi.float()

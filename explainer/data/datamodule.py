@@ -32,7 +32,7 @@ class _Skipped:
     reason: str
 
 
-class _Guarded(Dataset):
+class _Guarded(Dataset["list[Sample | _Skipped]"]):
     """Gives a data set its epoch with each index, and answers bad samples by ``on_error``.
 
     "skip" in training puts the next readable sample in the place of a bad one, so that every rank keeps the same number of
@@ -81,7 +81,7 @@ def _collate_guarded(parts: list[list[Sample | _Skipped]]) -> tuple[Batch | None
     return (collate(samples) if samples else None), skipped
 
 
-class _Loader(DataLoader):
+class _Loader(DataLoader["list[Sample | _Skipped]"]):
     """Hands on the batches and records what was skipped. Evaluation batches with no readable sample are left out."""
 
     skipped: dict[str, str] | None = None
@@ -271,7 +271,7 @@ class DataModule(pl.LightningDataModule):
             )
         return self.batch_size // world
 
-    def _loader(self, split: str, substitute: bool = False, **kwargs: Any) -> DataLoader:
+    def _loader(self, split: str, substitute: bool = False, **kwargs: Any) -> _Loader:
         guarded = _Guarded(self.dataset(split), self.on_error, substitute, self._targets.get(split))
         loader = _Loader(
             guarded,
@@ -285,7 +285,7 @@ class DataModule(pl.LightningDataModule):
         loader.skipped = self.skipped[split]
         return loader
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> _Loader:
         """Shuffled batches, from the batch where the checkpoint being resumed was written."""
         rank, world = self._rank_world
         if world > 1 and brings_own_sampler(self.trainer):
@@ -313,7 +313,7 @@ class DataModule(pl.LightningDataModule):
         step = epoch * math.ceil(per_epoch / each) + batch // each  # the last batch of an epoch makes a step, too
         return choose(step / total if 0 < total < float("inf") else 0.0)
 
-    def eval_dataloader(self, split: str) -> DataLoader:
+    def eval_dataloader(self, split: str) -> _Loader:
         """Every sample of a split once over all ranks, in order; also without a Trainer."""
         rank, world = self._rank_world
         number = len(self.dataset(split))
@@ -322,19 +322,19 @@ class DataModule(pl.LightningDataModule):
             raise ConfigError(f"the {split} split has {number} image(s) for {world} processes. Use fewer processes, or add images.")
         return self._loader(split, sampler=UnpaddedSampler(number, rank, world), batch_size=self.eval_batch_size)
 
-    def batches(self, split: str, indices: Sequence[Sequence[int]]) -> DataLoader:
+    def batches(self, split: str, indices: Sequence[Sequence[int]]) -> _Loader:
         """Exactly these batches of a split, in this order and unshuffled: the same whatever the number of processes."""
         return self._loader(split, batch_sampler=[list(part) for part in indices])
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> _Loader:
         """The validation split."""
         return self.eval_dataloader("val")
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> _Loader:
         """The test split."""
         return self.eval_dataloader("test")
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> _Loader:
         """The ``predict_split``."""
         return self.eval_dataloader(self.predict_split)
 

@@ -23,7 +23,8 @@ _SPLIT_SIZE = {"train": 4000, "val": 400, "test": 1000}
 
 def _square(wave: Array, sharpness: float | Array) -> Array:
     """A wave in [-1,1] as two colours with a soft edge about one pixel wide: values in [0,1]."""
-    return np.clip(0.5 + sharpness * wave, 0.0, 1.0)
+    stripes: Array = np.clip(0.5 + sharpness * wave, 0.0, 1.0)
+    return stripes
 
 
 # Each texture maps coordinates (pixels from the object's centre, rotated), a period in pixels and one free phase to values in [0,1].
@@ -38,7 +39,8 @@ def _checks(u: Array, v: Array, period: float, phase: float) -> Array:
 def _dots(u: Array, v: Array, period: float, phase: float) -> Array:
     du = (u / period + phase) % 1.0 - 0.5
     dv = (v / period) % 1.0 - 0.5
-    return np.clip(0.5 + (0.3 - np.hypot(du, dv)) * period, 0.0, 1.0)
+    dots: Array = np.clip(0.5 + (0.3 - np.hypot(du, dv)) * period, 0.0, 1.0)
+    return dots
 
 
 def _rings(u: Array, v: Array, period: float, phase: float) -> Array:
@@ -48,7 +50,8 @@ def _rings(u: Array, v: Array, period: float, phase: float) -> Array:
 def _grid(u: Array, v: Array, period: float, phase: float) -> Array:
     du = np.abs((u / period + phase) % 1.0 - 0.5)
     dv = np.abs((v / period) % 1.0 - 0.5)
-    return np.clip(0.5 + (0.14 - np.minimum(du, dv)) * period, 0.0, 1.0)
+    lines: Array = np.clip(0.5 + (0.14 - np.minimum(du, dv)) * period, 0.0, 1.0)
+    return lines
 
 
 def _wedges(u: Array, v: Array, period: float, phase: float) -> Array:
@@ -228,7 +231,8 @@ class Shapes(ExplainerDataset):
             mix += weight * torch.nn.functional.interpolate(noise, (n, n), mode="bicubic", align_corners=True)[0, 0].numpy()
         mix = (mix / 1.75)[..., None]
         first, second = rng.random((2, 3), np.float32)
-        return (first * mix + second * (1 - mix)).astype(np.float32)
+        mixed: Array = (first * mix + second * (1 - mix)).astype(np.float32)
+        return mixed
 
     def _place_blob(self, rng: np.random.Generator, taken: NDArray[np.bool_]) -> tuple[NDArray[np.bool_] | None, Array, Array]:
         """A random silhouette that touches no other: (inside, u, v) with rotated coordinates; inside is None if no place was found."""

@@ -166,7 +166,8 @@ class Voc(ImageFileDataset):
 
     def boxes(self, index: int) -> tuple[Box, ...]:
         """The annotated boxes of an image, difficult ones marked (pointing game); their frame is ``original_size(index)``."""
-        return self.records[index].extra
+        boxes: tuple[Box, ...] = self.records[index].extra
+        return boxes
 
 
 def _download(root: Path, year: str) -> None:

@@ -129,10 +129,12 @@ def gradient_map(
             if kind == "gradient":
                 return gradient(images, class_index)
             if kind == "input_x_gradient":
-                return explanandum.normalize(images) * gradient(images, class_index)
+                products: Tensor = explanandum.normalize(images) * gradient(images, class_index)
+                return products
             positions = [(i + 0.5) / steps for i in range(steps)]
             total = sum(gradient(mean + a * (images - mean), class_index) for a in positions)
-            return explanandum.normalize(images) * total / steps
+            integrated: Tensor = explanandum.normalize(images) * total / steps
+            return integrated
 
     return maps
 

@@ -28,7 +28,8 @@ _LARGEST_BATCH = 32
 
 def build_format(name: str) -> ExportFormat:
     """The format called ``name``; unknown names are answered with the known ones."""
-    return plugins.build(__package__, name)
+    chosen: ExportFormat = plugins.build(__package__, name)
+    return chosen
 
 
 def export(

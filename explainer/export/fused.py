@@ -67,7 +67,8 @@ class FusedExplainer(nn.Module):
         if e.input_size is not None:
             # Always resized: a comparison of sizes would become a condition on the exported graph; at equal size it changes nothing.
             images = F.interpolate(images, size=(e.input_size, e.input_size), mode="bilinear", align_corners=False)
-        return e.classifier(e.normalize(images))
+        logits: Tensor = e.classifier(e.normalize(images))
+        return logits
 
     def choose(self, logits: Tensor) -> Tensor | None:
         """Classes ``[B,top]`` of logits ``[B,K]``; None: all."""

@@ -209,7 +209,8 @@ def file_bytes(path: Path) -> int:
 def _ious(expected: Array, actual: Array) -> list[float]:
     a, b = expected >= 0.5, actual >= 0.5
     union = (a | b).sum(axis=(-2, -1))
-    return ((a & b).sum(axis=(-2, -1))[union > 0] / union[union > 0]).tolist()
+    ious: list[float] = ((a & b).sum(axis=(-2, -1))[union > 0] / union[union > 0]).tolist()
+    return ious
 
 
 def _limits(precision: str, tolerance: float | None, fused: bool) -> dict[str, float]:
@@ -244,7 +245,8 @@ def _same_slots(expected: dict[str, Array], actual: dict[str, Array]) -> Array:
     """``[B,n]``, bool: the masks are of the same class. Others cannot be compared; how far they may differ is asked of ``classes``."""
     if "classes" not in expected:
         return np.ones(expected["masks"].shape[:2], dtype=bool)
-    return expected["classes"] == actual["classes"]
+    same: Array = expected["classes"] == actual["classes"]
+    return same
 
 
 def _rank_difference(expected: dict[str, Array], actual: dict[str, Array]) -> float:

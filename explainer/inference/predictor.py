@@ -177,20 +177,19 @@ def check_description(values: Any, path: Any) -> dict[str, Any]:
     def side(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
-    if not isinstance(values, dict):
-        values = {}
-    classes, outputs, size, trained, threshold = (values.get(key) for key in ("classes", "outputs", "size", "image_size", "threshold"))
-    known = values.get("geometry") in (None, *GEOMETRIES)  # files of older versions do not say
+    description: dict[str, Any] = values if isinstance(values, dict) else {}
+    classes, outputs, size, trained, threshold = (description.get(key) for key in ("classes", "outputs", "size", "image_size", "threshold"))
+    known = description.get("geometry") in (None, *GEOMETRIES)  # files of older versions do not say
     names = [v for v in (classes, outputs) if isinstance(v, list) and all(isinstance(name, str) for name in v)]
     fits = size is None or (isinstance(size, list) and len(size) == 2 and all(side(v) for v in size))
-    top = values.get("top")
+    top = description.get("top")
     fits = fits and (top is None or (side(top) and isinstance(classes, list) and top <= len(classes)))
     share = threshold is None or (isinstance(threshold, int | float) and 0 <= threshold <= 1)
     if len(names) != 2 or not fits or not (trained is None or as_size(trained) is not None) or not share or not known:
         raise CheckpointError(
             f"{path} has no usable description of its classes, outputs and size: it was not written by `explainer export`."
         )
-    return values
+    return description
 
 
 def _resized(mask: Array, shape: tuple[int, int]) -> Array:
@@ -234,7 +233,8 @@ def _pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
     if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 255:
         return array.astype(np.uint8)
     if np.issubdtype(array.dtype, np.floating) and low >= -1e-6 and high <= 1 + 1e-6:
-        return (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
+        pixels: NDArray[np.uint8] = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
+        return pixels
     raise ShapeError(
         f"an array must be uint8, uint16, whole numbers in 0..255 or floats in [0,1], received {array.dtype} in {low}..{high}. Scale it."
     )

@@ -167,7 +167,8 @@ def check_method(method: str, explanandum: Any) -> None:
 def starting_masks(net: Any, images: Tensor, class_index: Tensor) -> Tensor:
     """The Explainer's mask of each image's class, ``[B,H,W]``."""
     with torch.no_grad():
-        return net(images)[torch.arange(len(images), device=images.device), class_index].to(images)
+        masks: Tensor = net(images)[torch.arange(len(images), device=images.device), class_index].to(images)
+        return masks
 
 
 def _extremal(
@@ -204,7 +205,8 @@ def extremal_start(search: ExtremalPerturbation, images: Tensor, masks: Tensor) 
     )  # a flat mask shrinks from its rim
     score = score.repeat_interleave(len(areas), 0)
     found = parameters_of_area(family, score, areas * len(masks), search.schedule.area_on == "margin", gain=4.0)
-    return found.unflatten(0, (len(masks), len(areas)))
+    start: Tensor = found.unflatten(0, (len(masks), len(areas)))
+    return start
 
 
 def _groups(masks: Tensor, areas: Sequence[float]) -> list[tuple[float, Tensor]]:

@@ -370,7 +370,7 @@ def calibration_pairs(
 @torch.no_grad()
 def predicted_classes(explanandum: Any, images: Tensor, predicted_from: float = 0.5) -> Tensor:
     """Bool ``[B,K]``: what ``explainer explain`` explains of its own accord."""
-    p = explanandum.probabilities(explanandum(images))
+    p: Tensor = explanandum.probabilities(explanandum(images))
     if explanandum.task == "multiclass":
         return torch.nn.functional.one_hot(p.argmax(dim=1), p.shape[1]).bool()
     return p >= predicted_from

@@ -193,7 +193,8 @@ class _Pixels:
     """Images as normalised pixels that stay in range, small and smooth."""
 
     def __init__(self, number: int, size: tuple[int, int], explanandum: Any, generator: torch.Generator) -> None:
-        self.mean, self.std = (v.reshape(1, -1, 1, 1) for v in (explanandum.mean, explanandum.std))
+        self.mean: Tensor = explanandum.mean.reshape(1, -1, 1, 1)
+        self.std: Tensor = explanandum.std.reshape(1, -1, 1, 1)
         noise = torch.randn(3, *size, generator=generator, dtype=torch.float64) * _PIXEL_NOISE
         self.values = noise.to(self.mean).expand(number, -1, -1, -1).clone().requires_grad_()
         self.optimizer = torch.optim.SGD([self.values], lr=_PIXEL_RATE, momentum=_PIXEL_MOMENTUM)

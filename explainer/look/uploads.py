@@ -78,7 +78,8 @@ class Upload:
         """
         if k not in self.classes:
             raise ConfigError(f"This file has the masks of a picture's {len(self.classes)} most probable classes; {k} is none of them.")
-        return self.masks[self.classes.index(k)]
+        mask: Array = self.masks[self.classes.index(k)]
+        return mask
 
     @property
     def size(self) -> int:
@@ -89,7 +90,8 @@ class Upload:
     @property
     def areas(self) -> Array:
         """Mean of each mask over the part of the network's image that shows the picture, ``[n]`` in [0,1]."""
-        return self.masks[:, *self.picture.inside].mean(axis=(1, 2))
+        areas: Array = self.masks[:, *self.picture.inside].mean(axis=(1, 2))
+        return areas
 
     @property
     def box(self) -> tuple[float, float, float, float]:

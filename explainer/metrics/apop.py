@@ -165,7 +165,8 @@ def binarized_logits(classifier: nn.Module, images: Tensor, layer: str) -> Tenso
     _eval_mode(classifier)
     handle = module.register_forward_hook(lambda _, __, out: (out > 0).to(out.dtype))
     try:
-        return classifier(images)
+        logits: Tensor = classifier(images)
+        return logits
     finally:
         handle.remove()
 
@@ -175,7 +176,8 @@ class _Binarised(TorchFunctionMode):
 
     def __init__(self, call: int) -> None:
         super().__init__()
-        self.call, self.seen = call, 0
+        self.call = call
+        self.seen: int = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count activations and replace the one asked for, in place where the call was."""

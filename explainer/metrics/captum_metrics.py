@@ -57,7 +57,7 @@ def infidelity(
         return drawn, offsets - drawn
 
     unknown = saliency.flatten(1).isnan().any(1)
-    value = captum_infidelity(
+    value: Tensor = captum_infidelity(
         forward, perturb, torch.zeros_like(images[:, :1]), saliency.to(images)[:, None], n_perturb_samples=samples, normalize=normalize
     )
     # With the optimal scale captum expands the square, which rounding can push below 0.
@@ -89,7 +89,7 @@ def max_sensitivity(
         return rows + steps.repeat(number, 1, 1, 1)
 
     reference = explain(images)[0].flatten(1)
-    value = sensitivity_max(explain, images, perturb_func=perturb, n_perturb_samples=samples)
+    value: Tensor = sensitivity_max(explain, images, perturb_func=perturb, n_perturb_samples=samples)
     undefined = reference.isnan().any(1) | (reference == 0).all(1)
     return value.double().masked_fill(undefined, torch.nan)
 

@@ -116,7 +116,8 @@ class MaskingMatrix(PerImageMetric):
 
     def compute(self) -> Tensor:
         """The matrix ``[T,T+1]``."""
-        return super().compute().unflatten(0, (len(self.classes), -1))
+        matrix: Tensor = super().compute().unflatten(0, (len(self.classes), -1))
+        return matrix
 
 
 class MaskingContrast(PerImageMetric):

@@ -20,7 +20,8 @@ def prob_sparsity(probabilities: Tensor) -> Tensor:
 def prob_entropy(probabilities: Tensor) -> Tensor:
     """``- sum_c p_c log p_c`` in [0, log K] nats; ``0 log 0 = 0``."""
     p = probabilities.double()
-    return -torch.special.xlogy(p, p).sum(1)
+    entropy: Tensor = -torch.special.xlogy(p, p).sum(1)
+    return entropy
 
 
 class ProbSparsity(PerImageMetric):

@@ -35,4 +35,5 @@ def top_masks(saliency: Tensor, fractions: Sequence[float], first: First = "high
     counts = [int(fraction * ranks.shape[1] + 1e-9) for fraction in fractions]
     masks = torch.stack([(ranks < count).to(saliency.dtype) for count in counts], dim=1)
     unknown = saliency.flatten(1).isnan().any(1)
-    return masks.masked_fill(unknown[:, None, None], torch.nan).unflatten(2, saliency.shape[1:])
+    shaped: Tensor = masks.masked_fill(unknown[:, None, None], torch.nan).unflatten(2, saliency.shape[1:])
+    return shaped

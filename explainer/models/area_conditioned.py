@@ -118,7 +118,8 @@ class AreaConditioned(nn.Module):
             hard: binary masks of exactly this many pixels.
         """
         if area is None:
-            return self.net(images)
+            masks: Tensor = self.net(images)
+            return masks
         logits = self.net.logits(images)
         return top_pixels(logits, area) if hard else area_masks(logits, area, self.temperature)
 
@@ -148,7 +149,8 @@ class AreaConditioned(nn.Module):
         rows = torch.arange(len(images), device=images.device)
 
         def score(shown: Tensor) -> Tensor:
-            return explanandum.probabilities(explanandum(shown))[rows, class_index]
+            probabilities: Tensor = explanandum.probabilities(explanandum(shown))[rows, class_index]
+            return probabilities
 
         wanted = share * score(images)
         hidden = make_fill(images, fill, mean=explanandum.mean, generator=torch.Generator().manual_seed(0))

@@ -92,6 +92,7 @@ def per_image(
         ``[B,n,h,w]``.
     """
     B, n, _, *kernel = weight.shape
+    maps: Tensor
     if kernel == [1, 1]:
         # A matrix product, which every export format has with a free batch size; a grouped convolution fixes it.
         maps = torch.matmul(weight.flatten(2), features.flatten(2)).unflatten(2, features.shape[-2:])

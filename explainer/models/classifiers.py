@@ -40,7 +40,8 @@ class SmallVGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images ``[B,3,H,W]`` -> logits ``[B,K]``."""
-        return self.head(torch.flatten(self.avgpool(self.features(images)), 1))
+        logits: Tensor = self.head(torch.flatten(self.avgpool(self.features(images)), 1))
+        return logits
 
 
 def vgg16(
@@ -52,7 +53,7 @@ def vgg16(
     Args:
         weights: a torchvision weights name such as "IMAGENET1K_V1", or None for random weights (nothing is frozen then).
     """
-    net = _torchvision(name, weights)
+    net: models.VGG = _torchvision(name, weights)
     net.classifier = nn.Sequential(
         nn.Linear(512 * 7 * 7, 4096),
         nn.ReLU(inplace=True),
@@ -69,7 +70,7 @@ def vgg16(
 
 def resnet50(num_classes: int, weights: str | None = None) -> nn.Module:
     """Torchvision ResNet-50 with a new linear head, all layers trained."""
-    net = _torchvision("resnet50", weights)
+    net: models.ResNet = _torchvision("resnet50", weights)
     net.fc = nn.Linear(net.fc.in_features, num_classes)
     return net
 
@@ -88,7 +89,7 @@ def cifar_resnet50(num_classes: int, activation: str = "relu") -> nn.Module:
     """
     if activation not in ACTIVATIONS:
         raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, received {activation!r}.")
-    net = _torchvision("resnet50", None)
+    net: models.ResNet = _torchvision("resnet50", None)
     net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out")
     net.fc = nn.Linear(net.fc.in_features, num_classes)

@@ -33,8 +33,10 @@ class DPT(nn.Module):
     @property
     def encoder(self) -> nn.Module:
         """The vision transformer itself, as timm builds it."""
-        return self.net.encoder.model
+        encoder: nn.Module = self.net.encoder.model
+        return encoder
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images ``[B,3,H,W]``, H and W multiples of twice the patch size -> logits ``[B,K,H,W]``."""
-        return self.net(images)
+        logits: Tensor = self.net(images)
+        return logits

@@ -119,7 +119,8 @@ def _undilated(network: nn.Module) -> nn.Module | None:
     from segmentation_models_pytorch.encoders import get_encoder
 
     with torch.random.fork_rng():
-        return get_encoder(name, weights=None, depth=5)
+        encoder: nn.Module | None = get_encoder(name, weights=None, depth=5)
+        return encoder
 
 
 def _check_features(whole: nn.Module, inner: nn.Module, classifier: nn.Module) -> None:

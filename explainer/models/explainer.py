@@ -227,7 +227,8 @@ class TrainedExplainer(DenseAttributor):
 
     def _explain_all(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.net(images).to(images.dtype)
+            masks: Tensor = self.net(images).to(images.dtype)
+            return masks
 
     def some(self, images: Tensor, classes: Tensor) -> Tensor:
         """See :meth:`DenseAttributor.some`: the network computes these classes alone."""
@@ -235,4 +236,5 @@ class TrainedExplainer(DenseAttributor):
             return super().some(images, classes)
         check_images(images)
         with torch.no_grad():
-            return self.net(images, classes).to(images.dtype)
+            masks: Tensor = self.net(images, classes).to(images.dtype)
+            return masks

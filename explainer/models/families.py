@@ -192,7 +192,8 @@ def small_efficientnet(num_classes: int) -> nn.Module:
     """Torchvision's EfficientNet with four narrow blocks."""
     block = partial(MBConvConfig, num_layers=1, width_mult=1.0, depth_mult=1.0)
     blocks = [block(1, 3, 1, 8, 8), block(4, 3, 2, 8, 16), block(4, 5, 2, 16, 24), block(4, 3, 2, 24, 32)]
-    return models.EfficientNet(blocks, dropout=0.1, num_classes=num_classes)
+    net: nn.Module = models.EfficientNet(blocks, dropout=0.1, num_classes=num_classes)
+    return net
 
 
 def small_mobilenet_v3(num_classes: int) -> nn.Module:
@@ -204,18 +205,23 @@ def small_mobilenet_v3(num_classes: int) -> nn.Module:
         block(24, 5, 48, 32, True, "HS", 2),
         block(32, 5, 64, 32, True, "HS", 1),
     ]
-    return models.MobileNetV3(blocks, last_channel=64, num_classes=num_classes)
+    net: nn.Module = models.MobileNetV3(blocks, last_channel=64, num_classes=num_classes)
+    return net
 
 
 def small_convnext(num_classes: int) -> nn.Module:
     """Torchvision's ConvNeXt with four narrow stages of one block."""
     stages = [CNBlockConfig(16, 24, 1), CNBlockConfig(24, 32, 1), CNBlockConfig(32, 48, 1), CNBlockConfig(48, None, 1)]
-    return models.ConvNeXt(stages, num_classes=num_classes)
+    net: nn.Module = models.ConvNeXt(stages, num_classes=num_classes)
+    return net
 
 
 def small_regnet_y(num_classes: int) -> nn.Module:
     """Torchvision's RegNetY with four narrow stages."""
-    return models.RegNet(BlockParams.from_init_params(depth=4, w_0=16, w_a=12.0, w_m=2.0, group_width=8, se_ratio=0.25), num_classes)
+    net: nn.Module = models.RegNet(
+        BlockParams.from_init_params(depth=4, w_0=16, w_a=12.0, w_m=2.0, group_width=8, se_ratio=0.25), num_classes
+    )
+    return net
 
 
 def small_poolformer(num_classes: int) -> nn.Module:

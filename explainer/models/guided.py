@@ -80,7 +80,8 @@ def _inverse(v: Tensor, eps: float) -> Tensor:
     first, second, third = d * f - e * e, c * e - b * f, b * e - c * d
     entries = [first, second, third, second, a * f - c * c, b * c - a * e, third, b * c - a * e, a * d - b * b]
     determinant = a * first + b * second + c * third
-    return (torch.stack(entries, dim=1) / determinant[:, None]).unflatten(1, (3, 3))
+    inverse: Tensor = (torch.stack(entries, dim=1) / determinant[:, None]).unflatten(1, (3, 3))
+    return inverse
 
 
 def guided(maps: Tensor, guide: Guide) -> Tensor:

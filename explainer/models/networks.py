@@ -42,7 +42,8 @@ class _TorchvisionDeepLab(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images -> logits ``[B,K,H,W]``."""
-        return self.net(images)["out"]
+        logits: Tensor = self.net(images)["out"]
+        return logits
 
 
 class VGGUNet(nn.Module):
@@ -84,7 +85,8 @@ class VGGUNet(nn.Module):
         for block in self.decoder:
             skip = skips.pop()
             x = block(torch.cat([nn.functional.interpolate(x, size=skip.shape[-2:], mode="nearest"), skip], dim=1))
-        return self.head(x)
+        logits: Tensor = self.head(x)
+        return logits
 
 
 class VGGDeepLab(nn.Module):
@@ -115,7 +117,8 @@ class VGGDeepLab(nn.Module):
             if isinstance(layer, nn.MaxPool2d) and len(finest) < 2:
                 finest.append(x)
             x = layer(x)
-        return self.head(self.decoder([*finest, x]))
+        logits: Tensor = self.head(self.decoder([*finest, x]))
+        return logits
 
 
 def network_names() -> list[str]:

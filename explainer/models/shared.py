@@ -63,7 +63,8 @@ class Pyramid(nn.Module):
         """``[B,C,h,w]`` -> ``[B,width,h,w]``."""
         x = self.reduce(features)
         mean = self.mean(x.mean(dim=(2, 3), keepdim=True)).expand_as(x)
-        return self.merge(torch.cat([x, *(branch(x) for branch in self.branches), mean], dim=1))
+        merged: Tensor = self.merge(torch.cat([x, *(branch(x) for branch in self.branches), mean], dim=1))
+        return merged
 
 
 class FeatureDecoder(nn.Module):
@@ -90,7 +91,7 @@ class FeatureDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps ``[B,C_i,h_i,w_i]``, fine to coarse -> ``[B,width,h_0,w_0]``."""
-        x = self.top(features[-1])
+        x: Tensor = self.top(features[-1])
         for i in reversed(self.used):
             x = F.interpolate(x, size=features[i].shape[-2:], mode="bilinear", align_corners=False)
             x = self.fuse[str(i)](torch.cat([x, self.sides[str(i)](features[i])], dim=1))
@@ -172,7 +173,8 @@ def similarity(features: Tensor) -> Tensor:
     centred = (features - features.mean(dim=(2, 3), keepdim=True)).flatten(2)
     unit = centred / centred.square().sum(dim=1, keepdim=True).add(1e-12).sqrt()
     alike = torch.matmul(unit.transpose(1, 2), unit).clamp_min(0)
-    return (alike / alike.sum(dim=2, keepdim=True).clamp_min(1e-6)).unflatten(2, features.shape[-2:])
+    maps: Tensor = (alike / alike.sum(dim=2, keepdim=True).clamp_min(1e-6)).unflatten(2, features.shape[-2:])
+    return maps
 
 
 def _standard(maps: Tensor) -> Tensor:
@@ -256,7 +258,8 @@ class SharedNetwork(nn.Module):
             height, width = maps[1].shape[-2:]  # the second finest stage: finer ones gain nothing and cost four times as much
             guide = make_guide(x, (height, width), unit=self.std)
             # The last stage but one: fine enough to follow objects, coarse enough to know what they are, and few positions.
-            return self.head(embeddings, deep, log_p, weight, similarity(middle), guide)
+            masks: Tensor = self.head(embeddings, deep, log_p, weight, similarity(middle), guide)
+            return masks
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images ``[B,3,H,W]`` -> mask logits ``[B,K,h,w]``."""

@@ -35,7 +35,8 @@ def load(folder: Path) -> dict[str, Any]:
     path = folder / "concepts.json"
     if not path.is_file():
         raise ConfigError(f"{folder} holds no concepts.json. Write it with: explainer concepts fit --out {folder} ...")
-    return json.loads(path.read_text("utf-8"))
+    stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return stored
 
 
 def write(folder: Path, out: Path, title: str) -> Path:

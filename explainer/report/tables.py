@@ -201,9 +201,9 @@ def protocol_table(results: Results, protocol: str) -> Table:
 def reference_method(results: Results) -> str | None:
     """The method that others are compared with: the first trained Explainer, else the first method."""
     config = results.summary.get("provenance", {}).get("config", {}).get("methods") or {}
-    methods = list(results.summary["methods"])
+    methods: list[str] = list(results.summary["methods"])
     trained = [m for m in methods if (config.get(m) or {}).get("name") == "explainer" or m == "explainer"]
-    return (trained or methods or [None])[0]
+    return next(iter(trained or methods), None)
 
 
 def difference_table(results: Results, protocol: str, reference: str, bootstrap: int = 1000) -> Table | None:

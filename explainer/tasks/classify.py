@@ -274,7 +274,8 @@ class ClassifyTask(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logits ``[B,K]``."""
-        return self(batch.images)
+        logits: Tensor = self(batch.images)
+        return logits
 
     def on_train_epoch_end(self) -> None:
         """The epoch's mean loss."""

@@ -79,7 +79,7 @@ class Fitted:
         return self.weights[concept], self.bias[concept]
 
 
-class _Steps(IterableDataset):
+class _Steps(IterableDataset[list[Step]]):
     """Epoch after epoch, the steps that ``plan`` makes: each holds the next images of every concept that has some left."""
 
     def __init__(self, plan: Callable[[int], list[list[Step]]]) -> None:

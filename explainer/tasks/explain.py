@@ -105,7 +105,7 @@ class ExplainTask(pl.LightningModule):
     # ------------------------------------------------------------------ checkpoints
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Without the Explanandum, which would double the size of every checkpoint."""
-        state = super().state_dict(*args, **kwargs)
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
         for key in [k for k in state if k.startswith("explanandum.")]:
             del state[key]
         return state
@@ -128,7 +128,8 @@ class ExplainTask(pl.LightningModule):
     # ------------------------------------------------------------------ steps
     def forward(self, images: Tensor) -> Tensor:
         """Images in [0,1] -> class masks ``[B,K,H,W]``."""
-        return self.explainer(images)
+        masks: Tensor = self.explainer(images)
+        return masks
 
     def _explanation(self, batch: Batch, stage: str) -> Explanation:
         images = batch.images
@@ -205,7 +206,8 @@ class ExplainTask(pl.LightningModule):
         if self.masking.fill == "tokens":
             return forward_masked(self.explanandum, torch.cat([images, images]), torch.cat([mask, 1 - mask]))
         fill = self._fill(images, draws)
-        return self.explanandum(torch.cat([blend(images, mask, fill), blend(images, 1 - mask, fill)]))
+        logits: Tensor = self.explanandum(torch.cat([blend(images, mask, fill), blend(images, 1 - mask, fill)]))
+        return logits
 
     def _fill(self, images: Tensor, draws: Draws) -> Tensor:
         kind = self.masking.fill
@@ -270,7 +272,8 @@ class ExplainTask(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Class masks ``[B,K,H,W]``."""
-        return self.explainer(batch.images)
+        masks: Tensor = self.explainer(batch.images)
+        return masks
 
     def on_validation_epoch_end(self) -> None:
         """Epoch means."""

@@ -79,11 +79,12 @@ def step_of(task: ClassifyTask | ExplainTask) -> tuple[nn.Module, Callable[[nn.M
     sees_classifier = task.explanandum.differentiable
 
     def step(nets: Any, images: Tensor) -> Tensor:
-        masks = nets[0](images).float()
+        masks: Tensor = nets[0](images).float()
         if not sees_classifier:
             return masks.mean()
         mask = masks.mean(dim=1, keepdim=True)
-        return masks.mean() + nets[1](torch.cat([images * mask, images * (1 - mask)])).float().square().mean()
+        logits: Tensor = nets[1](torch.cat([images * mask, images * (1 - mask)])).float()
+        return masks.mean() + logits.square().mean()
 
     return nets.train(), step
 

@@ -118,7 +118,8 @@ def factorize(y: Tensor, phi: Tensor, options: Options) -> Tensor:
 def _inverse(gram: Tensor, ridge: float) -> Tensor:
     """Inverse of the 2x2 normal matrix plus ``ridge``, ``[B,2,2]``."""
     if ridge == 0:
-        return torch.linalg.pinv(gram, hermitian=True)
+        inverse: Tensor = torch.linalg.pinv(gram, hermitian=True)
+        return inverse
     a, d, e = gram[:, 0, 0] + ridge, gram[:, 1, 1] + ridge, gram[:, 0, 1]
     adjugate = torch.stack([d, -e, -e, a], dim=1).view(-1, 2, 2)
     return adjugate / (a * d - e * e)[:, None, None]
@@ -177,7 +178,8 @@ class Convolution:
         return torch.autograd.grad(padded, leaf, self._adjoint(s, w, tuple(padded.shape)))[0]
 
     def _adjoint(self, s: Tensor, w: Tensor, size: tuple[int, ...]) -> Tensor:
-        return conv2d_input(size, w, s, self.stride, self.padding, self.dilation, self.groups)
+        adjoint: Tensor = conv2d_input(size, w, s, self.stride, self.padding, self.dilation, self.groups)
+        return adjoint
 
     def _convolve(self, x: Tensor, w: Tensor, groups: int) -> Tensor:
         return F.conv2d(x, w, None, self.stride, self.padding, self.dilation, groups)

@@ -189,7 +189,8 @@ class Sweep:
         key = (call.index, "influence")
         if key not in self.run.cache:
             self.run.cache[key] = conv(x.abs(), strength)
-        return self.run.cache[key]
+        influence: Tensor = self.run.cache[key]
+        return influence
 
     def _full(self, call: Call, phi: Tensor, c: Tensor, conv: Convolution, weight: Tensor, strength: Tensor) -> Tensor:
         """Eqs. 9 to 14: influences, gradient map and both factorizations into one residual."""

@@ -113,7 +113,8 @@ def gamma_map(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: float, appl
     w+``; ``R_x = x * w_used' (R / z)`` with ``R = y * gradient`` and 1e-6 added to ``|z|``. The gradient at
     ``x`` is ``R_x / x`` with 1e-10 added to ``|x|``. ``y`` itself is unchanged, its bias included.
     """
-    return _Gamma.apply(x, weight, bias, gamma, apply)
+    out: Tensor = _Gamma.apply(x, weight, bias, gamma, apply)
+    return out
 
 
 class AttentionLrp(OpenAttention):
@@ -167,9 +168,10 @@ class AttentionLrp(OpenAttention):
         return out
 
     def _product(self, func: Any, args: tuple[Any, ...], features: list[Tensor]) -> Tensor:
-        if len(features) < 2:
-            return func(*args)
-        return func(*tree_map(lambda a: _Scaled.apply(a, 0.5) if isinstance(a, Tensor) and a.requires_grad else a, args))
+        if len(features) > 1:
+            args = tree_map(lambda a: _Scaled.apply(a, 0.5) if isinstance(a, Tensor) and a.requires_grad else a, args)
+        product: Tensor = func(*args)
+        return product
 
     def _gamma(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -177,7 +179,8 @@ class AttentionLrp(OpenAttention):
         x, weight, bias = bound.pop("input"), bound.pop("weight"), bound.pop("bias", None)
         assert self.gamma is not None
         if self.in_multi_head and not self.gamma_in_attention:
-            return func(x, weight, bias, **bound)
+            plain: Tensor = func(x, weight, bias, **bound)
+            return plain
         return gamma_map(x, weight, bias, self.gamma[name == "linear"], lambda v, w, b: func(v, w, b, **bound))
 
 
@@ -211,7 +214,8 @@ def _group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bi
 
 def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
     """Division by a norm that is a constant."""
-    return input / torch.linalg.vector_norm(input.detach(), p, dim=dim, keepdim=True).clamp(min=eps)
+    normalized: Tensor = input / torch.linalg.vector_norm(input.detach(), p, dim=dim, keepdim=True).clamp(min=eps)
+    return normalized
 
 
 _NORMS: dict[str, Callable[..., Tensor]] = {

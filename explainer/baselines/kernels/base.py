@@ -53,7 +53,8 @@ class Baseline(Attributor):
 
     def class_scores(self, images: Tensor, class_index: Tensor) -> Tensor:
         """Logit of each image's class, ``[B]``."""
-        return self.explanandum(images).gather(1, class_index[:, None]).squeeze(1)
+        scores: Tensor = self.explanandum(images).gather(1, class_index[:, None]).squeeze(1)
+        return scores
 
 
 class LayerBaseline(Baseline):

@@ -114,7 +114,8 @@ def channel_masks(
 
     def classify(mask: Tensor, rows: Tensor) -> Tensor:
         with _masked_output(module, layer, mask, layout.channels):
-            return explanandum(images[row_image[rows]])
+            logits: Tensor = explanandum(images[row_image[rows]])
+            return logits
 
     def objective(mask: Tensor, rows: Tensor, t: int) -> tuple[Tensor, dict[str, Tensor]]:
         gain = game_reward(classify, mask, rows, row_class[rows], game, reward)

@@ -45,7 +45,8 @@ class Layout:
         if self.grid is None:
             return output if self.channels == 1 else output.permute(0, 3, 1, 2)
         tokens = output if self.channels == 2 else output.transpose(1, 2)
-        return tokens[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
+        maps: Tensor = tokens[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
+        return maps
 
 
 CHANNELS_FIRST = Layout(1)

@@ -31,7 +31,8 @@ def reduce_channels(channels: Tensor, reduction: Reduction) -> Tensor:
     if reduction == "mean":
         return channels.mean(1)
     if reduction == "l2":
-        return torch.linalg.vector_norm(channels, dim=1)
+        lengths: Tensor = torch.linalg.vector_norm(channels, dim=1)
+        return lengths
     raise ConfigError(f"reduction must be one of {', '.join(get_args(Reduction))}, received {reduction!r}.")
 
 

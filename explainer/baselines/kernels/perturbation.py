@@ -183,7 +183,8 @@ class Perturbation:
                 raise ShapeError(f"{mask.shape[0]} masks for {self.count} images: pass image=, the image's index for each mask.")
             image = torch.arange(mask.shape[0], device=mask.device) % self.count
         first_row = image * (self.levels * self.height * self.width)
-        return _Interpolate.apply(mask, self._table, first_row, self.levels, self.channels)
+        perturbed: Tensor = _Interpolate.apply(mask, self._table, first_row, self.levels, self.channels)
+        return perturbed
 
 
 def upsampling_matrix(coarse: int, fine: int, sigma: float = 0.0, dtype: torch.dtype = torch.float32) -> Tensor:

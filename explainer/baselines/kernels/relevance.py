@@ -202,7 +202,8 @@ class _Recorder(TorchFunctionMode):
     def _value(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         """What the operation returns, off the graph and without touching its inputs (it may be an in-place one)."""
         with torch.no_grad():
-            return func(*tree_map(_copy, args), **tree_map(_copy, kwargs))
+            value: Tensor = func(*tree_map(_copy, args), **tree_map(_copy, kwargs))
+            return value
 
     def _mark(self, out: Any, features: list[Tensor], layer: Layer | None = None) -> Any:
         pixel = layer is None and all(self.origins[t].pixel for t in features)
@@ -212,7 +213,8 @@ class _Recorder(TorchFunctionMode):
         return out
 
     def _attach(self, value: Tensor, share: Callable[[Tensor], tuple[Tensor, ...]], *inputs: Tensor) -> Tensor:
-        return self._mark(_Redistribution.apply(share, [value], *inputs), list(inputs))
+        out: Tensor = self._mark(_Redistribution.apply(share, [value], *inputs), list(inputs))
+        return out
 
     def _routing(self, func: Any, args: Any, kwargs: Any, features: list[Tensor]) -> Any:
         with torch.enable_grad():
@@ -331,11 +333,12 @@ class _Recorder(TorchFunctionMode):
     def _attach_layer(self, layer: Layer, value: Tensor) -> Tensor:
         rule = self.rules.weighted(layer)
         # The closure must not see the copy that holds ``out``: the cycle through the autograd graph would never be freed.
-        out = _Redistribution.apply(lambda r: (rule(layer, r),), [value], layer.source)
+        out: Tensor = _Redistribution.apply(lambda r: (rule(layer, r),), [value], layer.source)
         done = replace(layer, out=out)
         self.layers.append(done)
         # Only the layer without its output is remembered with the tensor, for the same reason.
-        return self._mark(out, [layer.source], layer)
+        self._mark(out, [layer.source], layer)
+        return out
 
     def _batch_norm(self, input: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
                     training: bool = False, *rest: Any, eps: float | None = None, **_: Any) -> Tensor:  # fmt: skip

@@ -186,7 +186,7 @@ class SmoothMask:
         side = 2 * self.radius + 1
         nodes = F.unfold(parameters.unsqueeze(1), side, padding=self.padding)
         pooled = _Pool.apply(nodes, self._weight, self.coldness, self.pooling == "softmax")
-        full = pooled.flatten(1).index_select(1, self._slot).view(-1, *self.padded)
+        full: Tensor = pooled.flatten(1).index_select(1, self._slot).view(-1, *self.padded)
         if self.pooling == "sigmoid":
             full = torch.sigmoid(self.coldness * full - 3)
         return full.clamp(0, 1) if self.clamp_gradient == "block" and self.pooling != "sum" else full

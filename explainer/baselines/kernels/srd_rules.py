@@ -38,7 +38,8 @@ def inverse_square_norm(values: Tensor) -> Tensor:
 def norms(values: Tensor) -> Tensor:
     """``||v_j||`` over channels, ``[B,1,H,W]``. The norm's own operation takes twice as long, but has a derivative at 0."""
     if values.requires_grad:
-        return torch.linalg.vector_norm(values, dim=1, keepdim=True)
+        lengths: Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+        return lengths
     return inner(values, values).sqrt()
 
 
@@ -184,12 +185,14 @@ class Conv(Rule):
     def _spread_field(self, values: Tensor, like: Tensor) -> Tensor:
         """The transpose of :meth:`_sum_field`; ``like`` is a one-channel map at the layer's input."""
         if self._pools:
-            return aten.avg_pool2d_backward(values, like, list(self.weight.shape[-2:]), self.stride, self.padding, False, True, 1)
+            spread: Tensor = aten.avg_pool2d_backward(values, like, list(self.weight.shape[-2:]), self.stride, self.padding, False, True, 1)
+            return spread
         return self._transpose(values, like, self._ones(values), 1)
 
     def _transpose(self, g: Tensor, u: Tensor, weight: Tensor, groups: int) -> Tensor:
         args = (self.stride, self.padding, self.dilation, False, (0, 0), groups, (True, False, False))
-        return aten.convolution_backward(g, u, weight, None, *args)[0]
+        transposed: Tensor = aten.convolution_backward(g, u, weight, None, *args)[0]
+        return transposed
 
     def shares(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """``(1/n_i, 1/D_j)``, zero where there is no norm to share by."""
