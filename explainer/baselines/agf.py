@@ -96,9 +96,22 @@ class AGF(Baseline):
     ) -> None:
         super().__init__(explanandum)
         self.options = make_options(
-            mode, gain=gain, ridge=ridge, background=background, mask_gradient=mask_gradient, shift=shift, first_conv=first_conv, flat=flat,
-            abs_guard=abs_guard, no_a=no_a, no_fx=no_fx, no_fdx=no_fdx, no_m=no_m, no_reg=no_reg, gradcam=gradcam,
-        )  # fmt: skip
+            mode,
+            gain=gain,
+            ridge=ridge,
+            background=background,
+            mask_gradient=mask_gradient,
+            shift=shift,
+            first_conv=first_conv,
+            flat=flat,
+            abs_guard=abs_guard,
+            no_a=no_a,
+            no_fx=no_fx,
+            no_fdx=no_fdx,
+            no_m=no_m,
+            no_reg=no_reg,
+            gradcam=gradcam,
+        )
         self._graph: Graph | None = None
 
     def all_classes(

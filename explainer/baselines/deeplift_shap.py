@@ -24,10 +24,29 @@ _MAX_POOLS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "adaptive_max_pool2d": functional.adaptive_max_pool2d_with_indices,
 }
 _NO_RULE = {
-    "max_pool1d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool3d", "layer_norm", "group_norm", "instance_norm", "softmax",
-    "log_softmax", "pow", "norm", "vector_norm", "normalize", "maximum", "minimum", "max", "amax", "min", "amin", "logsumexp",
-    "scaled_dot_product_attention", "multi_head_attention_forward",
-}  # fmt: skip
+    "max_pool1d",
+    "max_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool3d",
+    "layer_norm",
+    "group_norm",
+    "instance_norm",
+    "softmax",
+    "log_softmax",
+    "pow",
+    "norm",
+    "vector_norm",
+    "normalize",
+    "maximum",
+    "minimum",
+    "max",
+    "amax",
+    "min",
+    "amin",
+    "logsumexp",
+    "scaled_dot_product_attention",
+    "multi_head_attention_forward",
+}
 _PRODUCTS = PRODUCTS | QUOTIENTS | {"matmul", "bmm", "mm", "einsum", "addcmul", "rtruediv"}
 _SMALL = 1e-10
 

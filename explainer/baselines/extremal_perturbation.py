@@ -250,9 +250,15 @@ class ExtremalPerturbation(Baseline):
         height, width = images.shape[-2:]
         step = self.step or (max(1, round(min(height, width) / 32)) if self.schedule.scaled else 7)
         return SmoothMask(
-            height, width, step, self.sigma or 3 * step, self.schedule.profile,
-            clamp_gradient=self.clamp_gradient, dtype=images.dtype, device=images.device,
-        )  # fmt: skip
+            height,
+            width,
+            step,
+            self.sigma or 3 * step,
+            self.schedule.profile,
+            clamp_gradient=self.clamp_gradient,
+            dtype=images.dtype,
+            device=images.device,
+        )
 
     def _levels(self, images: Tensor, generator: torch.Generator | None) -> Perturbation:
         scale = min(images.shape[-2:]) / 224 if self.schedule.scaled else 1.0
@@ -317,9 +323,15 @@ class ExtremalPerturbation(Baseline):
         original = class_reward(self.explanandum(images)[image], class_index)
         shape = (len(image), number)
         return ExtremalMasks(
-            mask.unflatten(0, shape), gain.view(shape), class_reward(seen, row_class).view(shape), original, self.areas,
-            found.parameters.unflatten(0, shape), found.iterations.view(shape), found.history,
-        )  # fmt: skip
+            mask.unflatten(0, shape),
+            gain.view(shape),
+            class_reward(seen, row_class).view(shape),
+            original,
+            self.areas,
+            found.parameters.unflatten(0, shape),
+            found.iterations.view(shape),
+            found.history,
+        )
 
     def _informed_start(self, family: SmoothMask, classify: Callable[..., Tensor], row_class: Tensor, pairs: int) -> Tensor:
         """All ones, a little less outside each area that the reward's gradient prefers (summed over uniform masks of several

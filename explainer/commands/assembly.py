@@ -45,9 +45,18 @@ def data_module(config: EvaluateConfig) -> DataModule:
     """The images."""
     d = config.data
     module = DataModule(
-        d.name, max(d.batch_size, 2), d.eval_batch_size, d.num_workers, config.seed, sized_options(d, config.classifier),
-        d.train_options, d.eval_options, d.on_error, prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory,
-    )  # fmt: skip
+        d.name,
+        max(d.batch_size, 2),
+        d.eval_batch_size,
+        d.num_workers,
+        config.seed,
+        sized_options(d, config.classifier),
+        d.train_options,
+        d.eval_options,
+        d.on_error,
+        prefetch_factor=d.prefetch_factor,
+        pin_memory=d.pin_memory,
+    )
     if config.sample is not None:
         if config.sample < 1:
             raise ConfigError(f"sample must be at least 1, received {config.sample}.")
@@ -234,7 +243,19 @@ def build_runner(config: EvaluateConfig, rank: int = 0, world: int = 1) -> Runne
     methods = [build_method(label, m, config, explanandum, data) for label, m in config.methods.items()]
     cache = config.cache
     settings = Settings(
-        Path(config.out), config.split, config.limit, config.classes, config.seed, config.batch_size, device,
-        None if cache.folder is None else Path(cache.folder), cache.dtype, config.time_budget, config.progress, config.gallery, rank, world,
-    )  # fmt: skip
+        Path(config.out),
+        config.split,
+        config.limit,
+        config.classes,
+        config.seed,
+        config.batch_size,
+        device,
+        None if cache.folder is None else Path(cache.folder),
+        cache.dtype,
+        config.time_budget,
+        config.progress,
+        config.gallery,
+        rank,
+        world,
+    )
     return Runner(methods, protocols, explanandum, data, settings)

@@ -42,14 +42,31 @@ def run(config: CalibrateConfig) -> int:
     parts = [range(i, min(i + config.batch_size, number)) for i in range(0, number, config.batch_size)]
     refinement = {"method": config.method, "iterations": config.iterations} if config.fallback == "refine" else None
     scores, losses = calibration_pairs(
-        net, explanandum, data.batches(config.split, parts), lambda m, t: truth_loss(m, t, config.least_iou), config.fallback, fill,
-        refinement, torch.Generator().manual_seed(config.seed), config.classes, config.predicted_from,
-    )  # fmt: skip
+        net,
+        explanandum,
+        data.batches(config.split, parts),
+        lambda m, t: truth_loss(m, t, config.least_iou),
+        config.fallback,
+        fill,
+        refinement,
+        torch.Generator().manual_seed(config.seed),
+        config.classes,
+        config.predicted_from,
+    )
     selector = calibrate(
-        scores, losses, config.alpha, config.kind, config.delta, fallback=config.fallback, fill=fill, refinement=refinement,
-        classes=config.classes, predicted_from=config.predicted_from, explainer=description["weights"],
+        scores,
+        losses,
+        config.alpha,
+        config.kind,
+        config.delta,
+        fallback=config.fallback,
+        fill=fill,
+        refinement=refinement,
+        classes=config.classes,
+        predicted_from=config.predicted_from,
+        explainer=description["weights"],
         classifier=explanandum.fingerprint(),
-    )  # fmt: skip
+    )
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     selector.save(config.out)
     loss, accepted = accepted_loss(scores, losses, selector.threshold)

@@ -125,11 +125,16 @@ def probe_segmentation(
         combination, single, difference = _set_interval(config, both, alone)
         r, p = pearson(w.clamp(min=0), on_val[c])
         rows[c] = {
-            "filter": best[c], "single_train": float(on_train[c, best[c]]), "single": single, "combination": combination,
-            "difference": difference, "exclusivity": single[0] / combination[0] if combination[0] > 0 else float("nan"),
+            "filter": best[c],
+            "single_train": float(on_train[c, best[c]]),
+            "single": single,
+            "combination": combination,
+            "difference": difference,
+            "exclusivity": single[0] / combination[0] if combination[0] > 0 else float("nan"),
             "images": {"combination": ratio(*both).tolist(), "single": ratio(*alone).tolist(), "index": some.tolist()},
-            "pearson": [r, p], **_about_weights(w),
-        }  # fmt: skip
+            "pearson": [r, p],
+            **_about_weights(w),
+        }
         images[c] = torch.cat([(seg.combination_logits(val.only(i), w, b, held.side) > 0).float().mean((1, 2)) for i in everyone.split(64)])
 
     def fit(allowed: dict[int, Tensor]) -> Fitted:
@@ -197,10 +202,15 @@ def probe_classification(config: ConceptsConfig, pooled: dict[str, Tensor], trut
         single, single_auc = classification_scores(logits(alone, c), held[:, c], config.seed, c)
         raw, bias = features.raw(fitted.weights[c], fitted.bias[c])
         rows[c] = {
-            "filter": best[c], "accuracy": accuracy, "auc": auc, "single": single, "single_auc": single_auc,
-            "raw_bias": float(bias), "raw_top": [[int(k), float(raw[k])] for k in order(fitted.weights[c])[:_SHOWN]],
+            "filter": best[c],
+            "accuracy": accuracy,
+            "auc": auc,
+            "single": single,
+            "single_auc": single_auc,
+            "raw_bias": float(bias),
+            "raw_top": [[int(k), float(raw[k])] for k in order(fitted.weights[c])[:_SHOWN]],
             **_about_weights(fitted.weights[c]),
-        }  # fmt: skip
+        }
     if config.subsets:
         for c, curve in _curves(CLASSIFICATION_SIZES, values.shape[1], concepts, fitted, fit, score).items():
             rows[c] |= _needed(curve)

@@ -97,11 +97,24 @@ def run(_parser: Parser, args: Namespace) -> int:
     with claimed(args.out, "export"):
         for name in dict.fromkeys(args.format):
             path, report = export(
-                net, name, args.out, size=args.size, dynamic_size=args.dynamic_size, precision=args.precision, fused=args.fused,
-                explanandum=explanandum, threshold=args.threshold, top=args.top, full_size=args.mask_size == "image",
-                calibration=calibration, tolerance=args.tolerance, allow_drift=args.allow_drift, metrics=metrics, licence=args.licence,
+                net,
+                name,
+                args.out,
+                size=args.size,
+                dynamic_size=args.dynamic_size,
+                precision=args.precision,
+                fused=args.fused,
+                explanandum=explanandum,
+                threshold=args.threshold,
+                top=args.top,
+                full_size=args.mask_size == "image",
+                calibration=calibration,
+                tolerance=args.tolerance,
+                allow_drift=args.allow_drift,
+                metrics=metrics,
+                licence=args.licence,
                 examples=examples,
-            )  # fmt: skip
+            )
             print_table(f"{path}", ["quantity", "value"], [list(row) for row in report.rows()])
     return 0
 

@@ -216,9 +216,15 @@ def table(report: BenchReport) -> list[list[str]]:
     head = ["model", "batch", "ms", "CPU ms", "images/s", "x last row", "memory MiB", "file MiB"]
     body = [
         [
-            r.name, str(r.batch), f"{r.wall_ms:.1f}", f"{r.cpu_ms:.1f}", f"{r.images_per_s:.1f}", f"{r.relative:.3f}",
-            f"{r.memory_mb:.0f}", f"{r.file_bytes / 2**20:.1f}",
+            r.name,
+            str(r.batch),
+            f"{r.wall_ms:.1f}",
+            f"{r.cpu_ms:.1f}",
+            f"{r.images_per_s:.1f}",
+            f"{r.relative:.3f}",
+            f"{r.memory_mb:.0f}",
+            f"{r.file_bytes / 2**20:.1f}",
         ]
         for r in report.rows
-    ]  # fmt: skip
+    ]
     return [head, *body]

@@ -39,9 +39,16 @@ def run(_parser: Parser, options: Namespace) -> int:
 
     out = options.out or f"results/reproduce_{options.name}.html"
     request = Request(
-        options.name, Path(options.configs), options.data, options.download, options.tables, out,
-        options.with_classifier, options.with_explainer, options.with_evaluation,
-    )  # fmt: skip
+        options.name,
+        Path(options.configs),
+        options.data,
+        options.download,
+        options.tables,
+        out,
+        options.with_classifier,
+        options.with_explainer,
+        options.with_evaluation,
+    )
     return reproduce(request, options.dry_run)
 
 

@@ -54,5 +54,8 @@ def report_links(root: Path, paths: Iterable[Path]) -> None:
     if away:
         log.warning(
             "%d file(s) in %s are symbolic links that leave it, the first %s -> %s. They are read as if they lay there.",
-            len(away), root, printable(away[0]), printable(away[0].resolve()),
-        )  # fmt: skip
+            len(away),
+            root,
+            printable(away[0]),
+            printable(away[0].resolve()),
+        )

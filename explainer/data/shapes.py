@@ -190,12 +190,25 @@ class Shapes(ExplainerDataset):
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the images; ``version`` changes when the drawing does."""
-        options = ("length", "seed", "max_objects", "max_distractors", "unlabelled", "shortcut_class", "shortcut_probability",
-                   "shortcut_leak", "contrast")  # fmt: skip
+        options = (
+            "length",
+            "seed",
+            "max_objects",
+            "max_distractors",
+            "unlabelled",
+            "shortcut_class",
+            "shortcut_probability",
+            "shortcut_leak",
+            "contrast",
+        )
         return {
-            "name": self.name, "version": 1, "split": self.split, "size": self.size, "classes": list(self.class_names),
+            "name": self.name,
+            "version": 1,
+            "split": self.split,
+            "size": self.size,
+            "classes": list(self.class_names),
             **{option: getattr(self, option) for option in options},
-        }  # fmt: skip
+        }
 
     # ------------------------------------------------------------------ drawing
     def _draw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_] | None]:

@@ -19,9 +19,27 @@ from explainer.geometry import Geometry
 __all__ = ["VOC_CLASSES", "Box", "Voc"]
 
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike",
-    "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 
 # VOC-2012 has no public test annotations: its val list is the test split, and part of its train list is for validation.
 LISTS = {"2007": {"train": "train", "val": "val", "test": "test"}, "2012": {"train": "train", "val": "train", "test": "val"}}

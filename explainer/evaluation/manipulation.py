@@ -204,8 +204,16 @@ def manipulate(explanandum: Any, explain: MapFunction, images: Tensor, targets: 
     return Attack(adversarial, iterations, mse, map_curve, output_curve, target_map, index)
 
 
-def _losses(explanandum: Any, explain: MapFunction, images: Tensor, index: Tensor, target_map: Tensor, reference: Tensor,
-            settings: AttackSettings, step: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _losses(
+    explanandum: Any,
+    explain: MapFunction,
+    images: Tensor,
+    index: Tensor,
+    target_map: Tensor,
+    reference: Tensor,
+    settings: AttackSettings,
+    step: int,
+) -> tuple[Tensor, Tensor]:
     def measure() -> tuple[Tensor, Tensor]:
         maps = normalized_magnitude(explain(images, index))
         return _distance(maps, target_map, settings), _distance(_output(explanandum(images), settings), reference, settings)

@@ -101,12 +101,17 @@ def card(
     trained = size_text(d["image_size"]) if d["image_size"] else "an unknown size"
     title = f"# Explainer: {plain(e['network'])}{f' with {plain(encoder)}' if encoder else ''}, {len(d['classes'])} classes"
     lines = [
-        title, "",
+        title,
+        "",
         "One forward pass gives, for every class, a mask in [0,1] of where a classifier finds its evidence "
-        "(Stalder et al., *What You See is What You Classify*, NeurIPS 2022).", "",
-        "## Use", "",
-        *_use(files), "",
-        "## What it is", "",
+        "(Stalder et al., *What You See is What You Classify*, NeurIPS 2022).",
+        "",
+        "## Use",
+        "",
+        *_use(files),
+        "",
+        "## What it is",
+        "",
         f"- Classes: {', '.join(plain(c) for c in d['classes'])}",
         f"- Parameters: {d['parameters']:,}; trained at {trained}; weights `{d['weights']}`",
         f"- Explains the classifier with fingerprint `{d['explained_classifier'] or 'unknown'}`",
@@ -114,18 +119,34 @@ def card(
         *([f"- Masks are computed of the {d['top']} most probable classes of each image (`classes`)"] if d.get("top") else []),
         *([f"- Classes are predicted from a probability of {d['threshold']:g} (merged mask of fused files)"] if d.get("threshold") else []),
         f"- Data: {plain(json.dumps(d['data'])) if d['data'] else 'not recorded'}",
-        f"- Versions: {plain(json.dumps(d['versions']))}", "",
-        "## Intended use", "", _USE, "",
-        "## Limits", "", _LIMITS, "",
-        "## Examples", "", *_examples(examples_name(d["weights"]), files), "",
-        "## Metrics", "",
-        *_metrics(metrics), "",
-        "## Files and drift against the network in torch", "",
-        *_drift(reports), "",
-        "## Licence", "",
-        licence or f"{_UNSTATED}. The code is Apache-2.0; weights also depend on the terms of the training data and "
-        "of pretrained encoder weights.", "",
-    ]  # fmt: skip
+        f"- Versions: {plain(json.dumps(d['versions']))}",
+        "",
+        "## Intended use",
+        "",
+        _USE,
+        "",
+        "## Limits",
+        "",
+        _LIMITS,
+        "",
+        "## Examples",
+        "",
+        *_examples(examples_name(d["weights"]), files),
+        "",
+        "## Metrics",
+        "",
+        *_metrics(metrics),
+        "",
+        "## Files and drift against the network in torch",
+        "",
+        *_drift(reports),
+        "",
+        "## Licence",
+        "",
+        licence
+        or f"{_UNSTATED}. The code is Apache-2.0; weights also depend on the terms of the training data and of pretrained encoder weights.",
+        "",
+    ]
     return str(ModelCard(f"---\n{_metadata(licence).to_yaml()}\n---\n\n" + "\n".join(lines)))
 
 
@@ -167,20 +188,33 @@ def _use(files: Sequence[str]) -> list[str]:
     """How to open what is there, one way per kind of file."""
     lines = ["```python"]
     if "model.safetensors" in files:
-        lines += ["import explainer", 'net = explainer.load("path/of/this/folder")   # model.safetensors with config.json',
-                  "masks = net(images)                            # [B,3,H,W] in [0,1] -> [B,K,H,W] in [0,1]", ""]  # fmt: skip
+        lines += [
+            "import explainer",
+            'net = explainer.load("path/of/this/folder")   # model.safetensors with config.json',
+            "masks = net(images)                            # [B,3,H,W] in [0,1] -> [B,K,H,W] in [0,1]",
+            "",
+        ]
     for name in files:
         outputs = "masks, merged, probabilities, areas" if name.startswith("fused") else "masks, areas"
         if name.endswith(".onnx"):
-            lines += ["from explainer.inference.predictor import Predictor   # no torch",
-                      f'result = Predictor("{name}")("photo.jpg")   # {outputs}', ""]  # fmt: skip
+            lines += [
+                "from explainer.inference.predictor import Predictor   # no torch",
+                f'result = Predictor("{name}")("photo.jpg")   # {outputs}',
+                "",
+            ]
         elif name.endswith(".pt2"):
-            lines += ["from explainer.inference.runtime import open_model   # checks that the file is data alone",
-                      f'result = open_model("{name}").run(images)   # numpy [B,3,H,W] float32; in torch alone, for files you trust:',
-                      f'outputs = torch.export.load("{name}").module(check_guards=False)(images)', ""]  # fmt: skip
+            lines += [
+                "from explainer.inference.runtime import open_model   # checks that the file is data alone",
+                f'result = open_model("{name}").run(images)   # numpy [B,3,H,W] float32; in torch alone, for files you trust:',
+                f'outputs = torch.export.load("{name}").module(check_guards=False)(images)',
+                "",
+            ]
         elif name.endswith(".xml"):
-            lines += [f"import openvino   # {name} with {name[:-4]}.bin",
-                      f'result = openvino.Core().compile_model("{name}", "CPU")(images)   # numpy [B,3,H,W] float32', ""]  # fmt: skip
+            lines += [
+                f"import openvino   # {name} with {name[:-4]}.bin",
+                f'result = openvino.Core().compile_model("{name}", "CPU")(images)   # numpy [B,3,H,W] float32',
+                "",
+            ]
     return [*lines[:-1], "```"]
 
 

@@ -153,10 +153,23 @@ def measure(
     one = probe((1, *shapes[0][1:]), images)
     latency, eager = interleaved([lambda: runtime.run(one), lambda: model.reference(one)], repeats=5)
     report = DriftReport(
-        file.name, format_name, precision, [list(s) for s in shapes], images is not None, largest, total / max(1, count),
-        float(np.mean(ious)) if ious else 1.0, *_predictions(predicted, threshold), threshold if predicted else None, outputs,
-        _summary(faithful), latency, eager, file_bytes(file), _limits(precision, tolerance, bool(predicted)),
-    )  # fmt: skip
+        file.name,
+        format_name,
+        precision,
+        [list(s) for s in shapes],
+        images is not None,
+        largest,
+        total / max(1, count),
+        float(np.mean(ious)) if ious else 1.0,
+        *_predictions(predicted, threshold),
+        threshold if predicted else None,
+        outputs,
+        _summary(faithful),
+        latency,
+        eager,
+        file_bytes(file),
+        _limits(precision, tolerance, bool(predicted)),
+    )
     report.violations = violations(report)
     return report
 

@@ -73,8 +73,16 @@ class Treatment:
             final, scores, refined, accepted = result.masks, result.scores, result.refined, list(result.accepted.tolist())
         elif self.method is not None:
             better = refine(
-                None, self.explanandum, images, index, self.method, self.iterations, self.budget_s, start, fill=self.fill,  # type: ignore[arg-type]
-            )  # fmt: skip
+                None,
+                self.explanandum,
+                images,
+                index,
+                self.method,
+                self.iterations,
+                self.budget_s,
+                start,
+                fill=self.fill,  # type: ignore[arg-type]
+            )
             final, scores, refined = better.masks, better.after.score, better.improved
         else:
             final, scores = start, quality(self.explanandum, images, start, index, self.fill).score

@@ -77,14 +77,19 @@ def _explain(limits: str) -> dict[str, Any]:
 def _parameters() -> list[dict[str, Any]]:
     names = {"type": "array", "items": {"type": "string"}}
     shown: dict[str, tuple[dict[str, Any], str]] = {
-        "classes": (names, "Names whose masks are wanted, separated by commas. Default: the predicted classes; without classifier, those "
-                           "with a mask that reaches 0.5, at most five. A name with a comma stands in double quotes."),
+        "classes": (
+            names,
+            "Names whose masks are wanted, separated by commas. Default: the predicted classes; without classifier, those "
+            "with a mask that reaches 0.5, at most five. A name with a comma stands in double quotes.",
+        ),
         "top": ({"type": "integer", "minimum": 1}, "Masks of the most probable classes, this many, instead of classes."),
-        "masks": ({"type": "string", "enum": list(MASKS), "default": "png"},
-                  "png: 8-bit grey in base64, of the picture's size. rle: COCO's compressed run lengths."),
+        "masks": (
+            {"type": "string", "enum": list(MASKS), "default": "png"},
+            "png: 8-bit grey in base64, of the picture's size. rle: COCO's compressed run lengths.",
+        ),
         "threshold": (_SHARE, "Probability from which a class counts as predicted (multi-label). Default: the server's."),
         "cut": (_SHARE, "Mask value from which a pixel belongs to the mask. Default: 0 (soft) for png, 0.5 for rle."),
-    }  # fmt: skip
+    }
     made: list[dict[str, Any]] = [
         {"name": name, "in": "query", "required": False, "schema": schema, "description": text} for name, (schema, text) in shown.items()
     ]

@@ -248,9 +248,15 @@ class Uploads:
         if method == REFINED:
             start = torch.from_numpy(upload.mask(chosen))[None].float()
             done = refine(
-                None, self.explanandum, images, chosen, iterations=self.refine_iterations, budget_s=self.refine_budget, start=start,
+                None,
+                self.explanandum,
+                images,
+                chosen,
+                iterations=self.refine_iterations,
+                budget_s=self.refine_budget,
+                start=start,
                 fill=self.fill,
-            )  # fmt: skip
+            )
             values = done.masks[0]
             note = "" if bool(done.improved) else "not better than the Explainer's, which is shown"
         else:

@@ -24,16 +24,54 @@ Substitute = Literal["zeros", "ones", "noise"]
 _RELU = ("relu", "relu_")
 _POOL = ("max_pool2d", "max_pool2d_with_indices")
 _OTHERS = (
-    "leaky_relu", "elu", "selu", "celu", "silu", "gelu", "tanh", "sigmoid", "relu6", "hardtanh", "hardswish", "hardsigmoid", "mish",
-    "softplus", "softsign", "prelu", "rrelu", "logsigmoid", "log_sigmoid", "glu", "threshold", "_threshold", "clamp", "clip",
-    "clamp_min", "adaptive_max_pool2d",
-    "max_pool1d", "max_pool3d", "maximum",
-)  # fmt: skip
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "silu",
+    "gelu",
+    "tanh",
+    "sigmoid",
+    "relu6",
+    "hardtanh",
+    "hardswish",
+    "hardsigmoid",
+    "mish",
+    "softplus",
+    "softsign",
+    "prelu",
+    "rrelu",
+    "logsigmoid",
+    "log_sigmoid",
+    "glu",
+    "threshold",
+    "_threshold",
+    "clamp",
+    "clip",
+    "clamp_min",
+    "adaptive_max_pool2d",
+    "max_pool1d",
+    "max_pool3d",
+    "maximum",
+)
 
 #: What may be binarised; gates (sigmoid) are no activations of features.
 _ACTIVATIONS = (
-    "relu", "leaky_relu", "elu", "selu", "celu", "silu", "gelu", "tanh", "relu6", "hardtanh", "hardswish", "mish", "softplus", "prelu",
-)  # fmt: skip
+    "relu",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "silu",
+    "gelu",
+    "tanh",
+    "relu6",
+    "hardtanh",
+    "hardswish",
+    "mish",
+    "softplus",
+    "prelu",
+)
 
 
 class _Patterns(TorchFunctionMode):
@@ -84,8 +122,16 @@ class _Patterns(TorchFunctionMode):
             out = kept * self._next("ReLU", input.shape)
         return input.copy_(out) if inplace or name == "relu_" else out
 
-    def _pool(self, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
-              return_indices: bool = False) -> Any:  # fmt: skip
+    def _pool(
+        self,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Any:
         out, indices = F.max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
         if self.mode is None:
             self.patterns.append(("max pool", indices))

@@ -77,8 +77,13 @@ def resnet50(num_classes: int, weights: str | None = None) -> nn.Module:
 
 #: Activations of Han et al. 2024, Table 4.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "swish": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh,
-}  # fmt: skip
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+    "swish": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
 
 
 def cifar_resnet50(num_classes: int, activation: str = "relu") -> nn.Module:

@@ -100,8 +100,12 @@ def normalization(
                 log.warning(
                     "classifier.%s is %s, but the weights were trained with %s (%s): their scores will be worse than they could be. "
                     "Leave classifier.%s out to use the model's own.",
-                    label, list(value or ()), list(right), known.source, label,
-                )  # fmt: skip
+                    label,
+                    list(value or ()),
+                    list(right),
+                    known.source,
+                    label,
+                )
     default = known or Preprocessing(IMAGENET_MEAN, IMAGENET_STD, 224, False, "ImageNet")
     return list(default.mean if mean is None else mean), list(default.std if std is None else std)
 

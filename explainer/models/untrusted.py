@@ -22,10 +22,23 @@ _REPLACED = {"weights": None, "pretrained": False, "encoder_weights": None, "wei
 #: Options by which these libraries read files or addresses.
 _SOURCES = frozenset(
     {
-        "cache_dir", "checkpoint_path", "custom_load", "file", "hf_hub_filename", "hf_hub_id", "model_dir", "pretrained_cfg",
-        "pretrained_cfg_overlay", "pretrained_model_args", "repo", "repo_or_dir", "source", "state_dict", "url",
+        "cache_dir",
+        "checkpoint_path",
+        "custom_load",
+        "file",
+        "hf_hub_filename",
+        "hf_hub_id",
+        "model_dir",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_model_args",
+        "repo",
+        "repo_or_dir",
+        "source",
+        "state_dict",
+        "url",
     }
-)  # fmt: skip
+)
 
 
 def without_weights(options: dict[str, Any]) -> dict[str, Any]:

@@ -84,12 +84,15 @@ def overview(summary: dict[str, Any]) -> Table:
                 cells = [Cell(m, digits=3, note="" if math.isnan(e) else f"± {e:.3f}") for m, e in means]
                 lines.append((label, [*cells, Cell(wins, digits=1), Cell(len(sound), digits=0)]))
     return Table(
-        "overview", "Combination against single filter",
+        "overview",
+        "Combination against single filter",
         "Mean over concepts ± standard error on validation images: set IoU (segmentation) or accuracy on as many images with the concept "
         "as without (classification). The single filter is chosen on training images: the best by IoU, or the largest weight.",
-        ["combination", "single filter", "combination at least as good, % of concepts", "concepts"], [True, True, True, None], lines,
+        ["combination", "single filter", "combination at least as good, % of concepts", "concepts"],
+        [True, True, True, None],
+        lines,
         "layer",
-    )  # fmt: skip
+    )
 
 
 def layer_tables(summary: dict[str, Any], layer: str) -> list[Table]:
@@ -108,25 +111,51 @@ def _segmentation(layer: str, rows: list[tuple[dict[str, Any], Row]]) -> Table:
     for fact, row in rows:
         images = row["images"]["combination"]
         hits = [v for v in images if v > 0]
-        lines.append((
-            fact["name"] + (" (few images)" if fact["few"] else ""),
-            [
-                _number(*_bounds(row["combination"])), _number(*_bounds(row["single"])), _number(*_bounds(row["difference"])),
-                Cell(row["filter"], digits=0), _number(row.get("n95"), 0), _number(row["effective"], 1), _number(row["exclusivity"], 2),
-                _number(100 * (1 - len(hits) / len(images)), 0), _number(mean_and_error(hits)[0] if hits else None, 2),
-                _number(row["pearson"][0], 2, note="" if row["pearson"][1] is None or row["pearson"][1] >= 0.01 else "p < .01"),
-                Cell(fact["masks_train"], digits=0), Cell(fact["masks_val"], digits=0), _number(100 * (fact["size"] or 0), 1),
-            ],
-        ))  # fmt: skip
+        lines.append(
+            (
+                fact["name"] + (" (few images)" if fact["few"] else ""),
+                [
+                    _number(*_bounds(row["combination"])),
+                    _number(*_bounds(row["single"])),
+                    _number(*_bounds(row["difference"])),
+                    Cell(row["filter"], digits=0),
+                    _number(row.get("n95"), 0),
+                    _number(row["effective"], 1),
+                    _number(row["exclusivity"], 2),
+                    _number(100 * (1 - len(hits) / len(images)), 0),
+                    _number(mean_and_error(hits)[0] if hits else None, 2),
+                    _number(row["pearson"][0], 2, note="" if row["pearson"][1] is None or row["pearson"][1] >= 0.01 else "p < .01"),
+                    Cell(fact["masks_train"], digits=0),
+                    Cell(fact["masks_val"], digits=0),
+                    _number(100 * (fact["size"] or 0), 1),
+                ],
+            )
+        )
     return Table(
-        f"segmentation-{layer}", f"{layer}: segmentation",
+        f"segmentation-{layer}",
+        f"{layer}: segmentation",
         "IoU over the set of validation images, with intervals over images; filters needed for 95 % of the best score; effective number of "
         "filters (exponential of the weights' entropy); exclusivity: single over combination; share of images without any overlap and mean "
         "IoU of the others; correlation over filters of positive weight and IoU; images with masks; mean size in % of the image.",
-        ["combination", "single filter", "difference", "filter", "filters for 95 %", "effective filters", "exclusivity", "missed, %",
-         "IoU where hit", "weight and IoU", "train", "val", "size, %"],
-        [True, True, None, None, False, None, None, False, True, None, None, None, None], lines, "concept",
-    )  # fmt: skip
+        [
+            "combination",
+            "single filter",
+            "difference",
+            "filter",
+            "filters for 95 %",
+            "effective filters",
+            "exclusivity",
+            "missed, %",
+            "IoU where hit",
+            "weight and IoU",
+            "train",
+            "val",
+            "size, %",
+        ],
+        [True, True, None, None, False, None, None, False, True, None, None, None, None],
+        lines,
+        "concept",
+    )
 
 
 def _bounds(triple: list[float | None]) -> tuple[float | None, int, float | None, float | None]:
@@ -141,11 +170,14 @@ def _classification(layer: str, rows: list[tuple[dict[str, Any], Row]]) -> Table
         cells += [Cell(fact["train"], digits=0), Cell(fact["val"], digits=0)]
         lines.append((fact["name"] + (" (few images)" if fact["few"] else ""), cells))
     return Table(
-        f"classification-{layer}", f"{layer}: classification",
+        f"classification-{layer}",
+        f"{layer}: classification",
         "Accuracy at 1/2 on as many validation images with the concept as without; area under the ROC curve on all of them.",
         ["accuracy", "single filter", "AUC", "AUC of the single", "filter", "filters for 95 %", "effective filters", "train", "val"],
-        [True, True, True, True, None, False, None, None, None], lines, "concept",
-    )  # fmt: skip
+        [True, True, True, True, None, False, None, None, None],
+        lines,
+        "concept",
+    )
 
 
 def _vectors(summary: dict[str, Any], layer: str, task: str) -> Table:
@@ -159,9 +191,14 @@ def _vectors(summary: dict[str, Any], layer: str, task: str) -> Table:
             (answer["query"], [Cell(s, digits=2, note=n) for n, s in answer["answers"][:5]] + [None] * (5 - len(answer["answers"])))
         )
     return Table(
-        f"vectors-{task}-{layer}", f"{layer}: nearest concepts by {task}", "Cosine of the concept vectors; the most similar first.",
-        ["1st", "2nd", "3rd", "4th", "5th"], [None] * 5, lines, "concept",
-    )  # fmt: skip
+        f"vectors-{task}-{layer}",
+        f"{layer}: nearest concepts by {task}",
+        "Cosine of the concept vectors; the most similar first.",
+        ["1st", "2nd", "3rd", "4th", "5th"],
+        [None] * 5,
+        lines,
+        "concept",
+    )
 
 
 def spaces(summary: dict[str, Any]) -> Table:
@@ -172,11 +209,15 @@ def spaces(summary: dict[str, Any]) -> Table:
         halves = own["halves"].get(name)
         lines.append((name, [*(_number(v, 2) for v in row), _number(halves, 2)]))
     return Table(
-        "spaces", "How alike the concept spaces are",
+        "spaces",
+        "How alike the concept spaces are",
         "Squared difference of all cosines between concepts: 0 where two spaces arrange the concepts alike. The last column is the "
         "distance of two fits on either half of the training images: differences below it say nothing.",
-        [*own["names"], "two halves"], [None] * (len(own["names"]) + 1), lines, "space",
-    )  # fmt: skip
+        [*own["names"], "two halves"],
+        [None] * (len(own["names"]) + 1),
+        lines,
+        "space",
+    )
 
 
 # ---------------------------------------------------------------------- the page
@@ -247,9 +288,14 @@ def _needed(task: str, rows: list[tuple[dict[str, Any], Row]]) -> str:
 def _sharing(summary: dict[str, Any], layer: str, task: str) -> str:
     found = summary["layers"][layer][task]["sharing"]
     content = Table(
-        f"sharing-{task}-{layer}", "", "", ["filters"], [None], [(name, [Cell(n, digits=0)]) for name, n in found["bins"]],
+        f"sharing-{task}-{layer}",
+        "",
+        "",
+        ["filters"],
+        [None],
+        [(name, [Cell(n, digits=0)]) for name, n in found["bins"]],
         "concepts served",
-    )  # fmt: skip
+    )
     most = ", ".join(f"filter {k}: {n}" for n, k in found["most"][:5])
     return f"<h3>Filters shared by concepts ({task})</h3><p>Single best for the most concepts: {most}.</p>{table(content)}"
 

@@ -293,11 +293,20 @@ def latex(table: Table) -> str:
         lines.append(" & ".join([_escape_latex(label), *texts]) + r" \\")
     return "\n".join(
         [
-            r"\begin{table}", r"\centering", rf"\caption{{{_escape_latex(table.title)}. {_escape_latex(table.caption)}}}",
-            rf"\begin{{tabular}}{{l{'r' * len(table.header)}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule",
-            *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escape_latex(table.title)}. {_escape_latex(table.caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(table.header)}}}",
+            r"\toprule",
+            " & ".join(head) + r" \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
         ]
-    )  # fmt: skip
+    )
 
 
 def as_json(tables: Sequence[tuple[str, Table]]) -> str:
@@ -311,11 +320,16 @@ def as_json(tables: Sequence[tuple[str, Table]]) -> str:
 
     content = [
         {
-            "data": data, "key": t.key, "title": t.title, "caption": t.caption, "columns": t.header, "higher_is_better": t.directions,
+            "data": data,
+            "key": t.key,
+            "title": t.title,
+            "caption": t.caption,
+            "columns": t.header,
+            "higher_is_better": t.directions,
             "rows": [{"label": label, "cells": [numbers(c) for c in cells]} for label, cells in t.lines],
         }
         for data, t in tables
-    ]  # fmt: skip
+    ]
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
@@ -369,6 +383,19 @@ def plain(text: str) -> str:
 
 
 def _escape_latex(text: str) -> str:
-    plain = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-             "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"$<$", ">": r"$>$", "∞": r"$\infty$"}  # fmt: skip
+    plain = {
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+        "<": r"$<$",
+        ">": r"$>$",
+        "∞": r"$\infty$",
+    }
     return "".join(plain.get(c, c) for c in text)

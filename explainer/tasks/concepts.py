@@ -194,9 +194,14 @@ def _run(task: ProbeTask, plan: Callable[[int], list[list[Step]]], epochs: int) 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer = pl.Trainer(
-                max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                max_epochs=epochs,
+                accelerator="cpu",
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
                 enable_model_summary=False,
-            )  # fmt: skip
+            )
             trainer.fit(task, loader)
     finally:
         quiet.setLevel(level)

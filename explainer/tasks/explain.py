@@ -162,10 +162,23 @@ class ExplainTask(pl.LightningModule):
             logits_masked = logits_inverse = targets.new_full(targets.shape, torch.nan)
         teacher = self._teach(batch, targets, stage, draws.common, classes) if any(t.needs_teacher for t in active) else None
         return Explanation(
-            images, targets, class_masks, target_mask, non_target_mask, logits_masked, logits_inverse, shown,
-            self.explanandum.task, self.explanandum, draws.each, progress, batch.ids, teacher, classes,
+            images,
+            targets,
+            class_masks,
+            target_mask,
+            non_target_mask,
+            logits_masked,
+            logits_inverse,
+            shown,
+            self.explanandum.task,
+            self.explanandum,
+            draws.each,
+            progress,
+            batch.ids,
+            teacher,
+            classes,
             self.no_region,
-        )  # fmt: skip
+        )
 
     def copies_only(self, progress: float) -> bool:
         """Whether at this share of the training maps are copied and no term learns from the classifier: then an image without a map

@@ -67,9 +67,12 @@ def _wandb(config: RunConfig, folder: Path, offline: bool) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             logger = WandbLogger(
-                name=folder.name, project=config.logging.project, save_dir=str(folder), offline=offline,
+                name=folder.name,
+                project=config.logging.project,
+                save_dir=str(folder),
+                offline=offline,
                 settings=wandb.Settings(init_timeout=15, silent=True),
-            )  # fmt: skip
+            )
             _ = without_old_settings(logger).experiment
         return logger
     except Exception as error:

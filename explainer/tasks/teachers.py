@@ -320,8 +320,11 @@ def _cached(config: TeacherConfig, explanandum: Any, data: DataModule, splits: S
         if lacking:
             log.warning(
                 "teacher %s: %d of %d images have no map (images without labels have none). To fill the cache: %s",
-                config.name, len(lacking), config.images, fill,
-            )  # fmt: skip
+                config.name,
+                len(lacking),
+                config.images,
+                fill,
+            )
     for split, cache in found.items():
         log.info("teacher %s: %d maps of %s from %s", config.name, len(cache), split, cache.folder)
     datasets = {split: data.dataset(split) for split in found}

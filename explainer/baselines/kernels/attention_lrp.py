@@ -35,15 +35,49 @@ from explainer.errors import UnsupportedLayerError
 ALTERNATIVES = "integrated_gradients, grad_cam, rise, extremal_perturbation"
 # Differentiated as they are: linear in the features, or a choice among them.
 _PLAIN = ROUTING | {
-    "add", "radd", "sub", "rsub", "subtract", "neg", "mean", "sum", "softmax", "dropout", "batch_norm", "linear",
-    "conv1d", "conv2d", "conv3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d", "interpolate", "T", "mT", "masked_fill", "repeat_interleave",
-    "unfold", "fold",
-}  # fmt: skip
+    "add",
+    "radd",
+    "sub",
+    "rsub",
+    "subtract",
+    "neg",
+    "mean",
+    "sum",
+    "softmax",
+    "dropout",
+    "batch_norm",
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "interpolate",
+    "T",
+    "mT",
+    "masked_fill",
+    "repeat_interleave",
+    "unfold",
+    "fold",
+}
 _IDENTITY = {
-    "relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "tanh", "sigmoid", "hardswish", "hardsigmoid",
-    "hardtanh", "softplus",
-}  # fmt: skip
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "gelu",
+    "silu",
+    "mish",
+    "tanh",
+    "sigmoid",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "softplus",
+}
 _PRODUCTS = {"matmul", "rmatmul", "bmm", "mul", "rmul", "multiply", "einsum"}
 _DIVISIONS = {"div", "truediv", "true_divide", "divide"}
 _IN_PLACE = {"iadd": torch.add, "isub": torch.sub, "imul": torch.mul, "itruediv": torch.div}

@@ -12,9 +12,21 @@ from explainer.baselines.kernels.operations import ACTIVATIONS, DROPOUTS, plain_
 from explainer.errors import UnsupportedLayerError
 
 _ACTIVATION_MODULES = (
-    nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.SiLU, nn.GELU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Hardtanh,
-    nn.Hardswish, nn.Hardsigmoid,
-)  # fmt: skip
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Mish,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+)
 MODULE_KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Conv2d,), "conv"),
     ((nn.Linear,), "linear"),
@@ -38,7 +50,7 @@ _FUNCTION_KINDS = {
     "reshape": ("flatten", "reshape", "view", "squeeze", "unsqueeze"),
     "add": ("add",),
     "cat": ("cat", "concat", "concatenate"),
-}  # fmt: skip
+}
 _KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTION_KINDS.items() for name in names}
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "div")
 AFFINE_MODULES = ("FrozenBatchNorm2d", "Normalize")  # torchvision's; their forward inspects its input, which a symbolic trace cannot do

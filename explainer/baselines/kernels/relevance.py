@@ -49,15 +49,72 @@ _CONVOLUTION_ARGS = {
 POINTWISE = ACTIVATIONS | CLAMPS | DROPOUTS | {"neg", "negative"}
 # Each output is a copy of one input: the true gradient routes relevance.
 ROUTING = {
-    "flatten", "reshape", "view", "view_as", "reshape_as", "permute", "transpose", "swapaxes", "movedim", "contiguous", "clone",
-    "to", "type", "type_as", "float", "double", "half", "squeeze", "unsqueeze", "unflatten", "cat", "concat", "concatenate",
-    "stack", "split", "chunk", "tensor_split", "unbind", "narrow", "select", "index_select", "getitem", "pad", "roll", "flip",
-    "expand", "expand_as", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "max_pool1d", "max_pool2d",
-    "max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool1d",
-    "adaptive_max_pool2d", "adaptive_max_pool3d", "adaptive_max_pool2d_with_indices", "amax", "t"
-}  # fmt: skip
-_POOLING = {"avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "mean", "sum",
-            "interpolate", "upsample"}  # fmt: skip
+    "flatten",
+    "reshape",
+    "view",
+    "view_as",
+    "reshape_as",
+    "permute",
+    "transpose",
+    "swapaxes",
+    "movedim",
+    "contiguous",
+    "clone",
+    "to",
+    "type",
+    "type_as",
+    "float",
+    "double",
+    "half",
+    "squeeze",
+    "unsqueeze",
+    "unflatten",
+    "cat",
+    "concat",
+    "concatenate",
+    "stack",
+    "split",
+    "chunk",
+    "tensor_split",
+    "unbind",
+    "narrow",
+    "select",
+    "index_select",
+    "getitem",
+    "pad",
+    "roll",
+    "flip",
+    "expand",
+    "expand_as",
+    "repeat",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "channel_shuffle",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "max_pool1d_with_indices",
+    "max_pool2d_with_indices",
+    "max_pool3d_with_indices",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "adaptive_max_pool2d_with_indices",
+    "amax",
+    "t",
+}
+_POOLING = {
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "mean",
+    "sum",
+    "interpolate",
+    "upsample",
+}
 _SUMS = {"add": 1, "radd": 1, "sub": -1, "subtract": -1, "rsub": -1}
 _ALTERNATIVES = "input_x_gradient, integrated_gradients, grad_cam, rise, extremal_perturbation"
 
@@ -340,8 +397,18 @@ class _Recorder(TorchFunctionMode):
         self._mark(out, [layer.source], layer)
         return out
 
-    def _batch_norm(self, input: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
-                    training: bool = False, *rest: Any, eps: float | None = None, **_: Any) -> Tensor:  # fmt: skip
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Any,
+        running_var: Any,
+        weight: Any = None,
+        bias: Any = None,
+        training: bool = False,
+        *rest: Any,
+        eps: float | None = None,
+        **_: Any,
+    ) -> Tensor:
         if training or running_mean is None or running_var is None:
             raise self.unsupported("batch_norm", "it uses the statistics of the batch; switch the classifier to eval mode")
         eps = eps if eps is not None else (rest[1] if len(rest) > 1 else 1e-5)

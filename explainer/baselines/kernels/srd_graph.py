@@ -114,10 +114,19 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 
 
 _RULES: dict[str, Callable[..., Rule]] = {
-    "conv2d": _conv2d, "batch_norm": _batch_norm, "avg_pool2d": _avg_pool2d, "adaptive_avg_pool2d": _adaptive_avg_pool2d,
-    "add": _add, "cat": _cat, "concat": _cat, "pad": _pad, "contiguous": lambda *a, **k: Pass(), "clone": lambda *a, **k: Pass(),
-    **dict.fromkeys(DROPOUTS, _dropout), **dict.fromkeys(ACTIVATIONS, lambda *a, **k: Source()),
-}  # fmt: skip
+    "conv2d": _conv2d,
+    "batch_norm": _batch_norm,
+    "avg_pool2d": _avg_pool2d,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "add": _add,
+    "cat": _cat,
+    "concat": _cat,
+    "pad": _pad,
+    "contiguous": lambda *a, **k: Pass(),
+    "clone": lambda *a, **k: Pass(),
+    **dict.fromkeys(DROPOUTS, _dropout),
+    **dict.fromkeys(ACTIVATIONS, lambda *a, **k: Source()),
+}
 _NUM_INPUTS: dict[type[Rule], int] = {Add: 2}
 
 
@@ -245,9 +254,10 @@ class Graph:
                 consumers.setdefault(j, []).append(i)
         # Folding is decided by adjacency: a convolution whose one and only consumer is the BatchNorm.
         self.folds = {
-            users[0]: conv for conv, users in consumers.items()
+            users[0]: conv
+            for conv, users in consumers.items()
             if isinstance(nodes[conv].rule, Conv) and len(users) == 1 and isinstance(nodes[users[0]].rule, Norm)
-        }  # fmt: skip
+        }
 
     def release(self) -> None:
         """Forget autograd's graph; values in half precision become float32, in which the sweep runs."""
@@ -331,9 +341,10 @@ class Graph:
         or flatten has touched yet.
         """
         crossed = [
-            i for i in self.cuts(self.output)
+            i
+            for i in self.cuts(self.output)
             if self.nodes[i].out.ndim == 4 and i > 0 and not isinstance(self.nodes[i].rule, AvgPool | Pass | Pad | Opaque)
-        ]  # fmt: skip
+        ]
         spatial = [i for i in crossed if self.nodes[i].out[0, 0].numel() > 1] or crossed
         if not spatial:
             known = ", ".join(self.names)
