@@ -215,8 +215,11 @@ def report(rows: list[dict[str, Any]], goals: dict[str, float]) -> None:
     print(f"{'recipe':28}" + "".join(f"{name:>13}" for name in COLUMNS) + f"{'goals held':>14}")
     for recipe, ends in final(rows).items():
         means = [statistics.mean(row[name] for row in ends) for name in COLUMNS]
-        print(f"{recipe:28}" + "".join(f"{value:13.0f}" if value > 10 else f"{value:13.3f}" for value in means)
-              + f"{sum(met(row, goals) for row in ends):10d} / {len(ends)}")  # fmt: skip
+        print(
+            f"{recipe:28}"
+            + "".join(f"{value:13.0f}" if value > 10 else f"{value:13.3f}" for value in means)
+            + f"{sum(met(row, goals) for row in ends):10d} / {len(ends)}"
+        )
 
 
 def final(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

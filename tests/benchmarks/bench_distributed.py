@@ -36,9 +36,23 @@ def worker(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     quiet_lightning()
     steps = options.warmup + options.steps
-    arguments = ["fit", "--config", options.config, "--run_dir", options.out, "--trainer.max_steps", str(steps),
-                 "--trainer.accelerator", "cpu", "--trainer.progress_bar", "false", "--logging.wandb", "off",
-                 "--evaluate_with", "null"]  # fmt: skip
+    arguments = [
+        "fit",
+        "--config",
+        options.config,
+        "--run_dir",
+        options.out,
+        "--trainer.max_steps",
+        str(steps),
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.progress_bar",
+        "false",
+        "--logging.wandb",
+        "off",
+        "--evaluate_with",
+        "null",
+    ]
     _, run, _ = parse_run([*arguments, *(["--classifier.checkpoint", options.classifier] if options.classifier else [])])
     data = data_module(run)
     data.setup("fit")
@@ -63,8 +77,21 @@ def measure(world: int, argv: list[str], folder: Path) -> float:
     """Images per second of ``world`` processes."""
     result = folder / "speed.json"
     result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world),
-               "-m", "tests.benchmarks.bench_distributed", *argv, "--out", str(folder / "run"), "--result", str(result)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(world),
+        "-m",
+        "tests.benchmarks.bench_distributed",
+        *argv,
+        "--out",
+        str(folder / "run"),
+        "--result",
+        str(result),
+    ]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])

@@ -88,8 +88,9 @@ def main() -> None:
         images, labels = batch.images[rows], index[rows]
         for count in (0, *chosen.counts):
             iterations = full if count == 0 else count
-            method = baselines.build("extremal_perturbation", explanandum, areas=[area], schedule=chosen.schedule, iterations=iterations,
-                                     tolerance=0.0)  # fmt: skip
+            method = baselines.build(
+                "extremal_perturbation", explanandum, areas=[area], schedule=chosen.schedule, iterations=iterations, tolerance=0.0
+            )
             scratch = 1.0 if chosen.scratch == "ones" else None
             found = method.masks(images, labels, init=scratch if count == 0 else extremal_start(method, images, start[rows]))
             values = judge(explanandum, method, images, found.masks[:, 0], found.rewards[:, 0], labels, truth[rows], area)

@@ -101,8 +101,15 @@ def report(rows: dict[str, Tensor], accepts: Callable[[Tensor], Tensor], least: 
     print(f"{'':16}" + "".join(f"{name:>15}" for name in names))
     for name, values in rows.items():
         given, bad = accepts(values[:, 0]), values[:, 1] < least
-        numbers = (len(values), given.float().mean(), (given & bad).float().mean(), bad[given].float().mean(), bad[~given].float().mean(),
-                   values[given, 1].mean(), values[~given, 1].mean())  # fmt: skip
+        numbers = (
+            len(values),
+            given.float().mean(),
+            (given & bad).float().mean(),
+            bad[given].float().mean(),
+            bad[~given].float().mean(),
+            values[given, 1].mean(),
+            values[~given, 1].mean(),
+        )
         print(f"{name:16}{numbers[0]:15d}" + "".join(f"{float(v):15.3f}" for v in numbers[1:]))
 
 

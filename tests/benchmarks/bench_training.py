@@ -200,8 +200,10 @@ def main() -> None:
     what = f"{options.size} px, batch {options.batch}, {options.labels} labels of {options.classes}"
     print(f"{options.network} {options.encoder} explains {options.arch}, {what}, {how}")
     print(f"images/s: ours {options.batch / mine:.2f}, published {options.batch / statistics.median(t for _, t in pairs):.2f}")
-    print(f"median of {options.pairs} paired ratios: {ratio:.2f} (target >= {TARGET}), range {min(t / o for o, t in pairs):.2f} to "
-          f"{max(t / o for o, t in pairs):.2f}")  # fmt: skip
+    print(
+        f"median of {options.pairs} paired ratios: {ratio:.2f} (target >= {TARGET}), range {min(t / o for o, t in pairs):.2f} to "
+        f"{max(t / o for o, t in pairs):.2f}"
+    )
     parts = profile(ours, batch, device)
     share = statistics.median(loss_terms_seconds(ours, batch, device) / seconds(own, device) for _ in range(3))
     print(f"loss terms: {share:.1%} of the step (target <= {LOSS_TARGET:.0%})")

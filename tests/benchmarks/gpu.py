@@ -272,8 +272,13 @@ def group(o: argparse.Namespace, backend: str, rank: int, world: int, store: Any
 
 
 PARTS: dict[str, Part] = {
-    "training": training, "parity": parity, "methods": methods, "batches": batches, "onnx": onnx, "processes": processes,
-}  # fmt: skip
+    "training": training,
+    "parity": parity,
+    "methods": methods,
+    "batches": batches,
+    "onnx": onnx,
+    "processes": processes,
+}
 
 
 def measure(name: str, o: argparse.Namespace, until: float, write: Callable[[Row], None]) -> None:
@@ -354,9 +359,12 @@ def run(o: argparse.Namespace) -> Row:
         else:
             rows += in_process(name, o)
     report = {
-        "device": device_name(o.device), "torch": str(torch.__version__), "cuda": torch.version.cuda if o.device == "cuda" else None,
-        "seconds": time.monotonic() - began, "rows": rows,
-    }  # fmt: skip
+        "device": device_name(o.device),
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda if o.device == "cuda" else None,
+        "seconds": time.monotonic() - began,
+        "rows": rows,
+    }
     (Path(o.out) / "gpu.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (Path(o.out) / "gpu.md").write_text(markdown(report), encoding="utf-8")
     return report

@@ -13,9 +13,16 @@ from explainer.baselines.kernels.srd_sweep import class_maps
 from tests.golden.cases import load_srd
 
 CASES = [
-    "srd_vgg_mlp.npz", "srd_resnet_basic.npz", "srd_resnet_bottleneck.npz", "srd_misc_leaky.npz", "srd_vgg_ones.npz",
-    "srd_vgg_sameclass.npz", "srd_vgg_nobias.npz", "srd_vgg_zeropatch.npz", "srd_tiny_paths.npz",
-]  # fmt: skip
+    "srd_vgg_mlp.npz",
+    "srd_resnet_basic.npz",
+    "srd_resnet_bottleneck.npz",
+    "srd_misc_leaky.npz",
+    "srd_vgg_ones.npz",
+    "srd_vgg_sameclass.npz",
+    "srd_vgg_nobias.npz",
+    "srd_vgg_zeropatch.npz",
+    "srd_tiny_paths.npz",
+]
 DTYPES = [torch.float64, torch.float32]
 
 

@@ -169,9 +169,15 @@ def group(
     """The processes that torchrun would start, with the environment it would give them; ``strikes`` is by rank."""
     port, local = free_port(), world // nodes
     common = {
-        "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": local, "GROUP_WORLD_SIZE": nodes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": 0, "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": local,
+        "GROUP_WORLD_SIZE": nodes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_RESTART_COUNT": 0,
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     jobs = []
     for rank in range(world):
         own = {"RANK": rank, "LOCAL_RANK": rank % local, "GROUP_RANK": rank // local}

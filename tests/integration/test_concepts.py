@@ -8,9 +8,25 @@ from safetensors.torch import load_file
 from explainer.cli import main
 
 ARGUMENTS = [
-    "concepts", "fit", "--data.name", "shapes", "--data.options", "{length: 40, size: 32}", "--classifier.options", "{widths: [8, 8, 8]}",
-    "--layers", "[features.5, features.12]", "--mask_side", "16", "--pictures", "2", "--bootstrap", "50", "--tau", "0.05",
-]  # fmt: skip
+    "concepts",
+    "fit",
+    "--data.name",
+    "shapes",
+    "--data.options",
+    "{length: 40, size: 32}",
+    "--classifier.options",
+    "{widths: [8, 8, 8]}",
+    "--layers",
+    "[features.5, features.12]",
+    "--mask_side",
+    "16",
+    "--pictures",
+    "2",
+    "--bootstrap",
+    "50",
+    "--tau",
+    "0.05",
+]
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,11 @@ from tests.integration.launch import CLASSIFIER, CONTEXT, DATA, EXPLAINER, free_
 ROOT = Path(__file__).parents[2]
 # BatchNorm sees half of the batch in each of two processes: equality needs a network without it.
 PLAIN = [
-    "--explainer.network", "unet",
-    "--explainer.options", "{encoder_name: vgg11, encoder_depth: 3, decoder_channels: [16, 8, 8], decoder_use_norm: false}",
-]  # fmt: skip
+    "--explainer.network",
+    "unet",
+    "--explainer.options",
+    "{encoder_name: vgg11, encoder_depth: 3, decoder_channels: [16, 8, 8], decoder_use_norm: false}",
+]
 # Adam divides by the size of gradients that may be nothing but rounding: it would amplify the order of a sum to a different run.
 EQUAL = ["--data.global_batch", "true", "--trainer.max_epochs", "2", "--optimizer.name", "sgd", "--optimizer.lr", "0.005"]
 
@@ -277,9 +279,22 @@ def test_torchrun_restarts_and_resumes_by_itself(plain, tmp_path):
 
 
 EVALUATE = [
-    *DATA[:2], "--batch_size", "5", "--methods", "{grad_cam: {}, random: {}, centre: {}}", "--bootstrap", "20", "--progress", "false",
-    "--protocols", "[segmentation, insertion_deletion]", "--split", "test", "--device", "cpu",
-]  # fmt: skip
+    *DATA[:2],
+    "--batch_size",
+    "5",
+    "--methods",
+    "{grad_cam: {}, random: {}, centre: {}}",
+    "--bootstrap",
+    "20",
+    "--progress",
+    "false",
+    "--protocols",
+    "[segmentation, insertion_deletion]",
+    "--split",
+    "test",
+    "--device",
+    "cpu",
+]
 
 
 def test_evaluation_by_two_processes_gives_the_same_rows(classifier, tmp_path):

@@ -18,10 +18,22 @@ from tests.integration.launch import CLASSIFIER, DATA, EXPLAINER, Job, group, ru
 NOISY = ["--masking.binarize", "0.5", "--masking.subset", "0.5", "--masking.fill", "random", "--optimizer.schedule", "one_cycle"]
 WITHIN_EPOCHS = ["--trainer.save_every_n_steps", "2"]
 EVALUATE = [
-    *DATA[:2], "--batch_size", "3", "--methods", "{grad_cam: {}, random: {}, gradient: {}, rise: {options: {n_masks: 30}}}",
-    "--bootstrap", "20",
-    "--protocols", "[segmentation]", "--split", "test", "--device", "cpu", "--progress", "false",
-]  # fmt: skip
+    *DATA[:2],
+    "--batch_size",
+    "3",
+    "--methods",
+    "{grad_cam: {}, random: {}, gradient: {}, rise: {options: {n_masks: 30}}}",
+    "--bootstrap",
+    "20",
+    "--protocols",
+    "[segmentation]",
+    "--split",
+    "test",
+    "--device",
+    "cpu",
+    "--progress",
+    "false",
+]
 
 
 @pytest.fixture(scope="module")
@@ -206,19 +218,45 @@ def rows_in(folder):
 COMMANDS = {
     "evaluate": ([*EVALUATE, "--classifier.checkpoint", "<classifier>", "--out", "<out>"], 1, rows_in),
     "maps": (
-        ["maps", *DATA[:2], "--batch_size", "3", "--method.name", "grad_cam", "--split", "train", "--cache.folder", "<out>",
-         "--device", "cpu", "--classifier.checkpoint", "<classifier>"],
+        [
+            "maps",
+            *DATA[:2],
+            "--batch_size",
+            "3",
+            "--method.name",
+            "grad_cam",
+            "--split",
+            "train",
+            "--cache.folder",
+            "<out>",
+            "--device",
+            "cpu",
+            "--classifier.checkpoint",
+            "<classifier>",
+        ],
         2,
         maps_in,
     ),
     "export": (["export", "<model>", "--format", "safetensors", "--size", "32", "--out", "<out>"], 1, weights_in),
     "calibrate": (
-        ["calibrate", "--model", "<model>", *DATA[:2], "--classifier.checkpoint", "<classifier>", "--alpha", "0.5", "--predicted_from", "0",
-         "--out", "<out>/selector.json"],
+        [
+            "calibrate",
+            "--model",
+            "<model>",
+            *DATA[:2],
+            "--classifier.checkpoint",
+            "<classifier>",
+            "--alpha",
+            "0.5",
+            "--predicted_from",
+            "0",
+            "--out",
+            "<out>/selector.json",
+        ],
         1,
         files_in,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow

@@ -10,10 +10,24 @@ from explainer.errors import ConfigError
 from explainer.tasks import loggers
 
 FIT = [
-    "fit", "--task", "classify", "--classifier.options", "{widths: [8, 8]}", "--data.options", "{size: 32, length: 8}",
-    "--data.batch_size", "4", "--trainer.max_epochs", "1", "--trainer.progress_bar", "false", "--trainer.accelerator", "cpu",
-    "--trainer.log_every_n_steps", "1",
-]  # fmt: skip
+    "fit",
+    "--task",
+    "classify",
+    "--classifier.options",
+    "{widths: [8, 8]}",
+    "--data.options",
+    "{size: 32, length: 8}",
+    "--data.batch_size",
+    "4",
+    "--trainer.max_epochs",
+    "1",
+    "--trainer.progress_bar",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.log_every_n_steps",
+    "1",
+]
 
 
 @pytest.fixture(autouse=True)

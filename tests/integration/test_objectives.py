@@ -38,12 +38,35 @@ def rows(folder):
 
 
 def test_distillation_from_a_cache_and_a_cam_as_a_warm_up(classifier, tmp_path, capsys):
-    maps = ["maps", "--method.name", "rise", "--method.options", "{n_masks: 8, grid: 4}", "--cache.folder", str(tmp_path / "maps"),
-            "--classifier.checkpoint", classifier, "--data.options", "{size: 32, length: 24}",
-            "--data.train_options", "{augment: symmetry}"]  # fmt: skip
+    maps = [
+        "maps",
+        "--method.name",
+        "rise",
+        "--method.options",
+        "{n_masks: 8, grid: 4}",
+        "--cache.folder",
+        str(tmp_path / "maps"),
+        "--classifier.checkpoint",
+        classifier,
+        "--data.options",
+        "{size: 32, length: 24}",
+        "--data.train_options",
+        "{augment: symmetry}",
+    ]
     teachers = f"[{{name: rise, options: {{n_masks: 8, grid: 4}}, cache: {tmp_path}/maps}}, {{name: grad_cam, scale: max, weight: 0.5}}]"
-    fit = ["fit", "--classifier.checkpoint", classifier, *TINY, *NET, "--data.train_options", "{augment: symmetry}", "--teachers", teachers,
-           "--losses", "{distillation: {weight: [[0, 1], [0.5, 0]]}, classification: {weight: [[0.3, 0], [0.5, 1]]}}"]  # fmt: skip
+    fit = [
+        "fit",
+        "--classifier.checkpoint",
+        classifier,
+        *TINY,
+        *NET,
+        "--data.train_options",
+        "{augment: symmetry}",
+        "--teachers",
+        teachers,
+        "--losses",
+        "{distillation: {weight: [[0, 1], [0.5, 0]]}, classification: {weight: [[0.3, 0], [0.5, 1]]}}",
+    ]
     assert main([*fit, "--run_dir", str(tmp_path / "early")]) == 2
     assert "explainer maps --method.name rise --split train" in capsys.readouterr().err
     assert main(maps) == 0
@@ -80,8 +103,17 @@ def test_a_run_computes_the_maps_it_lacks_and_draws_from_them_while_it_only_copi
 
     monkeypatch.setattr(ExplainTask, "_explanation", spy)
     teacher = f"name: guided_filter, scale: max, threshold: 0.2, cache: {tmp_path}/maps"
-    fit = ["fit", "--classifier.checkpoint", classifier, *TINY, *NET, "--data.train_options", "{augment: symmetry}", "--losses",
-           "{distillation: {weight: [[0, 1], [0.5, 0]], kind: dice}, classification: {weight: [[0.4, 0], [0.5, 1]]}}"]  # fmt: skip
+    fit = [
+        "fit",
+        "--classifier.checkpoint",
+        classifier,
+        *TINY,
+        *NET,
+        "--data.train_options",
+        "{augment: symmetry}",
+        "--losses",
+        "{distillation: {weight: [[0, 1], [0.5, 0]], kind: dice}, classification: {weight: [[0.4, 0], [0.5, 1]]}}",
+    ]
     assert main([*fit, "--teachers", f"[{{{teacher}, images: 5}}]", "--run_dir", str(tmp_path / "a")]) == 0
     assert "5 images" in capsys.readouterr().out
     known = {f"train/{i:06d}" for i in spread(24, 5)}
@@ -107,8 +139,21 @@ def test_a_run_computes_the_maps_it_lacks_and_draws_from_them_while_it_only_copi
     monkeypatch.delenv("WORLD_SIZE")
     assert main(["test", *fit[1:], "--teachers", f"[{{{teacher}, images: 9}}]", "--run_dir", str(tmp_path / "a")]) == 0
     assert "images in" not in capsys.readouterr().out, "only training needs maps"
-    maps = ["maps", "--method.name", "guided_filter", "--cache.folder", str(tmp_path / "maps"), "--classifier.checkpoint", classifier,
-            "--data.options", "{size: 32, length: 24}", "--limit", "5", "--spread", "true"]  # fmt: skip
+    maps = [
+        "maps",
+        "--method.name",
+        "guided_filter",
+        "--cache.folder",
+        str(tmp_path / "maps"),
+        "--classifier.checkpoint",
+        classifier,
+        "--data.options",
+        "{size: 32, length: 24}",
+        "--limit",
+        "5",
+        "--spread",
+        "true",
+    ]
     assert main(maps) == 0
     again = torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(v, again[k]) for k, v in weights[0].items())

@@ -90,10 +90,13 @@ def test_sync_batchnorm_is_ignored_on_the_cpu(argv, tmp_path):
 @pytest.mark.parametrize(
     ("options", "compiled"),
     [
-        ({}, set()), ({"compile": True}, {"explainer", "classifier"}), ({"compile_explainer": True}, {"explainer"}),
-        ({"compile_classifier": True}, {"classifier"}), ({"compile": True, "compile_classifier": False}, {"explainer"}),
+        ({}, set()),
+        ({"compile": True}, {"explainer", "classifier"}),
+        ({"compile_explainer": True}, {"explainer"}),
+        ({"compile_classifier": True}, {"classifier"}),
+        ({"compile": True, "compile_classifier": False}, {"explainer"}),
     ],
-)  # fmt: skip
+)
 def test_what_is_compiled_is_chosen_for_each_network(argv, tmp_path, monkeypatch, options, compiled):
     from explainer.models.networks import VGGUNet
 

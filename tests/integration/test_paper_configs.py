@@ -28,10 +28,12 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 @pytest.mark.parametrize(
     ("data", "classifier"),
     [
-        ("voc2007", "resnet50"), pytest.param("voc2007", "vgg16", marks=pytest.mark.slow),
-        pytest.param("coco2014", "resnet50", marks=pytest.mark.slow), pytest.param("coco2014", "vgg16", marks=pytest.mark.slow),
+        ("voc2007", "resnet50"),
+        pytest.param("voc2007", "vgg16", marks=pytest.mark.slow),
+        pytest.param("coco2014", "resnet50", marks=pytest.mark.slow),
+        pytest.param("coco2014", "vgg16", marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_published_configuration_takes_a_step(data, classifier, tmp_path):
     path = CONFIGS / "explainer" / f"{data}_{classifier}.yaml"
     _, config, _ = parse_run(["fit", "--config", str(path)])

@@ -31,10 +31,23 @@ def quickstart(tmp_path_factory):
     fit = ["fit", "--config", f"{ROOT}/configs/explainer/shapes_quickstart.yaml", "--run_dir", f"{folder}/e", *quiet]
     checkpoint = f"{folder}/c/checkpoints/best.ckpt"
     assert train([*fit, "--classifier.checkpoint", checkpoint, "--evaluate_with", "null"]) == 0
-    assert evaluate([
-        "--config", f"{ROOT}/configs/evaluate/quickstart.yaml", "--out", f"{folder}/results", "--classifier.checkpoint", checkpoint,
-        "--methods.explainer.checkpoint", f"{folder}/e/checkpoints/best.ckpt", "--progress", "false",
-    ]) == 0  # fmt: skip
+    assert (
+        evaluate(
+            [
+                "--config",
+                f"{ROOT}/configs/evaluate/quickstart.yaml",
+                "--out",
+                f"{folder}/results",
+                "--classifier.checkpoint",
+                checkpoint,
+                "--methods.explainer.checkpoint",
+                f"{folder}/e/checkpoints/best.ckpt",
+                "--progress",
+                "false",
+            ]
+        )
+        == 0
+    )
     torch.set_num_threads(threads)
     return folder
 

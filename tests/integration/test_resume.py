@@ -10,11 +10,35 @@ from explainer.cli import main as train
 from tests.integration.launch import CLASSIFIER
 
 TINY = [
-    "--data.options", "{size: 32, length: 24, augment: symmetry}", "--data.batch_size", "4", "--data.eval_batch_size", "12",
-    "--trainer.progress_bar", "false", "--trainer.accelerator", "cpu", "--logging.wandb", "off", "--logging.images", "0",
-    "--masking.binarize", "0.5", "--masking.subset", "0.5", "--masking.fill", "random", "--optimizer.schedule", "one_cycle",
-    "--explainer.network", "deeplabv3plus", "--explainer.options", "{encoder_name: resnet18}", "--optimizer.lr", "0.001",
-]  # fmt: skip
+    "--data.options",
+    "{size: 32, length: 24, augment: symmetry}",
+    "--data.batch_size",
+    "4",
+    "--data.eval_batch_size",
+    "12",
+    "--trainer.progress_bar",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+    "--logging.wandb",
+    "off",
+    "--logging.images",
+    "0",
+    "--masking.binarize",
+    "0.5",
+    "--masking.subset",
+    "0.5",
+    "--masking.fill",
+    "random",
+    "--optimizer.schedule",
+    "one_cycle",
+    "--explainer.network",
+    "deeplabv3plus",
+    "--explainer.options",
+    "{encoder_name: resnet18}",
+    "--optimizer.lr",
+    "0.001",
+]
 
 
 def weights(path):
@@ -22,10 +46,26 @@ def weights(path):
 
 
 def test_resume_in_the_middle_of_an_epoch_is_exact(tmp_path):
-    assert train([
-        "fit", "--task", "classify", "--run_dir", f"{tmp_path}/c", "--classifier.options", "{widths: [8, 8]}",
-        *TINY[:6], *TINY[6:10], "--logging.wandb", "off", "--trainer.max_epochs", "1",
-    ]) == 0  # fmt: skip
+    assert (
+        train(
+            [
+                "fit",
+                "--task",
+                "classify",
+                "--run_dir",
+                f"{tmp_path}/c",
+                "--classifier.options",
+                "{widths: [8, 8]}",
+                *TINY[:6],
+                *TINY[6:10],
+                "--logging.wandb",
+                "off",
+                "--trainer.max_epochs",
+                "1",
+            ]
+        )
+        == 0
+    )
     common = ["fit", "--classifier.checkpoint", f"{tmp_path}/c/checkpoints/best.ckpt", *TINY, "--trainer.max_epochs", "2"]
     # 6 steps an epoch. The uninterrupted run leaves a checkpoint after 4 of them, from which another run goes on.
     uninterrupted = [*common, "--run_dir", f"{tmp_path}/whole", "--trainer.extra", "{limit_val_batches: 1.0}"]

@@ -29,8 +29,21 @@ def runs(tmp_path_factory):
 
 def explain(runs, out, *options):
     folder, classifier, model = runs
-    return main(["explain", model, str(folder / "pictures"), "--out", str(out), "--classifier", classifier, "--classes", "stripes,dots",
-                 "--quiet", *options])  # fmt: skip
+    return main(
+        [
+            "explain",
+            model,
+            str(folder / "pictures"),
+            "--out",
+            str(out),
+            "--classifier",
+            classifier,
+            "--classes",
+            "stripes,dots",
+            "--quiet",
+            *options,
+        ]
+    )
 
 
 def test_refined_masks_are_written(runs, tmp_path, capsys):
@@ -64,8 +77,17 @@ def test_a_plain_state_dict_does_not_hide_another_order_of_classes(runs, tmp_pat
 
 def test_calibrate_then_withhold(runs, tmp_path, capsys):
     _, classifier, model = runs
-    command = ["calibrate", "--model", model, "--out", str(tmp_path / "s.json"), "--classifier.checkpoint", classifier,
-               "--data.options", "{size: 32, length: 24}"]  # fmt: skip
+    command = [
+        "calibrate",
+        "--model",
+        model,
+        "--out",
+        str(tmp_path / "s.json"),
+        "--classifier.checkpoint",
+        classifier,
+        "--data.options",
+        "{size: 32, length: 24}",
+    ]
     # Of a classifier trained for a moment, every class is predicted from probability 0.
     command += ["--predicted_from", "0"]
     assert main([*command, "--alpha", "0.2", "--least_iou", "null", "--fallback", "refine", "--iterations", "2"]) == 0

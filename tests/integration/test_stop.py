@@ -63,9 +63,16 @@ def test_slurm_requeues_and_goes_on_by_itself(whole, tmp_path):
     stub.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
     stub.chmod(stub.stat().st_mode | stat.S_IEXEC)
     env = {
-        "PATH": f"{stub.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "night", "SLURM_NTASKS": "1",
-        "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "localhost",
-    }  # fmt: skip
+        "PATH": f"{stub.parent}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NAME": "night",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_NODELIST": "localhost",
+    }
     here = [*argv, "--run_dir", f"{tmp_path}/r"]
     job = Job(here, tmp_path, env, strike=("step", 8, signal.SIGUSR1))
     assert job.wait() == 0, job.text

@@ -55,11 +55,30 @@ def command(path: Path, place: Path) -> list[str]:
     """The command of the table's head with a small network, few images and few iterations; rows, data, protocols stay."""
     table = yaml.safe_load(path.read_text())
     arguments = [
-        "evaluate", "--config", str(path), "--data.options.size", "32", "--data.num_workers", "0",
-        "--device", "cpu", "--progress", "false", "--bootstrap", "20",
-        "--classifier.arch", "small_vgg", "--classifier.options", "{widths: [4, 8]}", "--classifier.checkpoint", "null",
-        "--limit", str(20 if "masking_matrix" in str(table["protocols"]) else IMAGES), "--threads", "1",
-    ]  # fmt: skip
+        "evaluate",
+        "--config",
+        str(path),
+        "--data.options.size",
+        "32",
+        "--data.num_workers",
+        "0",
+        "--device",
+        "cpu",
+        "--progress",
+        "false",
+        "--bootstrap",
+        "20",
+        "--classifier.arch",
+        "small_vgg",
+        "--classifier.options",
+        "{widths: [4, 8]}",
+        "--classifier.checkpoint",
+        "null",
+        "--limit",
+        str(20 if "masking_matrix" in str(table["protocols"]) else IMAGES),
+        "--threads",
+        "1",
+    ]
     if "cache" in table:
         arguments += ["--cache.folder", f"results/maps_{path.stem}"]
     for label, method in table["methods"].items():

@@ -18,10 +18,23 @@ from explainer.data.datamodule import DataModule
 
 ROOT = Path(__file__).parents[2]
 TINY = [
-    "--data.options", "{size: 32, length: 24}", "--data.batch_size", "4", "--data.eval_batch_size", "12",
-    "--trainer.max_epochs", "1", "--trainer.progress_bar", "false", "--trainer.accelerator", "cpu", "--logging.wandb", "off",
-    "--trainer.log_every_n_steps", "1",
-]  # fmt: skip
+    "--data.options",
+    "{size: 32, length: 24}",
+    "--data.batch_size",
+    "4",
+    "--data.eval_batch_size",
+    "12",
+    "--trainer.max_epochs",
+    "1",
+    "--trainer.progress_bar",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+    "--logging.wandb",
+    "off",
+    "--trainer.log_every_n_steps",
+    "1",
+]
 SMALL_NET = [
     "--explainer.network",
     "unet",

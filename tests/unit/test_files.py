@@ -136,9 +136,15 @@ def _opens_path(function):
 def test_every_writer_is_the_atomic_one():
     """Renames and hand-made temporary names belong to one module; sets that are put aside are renamed whole."""
     allowed = {"files.py", "attribution/map_cache.py", "tasks/run_folder.py", "export/exporting.py"}
-    found = {str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*.py")
-             if ".replace(path" in (text := p.read_text(encoding="utf-8")) or ".tmp\"" in text or "os.replace" in text}  # fmt: skip
+    found = {
+        str(p.relative_to(PACKAGE))
+        for p in PACKAGE.rglob("*.py")
+        if ".replace(path" in (text := p.read_text(encoding="utf-8")) or '.tmp"' in text or "os.replace" in text
+    }
     assert found <= allowed, found - allowed
-    written = [str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*.py")
-               if (text := p.read_text(encoding="utf-8")).count(").write_text(") + text.count("path.write_text(")]  # fmt: skip
+    written = [
+        str(p.relative_to(PACKAGE))
+        for p in PACKAGE.rglob("*.py")
+        if (text := p.read_text(encoding="utf-8")).count(").write_text(") + text.count("path.write_text(")
+    ]
     assert written == []

@@ -91,9 +91,15 @@ def test_a_file_that_names_nobody_holds_nothing(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("environment", "first"),
-    [({}, True), ({"RANK": "1", "LOCAL_RANK": "0"}, False), ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False), ({"RANK": "0"}, True),
-     ({"SLURM_PROCID": "3"}, True), ({"SLURM_PROCID": "3", "SLURM_JOB_ID": "7"}, False)],
-)  # fmt: skip
+    [
+        ({}, True),
+        ({"RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"RANK": "0"}, True),
+        ({"SLURM_PROCID": "3"}, True),
+        ({"SLURM_PROCID": "3", "SLURM_JOB_ID": "7"}, False),
+    ],
+)
 def test_which_process_speaks_for_its_job(monkeypatch, environment, first):
     for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)

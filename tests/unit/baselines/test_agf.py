@@ -24,10 +24,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:agf. the logit")
 def small_net() -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(
-        nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(inplace=True), nn.Conv2d(5, 6, 3, padding=1), nn.ReLU(inplace=True),
-        nn.MaxPool2d(2), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-        nn.Linear(24, 8), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(8, 4),
-    ).double()  # fmt: skip
+        nn.Conv2d(3, 5, 3, padding=1),
+        nn.BatchNorm2d(5),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(5, 6, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 6, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, 8),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Linear(8, 4),
+    ).double()
 
 
 def wrap(net: nn.Module, classes: int = 4) -> Explanandum:
@@ -96,9 +107,17 @@ def test_sum_is_conserved_layer_by_layer() -> None:
 
 
 CHANGES = {
-    "gain": 1.0, "ridge": 1e-3, "shift": "everywhere", "first_conv": "full", "no_a": True, "no_fx": True, "no_fdx": True,
-    "no_m": True, "no_reg": True, "gradcam": True,
-}  # fmt: skip
+    "gain": 1.0,
+    "ridge": 1e-3,
+    "shift": "everywhere",
+    "first_conv": "full",
+    "no_a": True,
+    "no_fx": True,
+    "no_fdx": True,
+    "no_m": True,
+    "no_reg": True,
+    "gradcam": True,
+}
 
 
 @pytest.mark.parametrize("option", CHANGES)

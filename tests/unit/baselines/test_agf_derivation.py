@@ -144,10 +144,18 @@ def reference(net: Net, image: torch.Tensor, target: int, o) -> np.ndarray:
 
 
 @pytest.mark.filterwarnings("ignore:agf. the logit")
-@pytest.mark.parametrize("mode,changes", [
-    ("code", {}), ("code", {"gain": 3.0, "ridge": 0.2}), ("code", {"background": "nonpositive"}), ("code", {"shift": "everywhere"}),
-    ("code", {"first_conv": "full"}), ("code", {"mask_gradient": False}), ("paper", {"ridge": 1e-4}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode,changes",
+    [
+        ("code", {}),
+        ("code", {"gain": 3.0, "ridge": 0.2}),
+        ("code", {"background": "nonpositive"}),
+        ("code", {"shift": "everywhere"}),
+        ("code", {"first_conv": "full"}),
+        ("code", {"mask_gradient": False}),
+        ("paper", {"ridge": 1e-4}),
+    ],
+)
 def test_dense_matrices_give_the_same_maps(mode: str, changes: dict) -> None:
     torch.manual_seed(4)
     net = Net().double().eval()

@@ -39,9 +39,16 @@ def deep_net() -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         return nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1), nn.ReLU(inplace=True),
-            nn.Flatten(), nn.Linear(5 * 3 * 3, 6), nn.ReLU(), nn.Linear(6, 3),
-        ).double()  # fmt: skip
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 5, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(5 * 3 * 3, 6),
+            nn.ReLU(),
+            nn.Linear(6, 3),
+        ).double()
 
 
 def random_images(batch: int = 2, side: int = 6) -> Tensor:

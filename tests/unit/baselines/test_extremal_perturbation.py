@@ -39,9 +39,14 @@ def quadrants() -> Explanandum:
 def convolutional(seed: int = 0) -> Explanandum:
     generator = torch.Generator().manual_seed(seed)
     net = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
-    ).double()  # fmt: skip
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    ).double()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.5)
@@ -158,9 +163,18 @@ def test_schedules() -> None:
 def test_finds_the_quadrant(schedule: str, game: str) -> None:
     images, least = torch.ones(1, 3, 16, 16), 1.5 if schedule == "code" else 3  # a short run of the slowest schedule
     method = baselines.build(
-        "extremal_perturbation", quadrants(), areas=[0.25], game=game, perturbation="fade", schedule=schedule, jitter=False, step=1,
-        sigma=3, iterations={"code": 200}.get(schedule, 100), area_on="image",
-    )  # fmt: skip
+        "extremal_perturbation",
+        quadrants(),
+        areas=[0.25],
+        game=game,
+        perturbation="fade",
+        schedule=schedule,
+        jitter=False,
+        step=1,
+        sigma=3,
+        iterations={"code": 200}.get(schedule, 100),
+        area_on="image",
+    )
     maps = method(images, 3)
     assert maps[0, 8:, 8:].mean() > least * maps[0, :8].mean()
     assert maps[0, 8:, 8:].mean() > least * maps[0, :, :8].mean()
@@ -259,9 +273,14 @@ def recovered(area: float, worth: float = 1.0, size: int = 32, **options: Any) -
     """Intersection over union of a planted disc and the mask's part above one half; the grid is that of 224 pixels."""
     net = Disc(size, area, worth)
     method = ExtremalPerturbation(
-        Explanandum(net, num_classes=2, mean=0.0, std=1.0), [area], perturbation="fade", jitter=False, step=size // 32,
-        sigma=3 * size // 32, **options
-    )  # fmt: skip
+        Explanandum(net, num_classes=2, mean=0.0, std=1.0),
+        [area],
+        perturbation="fade",
+        jitter=False,
+        step=size // 32,
+        sigma=3 * size // 32,
+        **options,
+    )
     mask, disc = method.masks(torch.ones(1, 3, size, size), 0).masks[0, 0] > 0.5, net.disc > 0.5
     return float((mask & disc).sum() / (mask | disc).sum())
 

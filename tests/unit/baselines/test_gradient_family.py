@@ -29,9 +29,15 @@ def small_net(activation: type[nn.Module] = nn.ReLU, **options: bool) -> nn.Sequ
     with torch.random.fork_rng():
         torch.manual_seed(3)
         net = nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1), activation(**options), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1), activation(**options),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
-        )  # fmt: skip
+            nn.Conv2d(3, 4, 3, padding=1),
+            activation(**options),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 5, 3, padding=1),
+            activation(**options),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(5, 3),
+        )
     return net.double()
 
 
@@ -292,9 +298,15 @@ def test_full_grad_of_a_layer_that_mixes_places() -> None:
 
 def test_full_grad_terms_are_complete_and_the_map_by_hand() -> None:
     net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3, bias=False),
-    ).double()  # fmt: skip
+        nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 5, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 3, bias=False),
+    ).double()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for tensor in (*net[1].parameters(), net[1].running_mean):
@@ -340,9 +352,18 @@ def test_wrong_options_are_refused() -> None:
 
 
 METHODS = [
-    "gradient", "input_x_gradient", "linear_approx", "integrated_gradients", "smooth_grad", "guided_backprop", "deconvnet", "full_grad",
-    "guided_grad_cam", "deeplift_shap", "gradient_shap",
-]  # fmt: skip
+    "gradient",
+    "input_x_gradient",
+    "linear_approx",
+    "integrated_gradients",
+    "smooth_grad",
+    "guided_backprop",
+    "deconvnet",
+    "full_grad",
+    "guided_grad_cam",
+    "deeplift_shap",
+    "gradient_shap",
+]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -235,10 +235,17 @@ def slow(net, image, start, method, options):
 def test_against_explicit_matrices(method, options):
     generator = torch.Generator().manual_seed(7)
     net = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-        nn.Conv2d(4, 4, 3, stride=1, padding=1, groups=2), nn.ReLU(), nn.AvgPool2d(2),
-        nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3),
-    ).double()  # fmt: skip
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3, stride=1, padding=1, groups=2),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+        nn.ReLU(),
+        nn.Linear(5, 3),
+    ).double()
     for parameter in net.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.5
         if parameter.ndim == 1:

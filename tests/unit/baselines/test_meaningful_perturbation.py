@@ -148,9 +148,13 @@ def test_starts_and_limits() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"game": "hybrid"}, "delete, preserve"), ({"perturbation": "fade"}, "blur, constant"), ({"iterations": 0}, "iterations"),
-     ({"init": "square"}, "disc")],
-)  # fmt: skip
+    [
+        ({"game": "hybrid"}, "delete, preserve"),
+        ({"perturbation": "fade"}, "blur, constant"),
+        ({"iterations": 0}, "iterations"),
+        ({"init": "square"}, "disc"),
+    ],
+)
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MeaningfulPerturbation(spots(), **options)

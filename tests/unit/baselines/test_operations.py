@@ -57,8 +57,12 @@ def pictures() -> Tensor:
 
 def test_names_and_bounds_by_hand() -> None:
     assert [plain_name(n) for n in ("relu_", "__iadd__", "__rsub__", "add", "__init__")] == [
-        ("relu", True), ("add", True), ("rsub", False), ("add", False), ("init", False),
-    ]  # fmt: skip
+        ("relu", True),
+        ("add", True),
+        ("rsub", False),
+        ("add", False),
+        ("init", False),
+    ]
     x, infinite = torch.zeros(1), float("inf")
     assert bounds("relu", (x,), {}) == (0, infinite)
     assert bounds("hardtanh", (x, 0.0, 6.0), {}) == bounds("relu6", (x,), {}) == (0, 6)

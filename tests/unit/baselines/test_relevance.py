@@ -387,15 +387,17 @@ def attention():
     ("net", "words"),
     [
         (Gate, ["'mul'", "Gate", "by features"]),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.GroupNorm(2, 4)), nn.Flatten(), nn.Linear(144, 2)),
-         ["group_norm", "'1.0'", "GroupNorm", "operation 2"]),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.GroupNorm(2, 4)), nn.Flatten(), nn.Linear(144, 2)),
+            ["group_norm", "'1.0'", "GroupNorm", "operation 2"],
+        ),
         (attention, ["softmax", "'1'", "Softmax"]),
         (lambda: Hidden(False), ["custom autograd function"]),
         (lambda: Hidden(True), ["Hidden", "can be watched"]),
         (lambda: nn.Sequential(nn.Flatten(), Compiled(nn.Linear(192, 2))), ["compiled", "'1'"]),
         (Writes, ["__setitem__", "Writes"]),
     ],
-)  # fmt: skip
+)
 def test_an_operation_without_a_rule_is_named(net, words):
     explanandum = Explanandum(net().double(), 2)
     with pytest.raises(UnsupportedLayerError) as error:

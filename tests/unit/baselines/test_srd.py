@@ -17,11 +17,27 @@ from tests.unit.baselines.test_srd_derivation import tiny
 
 def chain(seed=15, activation=nn.ReLU, classes=3):
     torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), activation(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1), activation(),
-        nn.Conv2d(5, 4, 3, padding=1), activation(), nn.AvgPool2d(2), nn.Conv2d(4, 6, 3, padding=1), activation(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, classes),
-    ).double().eval()  # fmt: skip
+    return (
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1),
+            activation(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 5, 3, padding=1),
+            activation(),
+            nn.Conv2d(5, 4, 3, padding=1),
+            activation(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(4, 6, 3, padding=1),
+            activation(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(6, 5),
+            nn.Tanh(),
+            nn.Linear(5, classes),
+        )
+        .double()
+        .eval()
+    )
 
 
 def explain(net, classes=3, **options):
@@ -115,8 +131,18 @@ def test_zero_patch_gets_nothing_and_the_leak_accounts_for_it():
 def test_leak_is_found_behind_a_pool_and_a_batch_norm():
     """What has no owner is carried through the linear maps to the next activation."""
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.MaxPool2d(2, 1), nn.Conv2d(4, 4, 3, padding=1), nn.AvgPool2d(2, 1),
-              nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]  # fmt: skip
+    layers = [
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.MaxPool2d(2, 1),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.AvgPool2d(2, 1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    ]
     net = nn.Sequential(*layers).double().eval()
     for norm in (net[1], net[5]):
         norm.bias.data.normal_()
@@ -244,8 +270,14 @@ def test_the_model_is_left_as_it_was():
     net[0].register_forward_hook(lambda *_: seen.append(1))
     srd = explain(net, **OPTIONS)
     before = (copy.deepcopy(net.state_dict()), torch.get_rng_state(), count_hooks(net))
-    for call in (lambda: srd(x, 0), lambda: srd.all_classes(x), lambda: srd.account(x, 0), lambda: srd.erf(x, "1", (0, 0)),
-                 lambda: srd.differentiable_map(x.clone().requires_grad_(), 0), lambda: srd.relevance(x, 0)):  # fmt: skip
+    for call in (
+        lambda: srd(x, 0),
+        lambda: srd.all_classes(x),
+        lambda: srd.account(x, 0),
+        lambda: srd.erf(x, "1", (0, 0)),
+        lambda: srd.differentiable_map(x.clone().requires_grad_(), 0),
+        lambda: srd.relevance(x, 0),
+    ):
         call()
     with pytest.raises(ConfigError):
         srd.relevance(x, 0, ["nowhere"])

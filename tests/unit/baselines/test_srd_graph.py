@@ -95,9 +95,16 @@ def test_an_unsupported_operation_is_named_with_its_place_and_alternatives():
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-     nn.Conv2d(4, 4, 2, padding="same"), nn.Softmax(1), nn.Upsample(scale_factor=2)],
-)  # fmt: skip
+    [
+        nn.InstanceNorm2d(4),
+        nn.GroupNorm(2, 4),
+        nn.ConvTranspose2d(4, 4, 3),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 2, padding="same"),
+        nn.Softmax(1),
+        nn.Upsample(scale_factor=2),
+    ],
+)
 def test_layers_without_a_rule_raise(layer):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.ReLU(), *head()).eval()
     with pytest.raises(UnsupportedLayerError, match="called in '1'"):

@@ -47,8 +47,14 @@ def test_single_filters_are_those_planted(single):
     assert on_val == pytest.approx([1.0, 0.5, 0.5, 1.0])
     served, bins = sharing(found, K)
     assert served[:3] == [2, 1, 1] and dict(bins) == {
-        "0": 13, "1": 2, "2 to 4": 1, "5 to 9": 0, "10 to 19": 0, "20 to 29": 0, "30 and more": 0
-    }  # fmt: skip
+        "0": 13,
+        "1": 2,
+        "2 to 4": 1,
+        "5 to 9": 0,
+        "10 to 19": 0,
+        "20 to 29": 0,
+        "30 and more": 0,
+    }
 
 
 def test_no_single_filter_passes_one_half_on_the_pair_and_two_make_it_whole(data, single):

@@ -145,10 +145,18 @@ def test_what_systems_leave_is_neither_image_nor_class(tmp_path: Path) -> None:
     expected = {s: [r.id for r in folder(root, s).records] for s in ("train", "val", "test")}
     picture = (root / "train" / "cat" / "0.png").read_bytes()
     for junk in (
-        "train/cat/.ipynb_checkpoints/0-checkpoint.png", "train/cat/@eaDir/0.png", "train/cat/._0.png", "train/cat/Thumbs.db",
-        "train/__MACOSX/0.png", "train/@eaDir/x.png", "train/.ipynb_checkpoints/x.png", "__MACOSX/train/cat/0.png", "val/@eaDir/1.png",
-        "train/dog/#recycle/0.png", "train/dog/lost+found/0.png",
-    ):  # fmt: skip
+        "train/cat/.ipynb_checkpoints/0-checkpoint.png",
+        "train/cat/@eaDir/0.png",
+        "train/cat/._0.png",
+        "train/cat/Thumbs.db",
+        "train/__MACOSX/0.png",
+        "train/@eaDir/x.png",
+        "train/.ipynb_checkpoints/x.png",
+        "__MACOSX/train/cat/0.png",
+        "val/@eaDir/1.png",
+        "train/dog/#recycle/0.png",
+        "train/dog/lost+found/0.png",
+    ):
         (root / junk).parent.mkdir(parents=True, exist_ok=True)
         (root / junk).write_bytes(picture)
     for split, ids in expected.items():

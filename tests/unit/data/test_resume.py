@@ -51,10 +51,17 @@ def fit(folder: Path, model: Recorder, ckpt: str | None = None, workers: int = 0
     for dataset in data._datasets.values():
         dataset.augmentation_seed = 7
     settings: dict[str, Any] = {
-        "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-        "use_distributed_sampler": False, "num_sanity_val_steps": 0, "max_epochs": 3, "default_root_dir": folder,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "max_epochs": 3,
+        "default_root_dir": folder,
         "callbacks": [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1, save_on_exception=True)],
-    }  # fmt: skip
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = pl.Trainer(**{**settings, **options})
@@ -167,8 +174,9 @@ def test_prediction_keeps_order_and_single_pass(tmp_path: Path) -> None:
 
     data = DataModule("voc", batch_size=3)
     data._datasets.update({s: Numbers(7, split=s) for s in SPLITS})
-    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, use_distributed_sampler=False,
-                         default_root_dir=tmp_path)  # fmt: skip
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, use_distributed_sampler=False, default_root_dir=tmp_path
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ids = trainer.predict(Predictor(), datamodule=data)

@@ -419,9 +419,12 @@ def test_scores_alone_cannot_be_randomised(tmp_path):
 
 
 _OPTIONS = {
-    "rise": {"n_masks": 6}, "smooth_grad": {"samples": 2}, "extremal_perturbation": {"iterations": 2, "areas": [0.1]},
-    "meaningful_perturbation": {"iterations": 2}, "igos_pp": {"iterations": 1},
-}  # fmt: skip
+    "rise": {"n_masks": 6},
+    "smooth_grad": {"samples": 2},
+    "extremal_perturbation": {"iterations": 2, "areas": [0.1]},
+    "meaningful_perturbation": {"iterations": 2},
+    "igos_pp": {"iterations": 1},
+}
 #: They do not look at the classifier, and the cascade must say so.
 _BLIND = {"constant", "centre", "random", "edges", "ground_truth"}
 

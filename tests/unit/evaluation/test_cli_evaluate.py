@@ -72,10 +72,14 @@ def test_every_configuration_parses_and_builds(path, tmp_path, trained):
 
 #: Fewer steps, so that methods of thousands of passes take seconds; everything else stays as the table says.
 FEWER = {
-    "rise": {"n_masks": 8}, "extremal_perturbation": {"iterations": 3}, "igos_pp": {"iterations": 2, "size": 8},
+    "rise": {"n_masks": 8},
+    "extremal_perturbation": {"iterations": 3},
+    "igos_pp": {"iterations": 2, "size": 8},
     "agf_self_supervised": {"candidates": 4},
-    "meaningful_perturbation": {"iterations": 2}, "smooth_grad": {"samples": 2}, "integrated_gradients": {"steps": 4},
-}  # fmt: skip
+    "meaningful_perturbation": {"iterations": 2},
+    "smooth_grad": {"samples": 2},
+    "integrated_gradients": {"steps": 4},
+}
 FEWER_PROTOCOL = {"manipulation": {"max_iterations": 3}, "srd_metrics": {"stability_samples": 2}}
 PAPERS = [p for p in CONFIGS if yaml.safe_load(p.read_text()).get("mode") is not None]
 

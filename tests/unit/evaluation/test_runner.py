@@ -71,9 +71,14 @@ def test_whatever_decides_a_row_invalidates_it(tmp_path):
 
     assert other() == key
     changed = {
-        other(seed=1), other(batch_size=5), other(classes="predicted"), other(cache=tmp_path / "c"),
-        other([method("a", scales=("minmax",))]), other([method("b")]), other(None, [{"insertion_deletion": {"steps": 3}}]),
-    }  # fmt: skip
+        other(seed=1),
+        other(batch_size=5),
+        other(classes="predicted"),
+        other(cache=tmp_path / "c"),
+        other([method("a", scales=("minmax",))]),
+        other([method("b")]),
+        other(None, [{"insertion_deletion": {"steps": 3}}]),
+    }
     assert key not in changed and len(changed) == 7
     r = runner(tmp_path, **base)
     r.fingerprints["classifier"] = "other"

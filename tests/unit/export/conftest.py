@@ -105,11 +105,16 @@ def classifier_checkpoint(classifier: Explanandum, tmp_path: Path) -> Path:
     values = {
         "kind": "classifier",
         "classifier": {
-            "arch": "small_vgg", "options": {"widths": [8, 8]}, "input_size": 32,
-            "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+            "arch": "small_vgg",
+            "options": {"widths": [8, 8]},
+            "input_size": 32,
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
         },
-        "num_classes": 3, "task": "multilabel", "class_names": list(NAMES),
-    }  # fmt: skip
+        "num_classes": 3,
+        "task": "multilabel",
+        "class_names": list(NAMES),
+    }
     state = {f"classifier.{k}": v for k, v in classifier.classifier.state_dict().items()}
     torch.save({"state_dict": state, "hyper_parameters": values}, path)
     return path

@@ -32,9 +32,13 @@ def state_dict(classifier: Explanandum, tmp_path: Path) -> Path:
 def onnx_classifier(classifier: Explanandum, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("black_box") / "classifier.onnx"
     torch.onnx.export(
-        torch.nn.Sequential(classifier.classifier).eval(), (torch.zeros(2, 3, 32, 32),), file, dynamo=True, verbose=False,
+        torch.nn.Sequential(classifier.classifier).eval(),
+        (torch.zeros(2, 3, 32, 32),),
+        file,
+        dynamo=True,
+        verbose=False,
         dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-    )  # fmt: skip
+    )
     return file
 
 
@@ -71,8 +75,18 @@ def test_explain_takes_every_kind_of_classifier(
 
 def test_selection_needs_scores_only(checkpoint: Path, onnx_classifier: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "s.json").write_text(json.dumps({"threshold": 2 / 3, "alpha": 0.1, "kind": "marginal", "delta": None, "images": 30}))
-    common = ["explain", str(checkpoint), str(folder), "--quiet", "--classifier", str(onnx_classifier), "--classifier_options",
-              "{options: {normalize: true}, input_size: 32}", "--classes", "red"]  # fmt: skip
+    common = [
+        "explain",
+        str(checkpoint),
+        str(folder),
+        "--quiet",
+        "--classifier",
+        str(onnx_classifier),
+        "--classifier_options",
+        "{options: {normalize: true}, input_size: 32}",
+        "--classes",
+        "red",
+    ]
     assert main([*common, "--out", str(tmp_path / "out"), "--selector", str(tmp_path / "s.json")]) == 0
     row = json.loads((tmp_path / "out" / "results.json").read_text())["images"][0]
     assert row["withheld"] == [name for name, fact in row["treatment"].items() if fact["quality"] <= 2 / 3] and row["treatment"]
@@ -124,8 +138,12 @@ def test_what_a_model_says_of_its_classifier_runs_nothing(
 
 def test_descriptions_hold_no_folders(net: Explainer) -> None:
     assert described({"arch": "onnx:/home/someone/c.onnx", "options": {"cache_file": "/home/x", "normalize": True}, "mean": [0.5]}) == {
-        "arch": "onnx:c.onnx", "options": {"normalize": True}, "mean": [0.5], "std": None, "input_size": None,
-    }  # fmt: skip
+        "arch": "onnx:c.onnx",
+        "options": {"normalize": True},
+        "mean": [0.5],
+        "std": None,
+        "input_size": None,
+    }
     assert described(None) is None and described({"arch": 3}) is None
     assert describe(net)["classifier"] is None
 

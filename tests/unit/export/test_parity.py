@@ -181,9 +181,15 @@ def test_reports_of_several_files_accumulate(tmp_path: Path) -> None:
     reports = json.loads((tmp_path / "drift.json").read_text())
     assert set(reports) == {"x.onnx", "y.onnx"}
     description = {
-        "classes": ["a"], "explainer": {"network": "unet", "options": {}}, "parameters": 1234, "image_size": None, "weights": "w",
-        "explained_classifier": None, "data": None, "versions": {},
-    }  # fmt: skip
+        "classes": ["a"],
+        "explainer": {"network": "unet", "options": {}},
+        "parameters": 1234,
+        "image_size": None,
+        "weights": "w",
+        "explained_classifier": None,
+        "data": None,
+        "versions": {},
+    }
     text = card(description, reports, {"iou": 0.81, "note": "left out"}, None)
     assert "| iou | 0.8100 |" in text and "note" not in text and "max difference 0.5 is above" in text and "1,234" in text
     assert "Not stated by whoever exported it" in text and "fingerprint `unknown`" in text

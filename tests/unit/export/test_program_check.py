@@ -131,13 +131,29 @@ def saved(mark: Path) -> bytes:
 ATTACKS = {
     attack.__name__: attack
     for attack in (
-        pickled_weight, pickled_constant, opaque_object, opaque_object_under_another_name, legacy_weights, legacy_constants, example_inputs,
-        shared_library, size_expression,
+        pickled_weight,
+        pickled_constant,
+        opaque_object,
+        opaque_object_under_another_name,
+        legacy_weights,
+        legacy_constants,
+        example_inputs,
+        shared_library,
+        size_expression,
     )
-} | {name: called(name) for name in (
-    "torch.hub.load", "torch.load", "torch.ops.load_library", "_operator.attrgetter", "torch.ops.aten.from_file.default",
-    "torch.ops.aten.add.__class__", "torch.ops.higher_order.cond", "#other.operator",
-)}  # fmt: skip
+} | {
+    name: called(name)
+    for name in (
+        "torch.hub.load",
+        "torch.load",
+        "torch.ops.load_library",
+        "_operator.attrgetter",
+        "torch.ops.aten.from_file.default",
+        "torch.ops.aten.add.__class__",
+        "torch.ops.higher_order.cond",
+        "#other.operator",
+    )
+}
 
 
 @pytest.mark.parametrize("attack", list(ATTACKS.values()), ids=list(ATTACKS))
@@ -204,6 +220,6 @@ def test_a_description_of_another_kind_is_refused(program: Records, tmp_path: Pa
         ("Symbol('os.system')", False),
         ("lambda: 1", False),
     ],
-)  # fmt: skip
+)
 def test_size_expressions(expression: str, known: bool) -> None:
     assert bool(_EXPRESSION.fullmatch(expression)) is known

@@ -22,7 +22,7 @@ from explainer.inference.selection import (
     explain_selectively,
     predicted_classes,
     truth_loss,
-)  # fmt: skip
+)
 from explainer.tensors import Batch
 
 
@@ -274,12 +274,29 @@ def test_marginal_guarantee_where_the_classifier_invents_classes():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("threshold", "high"), ("threshold", float("nan")), ("threshold", 1.5), ("threshold", True), ("alpha", -1), ("kind", "sure"),
-        ("delta", 2), ("delta", None), ("images", 0), ("images", 1.5), ("fallback", "guess"), ("fill", "pink"), ("fill", ["mean"]),
-        ("refinement", [1]), ("refinement", {"method": "x"}), ("refinement", {"iterations": "many"}), ("classes", "all"),
-        ("predicted_from", "0.5"), ("explainer", 3), ("classifier", {}), ("surprise", 1),
+        ("threshold", "high"),
+        ("threshold", float("nan")),
+        ("threshold", 1.5),
+        ("threshold", True),
+        ("alpha", -1),
+        ("kind", "sure"),
+        ("delta", 2),
+        ("delta", None),
+        ("images", 0),
+        ("images", 1.5),
+        ("fallback", "guess"),
+        ("fill", "pink"),
+        ("fill", ["mean"]),
+        ("refinement", [1]),
+        ("refinement", {"method": "x"}),
+        ("refinement", {"iterations": "many"}),
+        ("classes", "all"),
+        ("predicted_from", "0.5"),
+        ("explainer", 3),
+        ("classifier", {}),
+        ("surprise", 1),
     ],
-)  # fmt: skip
+)
 def test_a_selector_with_a_wrong_value_is_refused(tmp_path, key, value):
     good = asdict(Selector(0.25, 0.1, "selective", 0.05, 40, "refine", "blur", {"iterations": 5}))
     (tmp_path / "s.json").write_text(json.dumps({**good, key: value}))

@@ -183,8 +183,9 @@ def test_what_does_not_fit_is_refused(pair: tuple[Explainer, Explanandum], net: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("format_name", "precision"), [("onnx", "fp16"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "int8"),
-                                                        ("torch_export", "fp32")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("format_name", "precision"), [("onnx", "fp16"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "int8"), ("torch_export", "fp32")]
+)
 def test_every_format_and_precision(pair: tuple[Explainer, Explanandum], tmp_path: Path, format_name: str, precision: str) -> None:
     x = pictures(12, 32, 32).numpy()
     # An untrained network decides nothing clearly, so int8 moves its probabilities and masks by more than the limits of a trained one.

@@ -352,9 +352,13 @@ def test_an_onnx_classifier_gives_scores_and_methods_without_gradients(
 ) -> None:
     file = tmp_path / "classifier.onnx"
     torch.onnx.export(
-        torch.nn.Sequential(classifier.classifier).eval(), (torch.zeros(2, 3, 32, 32),), file, dynamo=True, verbose=False,
+        torch.nn.Sequential(classifier.classifier).eval(),
+        (torch.zeros(2, 3, 32, 32),),
+        file,
+        dynamo=True,
+        verbose=False,
         dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-    )  # fmt: skip
+    )
     options = "{options: {normalize: true}, input_size: 32}"
     made = started([str(checkpoint), "--classifier", str(file), "--classifier_options", options])
     try:

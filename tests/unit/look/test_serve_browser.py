@@ -111,8 +111,12 @@ def test_comparison_is_computed_when_asked_for(page: Page, server: Server, photo
         page.click(f"[data-compare={method}]")
         assert drawn(page, "1/0/kept", method).shape == (40, 48, 3)
     assert page.run("Array.from(document.querySelectorAll('#panels b')).map(b => b.textContent)") == [
-        "Picture", "Explainer", "Grad-CAM", "SRD", "Refined mask",
-    ]  # fmt: skip
+        "Picture",
+        "Explainer",
+        "Grad-CAM",
+        "SRD",
+        "Refined mask",
+    ]
     assert np.abs(drawn(page, "1/0/kept", "grad_cam") - downloaded(page, "grad_cam", "overlay")).max() <= 2
     page.click("[data-class='2']")
     page.wait("!document.querySelector('#panels .stale')")

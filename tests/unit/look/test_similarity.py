@@ -104,8 +104,9 @@ def test_the_file_holds_everything(photos: Path, tmp_path: Path) -> None:
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL).group(1))
     assert [i["name"] for i in data["images"]][:2] == ["0.png", "1.png"] and len(data["images"]) == 4
     assert [(layer["name"], layer["height"], layer["width"], layer["channels"]) for layer in data["layers"]] == [
-        ("features.1", 4, 4, 3), ("act", 4, 4, 3),
-    ]  # fmt: skip
+        ("features.1", 4, 4, 3),
+        ("act", 4, 4, 3),
+    ]
     assert all(i["picture"].startswith("data:image/png;base64,") for i in data["images"])
 
 

@@ -102,12 +102,20 @@ def explanation(**changes):
     masks = torch.full((2, 3, 4, 4), 0.5)
     targets = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     base = {
-        "images": torch.rand(2, 3, 4, 4), "targets": targets, "class_masks": masks, "target_mask": masks[:, 0],
+        "images": torch.rand(2, 3, 4, 4),
+        "targets": targets,
+        "class_masks": masks,
+        "target_mask": masks[:, 0],
         "non_target_mask": masks[:, 1],
-        "logits_masked": torch.zeros(2, 3), "logits_inverse": torch.zeros(2, 3), "shown": targets, "task": "multilabel",
+        "logits_masked": torch.zeros(2, 3),
+        "logits_inverse": torch.zeros(2, 3),
+        "shown": targets,
+        "task": "multilabel",
         "explanandum": None,
-        "generators": [torch.Generator(), torch.Generator()], "progress": 0.0, "ids": ("first", "second"),
-    }  # fmt: skip
+        "generators": [torch.Generator(), torch.Generator()],
+        "progress": 0.0,
+        "ids": ("first", "second"),
+    }
     return Explanation(**{**base, **changes})
 
 

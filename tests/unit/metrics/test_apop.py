@@ -15,10 +15,23 @@ from explainer.metrics.apop import APOP, apop_logits, binarized_call_logits, bin
 
 def network(bias=True, relu=nn.ReLU):
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1, bias=bias), relu(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, bias=bias), relu(), nn.AvgPool2d(2),
-        nn.Flatten(), nn.Linear(5, 6, bias=bias), relu(), nn.Dropout(), nn.Linear(6, 3),
-    ).double().eval()  # fmt: skip
+    return (
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1, bias=bias),
+            relu(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 5, 3, bias=bias),
+            relu(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(5, 6, bias=bias),
+            relu(),
+            nn.Dropout(),
+            nn.Linear(6, 3),
+        )
+        .double()
+        .eval()
+    )
 
 
 def images(batch=2, seed=0, size=8):

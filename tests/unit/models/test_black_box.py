@@ -198,9 +198,14 @@ def test_fingerprint_is_the_identity_and_what_surrounds_it():
     base = BlackBox(Means(), 3).fingerprint()
     assert base == BlackBox(Means(), 3).fingerprint() and len(base) == 16
     others = [
-        BlackBox(Means(), 3, identity="v2"), BlackBox(Means(), 4), BlackBox(Means(), 3, "multiclass"), BlackBox(Means(), 3, normalize=True),
-        BlackBox(Means(), 3, mean=0.5), BlackBox(function_of_images, 3), BlackBox(Means(), 3, scores="probability"),
-    ]  # fmt: skip
+        BlackBox(Means(), 3, identity="v2"),
+        BlackBox(Means(), 4),
+        BlackBox(Means(), 3, "multiclass"),
+        BlackBox(Means(), 3, normalize=True),
+        BlackBox(Means(), 3, mean=0.5),
+        BlackBox(function_of_images, 3),
+        BlackBox(Means(), 3, scores="probability"),
+    ]
     assert len({base, *(o.fingerprint() for o in others)}) == 8
 
 

@@ -78,13 +78,16 @@ def test_encoder_computes_the_classifiers_features(arch: str, encoder: str, modu
 @pytest.mark.parametrize(
     ("arch", "encoder"),
     [
-        *[(arch, encoder) for arch, encoder, _ in PAIRS if (arch, encoder) not in
-          [("torchvision:resnet18", "tu-resnet18"), ("timm:resnet18", "resnet18")]],
+        *[
+            (arch, encoder)
+            for arch, encoder, _ in PAIRS
+            if (arch, encoder) not in [("torchvision:resnet18", "tu-resnet18"), ("timm:resnet18", "resnet18")]
+        ],
         ("efficientnet_lite2", "tu-tf_efficientnet_lite2"),
         ("vgg16", "vgg16"),
         ("timm:tf_efficientnet_lite0.in1k", "tu-tf_efficientnet_lite0.in1k"),
     ],
-)  # fmt: skip
+)
 def test_auto_is_the_classifiers_own(arch: str, encoder: str) -> None:
     assert encoder_for(arch) == encoder
 

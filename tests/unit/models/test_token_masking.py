@@ -169,13 +169,15 @@ class SumPool(VisionTransformer):
     ("network", "message"),
     [
         (lambda: TinyVGG(), "no attention ran in TinyVGG"),
-        (lambda: SwinTransformer(img_size=16, patch_size=2, num_classes=3, embed_dim=8, depths=(1, 1), num_heads=(2, 2), window_size=4),
-         "not over all patches"),
+        (
+            lambda: SwinTransformer(img_size=16, patch_size=2, num_classes=3, embed_dim=8, depths=(1, 1), num_heads=(2, 2), window_size=4),
+            "not over all patches",
+        ),
         (ConvolutionalStem, "left out still change the logits"),
         (SumPool, "left out still change the logits"),
     ],
     ids=["cnn", "swin", "stem", "sum"],
-)  # fmt: skip
+)
 def test_refusals_name_the_reason_and_another_fill(network: Callable[[], nn.Module], message: str) -> None:
     images = pictures(16, 24) if network in (ConvolutionalStem, SumPool) else pictures(16, 16)
     with pytest.raises(UnsupportedLayerError, match=message) as caught:

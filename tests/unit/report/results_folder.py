@@ -43,9 +43,12 @@ def make_results(folder: Path, images: int = 10, gallery: int = 6) -> Path:
     rows = [row for part in units.values() for unit in part for row in unit.rows]
     write_rows(folder, rows)
     provenance = {
-        "versions": {"explainer": "0"}, "hardware": {"cpus": 2}, "seconds": 12.0, "finished": "2026-01-01",
+        "versions": {"explainer": "0"},
+        "hardware": {"cpus": 2},
+        "seconds": 12.0,
+        "finished": "2026-01-01",
         "config": {"data": {"name": f"shapes {EVIL}"}, "methods": {"explainer": {"name": "explainer"}}},
         "fingerprints": {"classifier": "abc"},
-    }  # fmt: skip
+    }
     summary.write(folder, summary.build(runner, rows, outcome, provenance, 50, 0.95))
     return folder

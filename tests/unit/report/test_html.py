@@ -97,8 +97,11 @@ def test_all_parts_are_there(page, folder):
     assert "it reads the ground truth, not the classifier" in words, "what was left out is told"
     data = json.loads(reader.embedded)
     assert "segmentation_per_class.iou" in data["metrics"] and len(data["cards"]) == text.count('class="card"')
-    rows = {(r.index, r.class_index): r.values["iou"] for r in load_results(folder).rows
-            if (r.method, r.protocol, r.scale) == ("explainer", "segmentation_per_class", "raw") and "iou" in r.values}  # fmt: skip
+    rows = {
+        (r.index, r.class_index): r.values["iou"]
+        for r in load_results(folder).rows
+        if (r.method, r.protocol, r.scale) == ("explainer", "segmentation_per_class", "raw") and "iou" in r.values
+    }
     pairs = sorted(p for p in rows if p[0] in (0, 2, 4, 5, 7, 9))
     assert [card["0"]["segmentation_per_class.iou"] for card in data["cards"]] == [pytest.approx(rows[p], abs=1e-5) for p in pairs]
 

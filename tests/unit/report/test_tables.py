@@ -31,18 +31,26 @@ def hand_made(values: dict[str, list[float]], column: dict | None = None, needs_
         for m, v in means.items()
     ]
     summary = {
-        "schema": 1, "methods": {m: {"needs_truth": m in needs_truth} for m in values}, "results": results, "confidence": 0.95, "images": 4,
-        "split": "test", "protocols": {"seg": {"name": "segmentation", "source": "paper", "mode": "corrected", "axes": {},
-                                               "columns": {"iou": column or COLUMN}}},
-    }  # fmt: skip
+        "schema": 1,
+        "methods": {m: {"needs_truth": m in needs_truth} for m in values},
+        "results": results,
+        "confidence": 0.95,
+        "images": 4,
+        "split": "test",
+        "protocols": {
+            "seg": {"name": "segmentation", "source": "paper", "mode": "corrected", "axes": {}, "columns": {"iou": column or COLUMN}}
+        },
+    }
     return Results(Path("here"), summary, rows)
 
 
 def test_the_best_number_is_marked_and_ground_truth_does_not_compete():
     table = tables.protocol_table(hand_made({"a": [0.5, 0.7], "b": [0.6, 0.9], "truth": [1.0, 1.0]}, needs_truth=("truth",)), "seg")
     assert [(label, cells[0].number, cells[0].best) for label, cells in table.lines] == [
-        ("a", "60.00", False), ("b", "75.00", True), ("truth", "100.00", False),
-    ]  # fmt: skip
+        ("a", "60.00", False),
+        ("b", "75.00", True),
+        ("truth", "100.00", False),
+    ]
     assert table.header == ["IoU %"] and table.title == "Agreement with the objects (seg)"
     assert table.lines[0][1][0].interval == "10.00 to 20.00"
     lower = tables.protocol_table(hand_made({"a": [0.5], "b": [0.6]}, {**COLUMN, "higher_is_better": False}), "seg")

@@ -38,8 +38,9 @@ def test_evaluation_draws_the_same_in_every_epoch():
     assert torch.equal(a.uniform(3), b.uniform(3))
 
 
-@pytest.mark.parametrize("fill", [lambda x, g: make_fill(x, "noise", generator=g),
-                                  lambda x, g: alternative_fill(x, torch.zeros(3), torch.ones(3), g, "colour")])  # fmt: skip
+@pytest.mark.parametrize(
+    "fill", [lambda x, g: make_fill(x, "noise", generator=g), lambda x, g: alternative_fill(x, torch.zeros(3), torch.ones(3), g, "colour")]
+)
 def test_fills_by_one_generator_an_image_are_each_images_own(fill):
     images = torch.rand(3, 3, 8, 8)
     each = lambda *seeds: [torch.Generator().manual_seed(s) for s in seeds]  # noqa: E731

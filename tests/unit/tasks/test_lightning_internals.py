@@ -46,10 +46,18 @@ class Spy(pl.loggers.logger.Logger):
 
 def fit(folder, callback, logger=False, ckpt=None, epochs=2):
     trainer = pl.Trainer(
-        accelerator="cpu", devices=1, max_epochs=epochs, logger=logger, callbacks=[callback], enable_progress_bar=False,
-        enable_model_summary=False, log_every_n_steps=1, default_root_dir=folder, enable_checkpointing=False,
+        accelerator="cpu",
+        devices=1,
+        max_epochs=epochs,
+        logger=logger,
+        callbacks=[callback],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        default_root_dir=folder,
+        enable_checkpointing=False,
         use_distributed_sampler=False,
-    )  # fmt: skip
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(Line(), DataLoader(TensorDataset(torch.ones(6, 1)), batch_size=2), ckpt_path=ckpt)

@@ -77,8 +77,19 @@ def test_the_rule_is_what_happens(key, caplog):
 
 def test_which_keys_make_a_run_another_one():
     refused = {key for key, rule in RULES.items() if rule == "refuse"}
-    assert {"seed", "task", "data.batch_size", "data.options", "data.global_batch", "masking.fill", "explainer.network", "classifier.arch",
-            "classifier.mean", "trainer.accumulate_grad_batches", "optimizer.lr"} <= refused  # fmt: skip
+    assert {
+        "seed",
+        "task",
+        "data.batch_size",
+        "data.options",
+        "data.global_batch",
+        "masking.fill",
+        "explainer.network",
+        "classifier.arch",
+        "classifier.mean",
+        "trainer.accumulate_grad_batches",
+        "optimizer.lr",
+    } <= refused
     assert RULES["losses"] == "say", "weights of the losses may be changed on the way"
     assert {RULES[k] for k in ("trainer.max_epochs", "data.num_workers", "logging.wandb", "run_dir")} == {"free"}
 

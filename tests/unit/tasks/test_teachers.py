@@ -26,7 +26,7 @@ from explainer.tasks.teachers import (
     open_cache,
     thresholds_of,
     to_unit,
-)  # fmt: skip
+)
 from explainer.tensors import Batch
 
 NAMES = ("stripes", "checks", "dots")
