@@ -165,7 +165,7 @@ class OpenAttention(TorchFunctionMode):
         self.in_multi_head = True
         try:
             with self:
-                packed = nn.functional.linear(query, in_proj_weight, in_proj_bias)  # type: ignore[arg-type]
+                packed = nn.functional.linear(query, in_proj_weight, in_proj_bias)
                 heads = packed.view(tokens, batch, 3, num_heads, width // num_heads).permute(2, 1, 3, 0, 4)
                 q, k, v = heads.unbind(0)
                 out, attention = self._attend(q, k, v)

@@ -87,7 +87,7 @@ def classifier(config: EvaluateConfig, data: DataModule) -> Explanandum:
 
 def _faster(net: N) -> N:
     """channels_last: the same numbers up to rounding, 1.4 times as fast in float32 on a CPU (VGG-style, 64 px)."""
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return net.to(memory_format=torch.channels_last)
 
 
 def build_method(

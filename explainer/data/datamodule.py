@@ -204,7 +204,7 @@ class DataModule(pl.LightningDataModule):
             options=plain(self.options),
             train_options=plain(self.train_options),
             eval_options=plain(self.eval_options),
-            on_error=self.on_error,  # type: ignore[arg-type]
+            on_error=self.on_error,
             prefetch_factor=self.prefetch_factor,
         )
 

@@ -108,7 +108,7 @@ class Shapes(ExplainerDataset):
 
     name = "shapes"
     task: Literal["multilabel", "multiclass"] = "multilabel"
-    size: int  # type: ignore[assignment]  # its pictures are squares
+    size: int  # its pictures are squares
 
     def __init__(
         self,

@@ -141,7 +141,7 @@ def quantize(proto: Any, images: Array) -> Any:
 
     batches = [{INPUT: image[None]} for image in images]
 
-    class Reader(quantization.CalibrationDataReader):
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
             self._rest = iter(batches)
 

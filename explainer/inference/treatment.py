@@ -77,11 +77,11 @@ class Treatment:
                 self.explanandum,
                 images,
                 index,
-                self.method,
+                self.method,  # type: ignore[arg-type]
                 self.iterations,
                 self.budget_s,
                 start,
-                fill=self.fill,  # type: ignore[arg-type]
+                fill=self.fill,
             )
             final, scores, refined = better.masks, better.after.score, better.improved
         else:

@@ -22,6 +22,7 @@ from explainer.baselines.extremal_perturbation import ExtremalPerturbation
 from explainer.baselines.kernels.extremal_masks import smallest_sufficient
 from explainer.baselines.kernels.features import forward_features
 from explainer.baselines.kernels.hooks import find_layer, untouched
+from explainer.baselines.kernels.stages import default_layer
 from explainer.errors import ConfigError
 from explainer.figures import overlay, panel_sheet, signed_overlay
 from explainer.files import replacing, write_text
@@ -30,7 +31,6 @@ from explainer.inference.explaining import class_indices, safe_name
 from explainer.inference.formats import DEFAULT_SIDE
 from explainer.inference.pictures import find_pictures, load_picture
 from explainer.look.inversion import Inversion, Objective, Prior, colour_matrix, invert
-from explainer.look.similarity import default_layer
 
 AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 

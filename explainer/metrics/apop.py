@@ -241,7 +241,8 @@ class _Binarised(TorchFunctionMode):
 @torch.no_grad()
 def activation_calls(classifier: Callable[[Tensor], Tensor], images: Tensor) -> int:
     """How many activation calls a forward pass of normalised images ``[B,C,H,W]`` makes; see :func:`binarized_call_logits`."""
-    with _Binarised(-1) as mode:
+    mode = _Binarised(-1)
+    with mode:
         classifier(images)
     return mode.seen
 

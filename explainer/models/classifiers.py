@@ -53,7 +53,7 @@ def vgg16(
     Args:
         weights: a torchvision weights name such as "IMAGENET1K_V1", or None for random weights (nothing is frozen then).
     """
-    net: models.VGG = _torchvision(name, weights)
+    net = _torchvision(name, weights)
     net.classifier = nn.Sequential(
         nn.Linear(512 * 7 * 7, 4096),
         nn.ReLU(inplace=True),
@@ -65,14 +65,16 @@ def vgg16(
     )
     if weights is not None and freeze_features:
         net.features.requires_grad_(False)
-    return net
+    built: nn.Module = net
+    return built
 
 
 def resnet50(num_classes: int, weights: str | None = None) -> nn.Module:
     """Torchvision ResNet-50 with a new linear head, all layers trained."""
-    net: models.ResNet = _torchvision("resnet50", weights)
+    net = _torchvision("resnet50", weights)
     net.fc = nn.Linear(net.fc.in_features, num_classes)
-    return net
+    built: nn.Module = net
+    return built
 
 
 #: Activations of Han et al. 2024, Table 4.
@@ -94,7 +96,7 @@ def cifar_resnet50(num_classes: int, activation: str = "relu") -> nn.Module:
     """
     if activation not in ACTIVATIONS:
         raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, received {activation!r}.")
-    net: models.ResNet = _torchvision("resnet50", None)
+    net = _torchvision("resnet50", None)
     net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out")
     net.fc = nn.Linear(net.fc.in_features, num_classes)
@@ -102,7 +104,8 @@ def cifar_resnet50(num_classes: int, activation: str = "relu") -> nn.Module:
         for child, inner in list(module.named_children()):
             if isinstance(inner, nn.ReLU):
                 setattr(module, child, ACTIVATIONS[activation]())
-    return net
+    built: nn.Module = net
+    return built
 
 
 def _torchvision(name: str, weights: str | None) -> Any:

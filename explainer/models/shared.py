@@ -228,8 +228,8 @@ class SharedNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
         self.decoder = FeatureDecoder(self.stages, width, decoder)
         self.head = ClassHead(num_classes, width, None if self._head[0] is None else self._head[0].weight.detach(), prior)
-        self.register_state_dict_post_hook(_without_classifier)
-        self.register_load_state_dict_pre_hook(_keep_classifier)
+        self.register_state_dict_post_hook(_without_classifier)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_keep_classifier)  # type: ignore[no-untyped-call]
 
     std: Tensor
 

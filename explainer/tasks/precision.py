@@ -96,7 +96,7 @@ def timed_step(task: ClassifyTask | ExplainTask, batch_size: int, size: Size, de
     images = torch.rand(batch_size, 3, *height_width(size), generator=torch.Generator().manual_seed(0)).to(device)
 
     def run(c: Combination) -> float:
-        nets.to(memory_format=torch.channels_last if c.channels_last else torch.contiguous_format)  # type: ignore[call-overload]
+        nets.to(memory_format=torch.channels_last if c.channels_last else torch.contiguous_format)
         nets.zero_grad(set_to_none=True)
         _wait(device)
         start = time.perf_counter()

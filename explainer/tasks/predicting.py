@@ -49,5 +49,5 @@ class PredictionWriter(pl.Callback):
         for name, value in zip(batch.ids, values, strict=True):
             array = {"masks": value.half().numpy()} if value.ndim == 3 else {"logits": value.numpy()}
             with replacing(self.folder / f"{self.names[name]}.npz", durable=False) as stream:
-                np.savez_compressed(stream, id=np.array(name), **array)  # type: ignore[arg-type]
+                np.savez_compressed(stream, id=np.array(name), **array)
             self.written += 1

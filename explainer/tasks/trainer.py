@@ -143,7 +143,7 @@ def native_precision(accelerator: str) -> str:
 def to_memory_format(task: ClassifyTask | ExplainTask, config: TrainerConfig) -> None:
     """Lay the networks out in memory as ``channels_last`` says, in place."""
     if config.channels_last is not False:
-        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task.to(memory_format=torch.channels_last)
 
 
 def compile_networks(task: ClassifyTask | ExplainTask, config: TrainerConfig) -> None:

@@ -55,7 +55,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
                     del module.__dict__[name]
             for module, flag in inplace:
                 if module.inplace != flag:  # of scripted modules it is a constant
-                    module.inplace = flag  # type: ignore[assignment]
+                    module.inplace = flag
             for parameter, wanted, grad in parameters:
                 parameter.requires_grad_(wanted)
                 parameter.grad = grad
