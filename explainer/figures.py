@@ -89,6 +89,7 @@ def mask_sheet(
     targets: Tensor,
     class_names: Sequence[str],
     path: Path,
+    *,
     merged: Tensor | None = None,
     truth: Tensor | None = None,
     titles: Sequence[str] = (),

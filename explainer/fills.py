@@ -83,6 +83,7 @@ def alternative_fill(
     images: Tensor,
     mean: Tensor,
     std: Tensor,
+    *,
     generator: Generators = None,
     kind: Literal["blur", "colour", "random"] = "random",
     blur_sigma: float = 10.0,

@@ -93,7 +93,7 @@ def method_key(name: str, method: type, options: Mapping[str, Any]) -> dict[str,
     return key
 
 
-def cache_key(classifier: str, data: str, method: Mapping[str, Any], split: str, seed: int, version: str) -> dict[str, Any]:
+def cache_key(classifier: str, data: str, method: Mapping[str, Any], *, split: str, seed: int, version: str) -> dict[str, Any]:
     """The key under which evaluation, ``explainer maps`` and distillation find the same maps.
 
     Args:
@@ -261,6 +261,7 @@ def compute_pairs(
     attributor: Attributor | DenseAttributor,
     images: Tensor,
     wanted: Tensor,
+    *,
     generator: Callable[[], torch.Generator] | None = None,
     masks: Tensor | None = None,
     batch_size: int = 64,
@@ -324,6 +325,7 @@ def cached_maps(
     cache: MapCache,
     attributor: Attributor | DenseAttributor,
     batches: Iterable[Batch],
+    *,
     wanted: Callable[[Batch], Tensor] | None = None,
     generator: Callable[[], torch.Generator] | None = None,
     batch_size: int = 64,
@@ -344,7 +346,7 @@ def cached_maps(
         B, _, H, W = batch.images.shape
         chosen = torch.ones(B, attributor.num_classes, dtype=torch.bool) if wanted is None else wanted(batch).bool().cpu()
         out = batch.images.new_full((B, attributor.num_classes, H, W), torch.nan)
-        out[chosen.to(out.device)], _ = fetch_pairs(cache, attributor, batch, chosen, generator, batch_size)
+        out[chosen.to(out.device)], _ = fetch_pairs(cache, attributor, batch, chosen, generator=generator, batch_size=batch_size)
         yield batch, out
 
 
@@ -353,6 +355,7 @@ def fetch_pairs(
     attributor: Attributor | DenseAttributor,
     batch: Batch,
     wanted: Tensor,
+    *,
     generator: Callable[[], torch.Generator] | None = None,
     batch_size: int = 64,
 ) -> tuple[Tensor, int]:
@@ -360,7 +363,8 @@ def fetch_pairs(
     images = batch.images
     target = wanted.to(images.device)
     if cache is None:
-        return compute_pairs(attributor, images, target, generator, batch.masks, batch_size).to(images), int(wanted.sum())
+        values = compute_pairs(attributor, images, target, generator=generator, masks=batch.masks, batch_size=batch_size)
+        return values.to(images), int(wanted.sum())
     rows, classes = wanted.cpu().nonzero(as_tuple=True)
     ids = [batch.ids[b] for b in rows.tolist()]
     found = cache.get(ids, classes.tolist())
@@ -368,7 +372,9 @@ def fetch_pairs(
     if absent:
         missing = torch.zeros_like(wanted.cpu())
         missing[rows[absent], classes[absent]] = True
-        computed = compute_pairs(attributor, images, missing.to(images.device), generator, batch.masks, batch_size)
+        computed = compute_pairs(
+            attributor, images, missing.to(images.device), generator=generator, masks=batch.masks, batch_size=batch_size
+        )
         stored = cache.put([ids[i] for i in absent], [int(classes[i]) for i in absent], computed)
         for i, value in zip(absent, stored, strict=True):
             found[i] = value

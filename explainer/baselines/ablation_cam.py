@@ -35,6 +35,7 @@ class AblationCam(CamBaseline):
         self,
         explanandum: Any,
         layer: str | Sequence[str] | None = None,
+        *,
         convention: Convention | None = None,
         relu: bool | None = None,
         interpolation: Interpolation | None = None,

@@ -104,6 +104,7 @@ class ExtremalPerturbation(Baseline):
         self,
         explanandum: Any,
         areas: Sequence[float] = (0.025, 0.05, 0.1, 0.2),
+        *,
         game: Game = "preserve",
         reward: Reward = "simple",
         perturbation: PerturbationKind = "blur",
@@ -199,7 +200,15 @@ class ExtremalPerturbation(Baseline):
         index = check_class_index(class_index, images, self.num_classes)
         with untouched(self.explanandum):
             found = channel_masks(
-                self.explanandum, self.layer, images, index, self.areas, self.game, self.reward, self.iterations or 300, self.limits
+                self.explanandum,
+                self.layer,
+                images,
+                index,
+                self.areas,
+                game=self.game,
+                reward=self.reward,
+                iterations=self.iterations or 300,
+                limits=self.limits,
             )
         self.history = found.history
         return found
@@ -254,7 +263,7 @@ class ExtremalPerturbation(Baseline):
             width,
             step,
             self.sigma or 3 * step,
-            self.schedule.profile,
+            profile=self.schedule.profile,
             clamp_gradient=self.clamp_gradient,
             dtype=images.dtype,
             device=images.device,
@@ -265,7 +274,17 @@ class ExtremalPerturbation(Baseline):
         origin = {"black": 0.0, "mean": self.explanandum.mean}[self.origin] if isinstance(self.origin, str) else self.origin
         blur = 20.0 * scale if self.max_blur is None else self.max_blur
         generator = generator or torch.Generator().manual_seed(0)
-        return Perturbation(pyramid(images, self.perturbation, self.levels, blur, origin, self.schedule.renormalize, generator))
+        return Perturbation(
+            pyramid(
+                images,
+                self.perturbation,
+                self.levels,
+                max_blur=blur,
+                origin=origin,
+                renormalize=self.schedule.renormalize,
+                generator=generator,
+            )
+        )
 
     def _search(self, images: Tensor, image: Tensor, class_index: Tensor, init: Start, generator: torch.Generator | None) -> ExtremalMasks:
         """P pairs of (image, class) times A areas, one row each."""
@@ -284,7 +303,7 @@ class ExtremalPerturbation(Baseline):
             full = family.padded_masks(parameters)
             mask = family.crop(full)
             flip = self.jitter and t % 2 == 0
-            gain = game_reward(partial(classify, flip=flip), mask, rows, row_class[rows], self.game, self.reward)
+            gain = game_reward(partial(classify, flip=flip), mask, rows, row_class[rows], game=self.game, reward=self.reward)
             penalty = area_penalty(full if self.schedule.area_on == "margin" else mask, zeros[rows], self.area_reduction)
             return gain - self.schedule.weight(t) * penalty, {"reward": gain, "area": penalty}
 
@@ -348,11 +367,11 @@ class ExtremalPerturbation(Baseline):
                     level = torch.full((len(part), *family.grid), strength, dtype=family.dtype, device=part.device).requires_grad_()
                     with torch.enable_grad():
                         mask = family(level)
-                        gain = game_reward(partial(classify, flip=flip), mask, part, row_class[part], self.game, self.reward)
+                        gain = game_reward(partial(classify, flip=flip), mask, part, row_class[part], game=self.game, reward=self.reward)
                         slope[part // number] += torch.autograd.grad(gain.sum(), level)[0]
         smooth = imsmooth(slope[:, None], _SMOOTH, renormalize=True)[:, 0].repeat_interleave(number, 0)
         with torch.no_grad():
-            pointed = parameters_of_area(family, smooth, self.areas * pairs, self.schedule.area_on == "margin")
+            pointed = parameters_of_area(family, smooth, self.areas * pairs, on_margin=self.schedule.area_on == "margin")
             return 1 - _INFORMED * (1 - pointed)
 
     def _start(self, images: Tensor, image: Tensor, class_index: Tensor, init: Start, family: SmoothMask) -> Tensor:

@@ -86,7 +86,9 @@ class FullGrad(Baseline):
             if call.module in seen and call.module not in found and all(o.shape[1:] == call.shape[1:] for o in seen[call.module]):
                 options = recording.readings(call, self.explanandum.classifier)
                 with contextlib.suppress(UnsupportedLayerError):
-                    found[call.module] = decide(self.explanandum, call.path, call.module, options, call.shape, images, recording)
+                    found[call.module] = decide(
+                        self.explanandum, call.path, call.module, options=options, shape=call.shape, images=images, recording=recording
+                    )
         return found
 
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:

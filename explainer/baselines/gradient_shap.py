@@ -48,6 +48,7 @@ class GradientShap(ChannelBaseline):
     def __init__(
         self,
         explanandum: Any,
+        *,
         baselines: Tensor | None = None,
         samples: int = 32,
         stdev: float = 0.0,

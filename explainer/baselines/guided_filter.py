@@ -39,6 +39,7 @@ class GuidedFilter(Baseline):
         self,
         explanandum: Any,
         method: str = "srd",
+        *,
         options: Mapping[str, Any] | None = None,
         smooth: float = 0.04,
         radius: float = 0.125,

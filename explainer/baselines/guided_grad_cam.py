@@ -34,6 +34,7 @@ class GuidedGradCam(ChannelBaseline):
         self,
         explanandum: Any,
         layer: str | None = None,
+        *,
         convention: Convention = "captum",
         interpolation: Interpolation = "nearest",
         reduction: Reduction | None = None,

@@ -35,6 +35,7 @@ class IntegratedGradients(ChannelBaseline):
     def __init__(
         self,
         explanandum: Any,
+        *,
         baseline: FillKind | Tensor = "black",
         steps: int = 50,
         method: Literal["gausslegendre", "riemann_trapezoid", "riemann_left", "riemann_right", "riemann_middle"] = "gausslegendre",

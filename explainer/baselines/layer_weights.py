@@ -28,7 +28,7 @@ _DECAY = 1e-4
 
 
 def layer_weights(
-    explanandum: Any, layers: Sequence[str], kind: Kind, images: Tensor | None = None, labels: Tensor | None = None, seed: int = 0
+    explanandum: Any, layers: Sequence[str], kind: Kind, *, images: Tensor | None = None, labels: Tensor | None = None, seed: int = 0
 ) -> list[float]:
     """One weight a layer, together 1.
 

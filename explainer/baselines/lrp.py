@@ -124,6 +124,7 @@ class Lrp(_LrpFamily):
     def __init__(
         self,
         explanandum: Any,
+        *,
         rule: Composite = "epsilon",
         epsilon: float | None = None,
         gamma: float = 0.25,
@@ -165,6 +166,7 @@ class LrpAlphaBeta(_LrpFamily):
     def __init__(
         self,
         explanandum: Any,
+        *,
         alpha: float = 2.0,
         start: Start = "logit",
         first_layer: FirstLayer = "same",
@@ -200,6 +202,7 @@ class LrpZPlus(_LrpFamily):
     def __init__(
         self,
         explanandum: Any,
+        *,
         contributions: Literal["weights", "positive"] = "weights",
         start: Start = "logit",
         first_layer: FirstLayer = "same",

@@ -111,6 +111,7 @@ class MeaningfulPerturbation(Baseline):
     def __init__(
         self,
         explanandum: Any,
+        *,
         game: Game = "delete",
         perturbation: Kind = "blur",
         iterations: int = 300,
@@ -175,7 +176,7 @@ class MeaningfulPerturbation(Baseline):
             noise = torch.randn((1, *images.shape[1:]), generator=generator, dtype=images.dtype).to(images.device)
             fill = images.mean((2, 3), keepdim=True) + _NOISE * noise
         else:
-            levels = pyramid(images, self.perturbation, _WIDTHS if width_varies else 2, blur, renormalize=True)
+            levels = pyramid(images, self.perturbation, _WIDTHS if width_varies else 2, max_blur=blur, renormalize=True)
             fill = levels[:, 0]
         rows = upsampling_matrix(cells[0], height, smoothing, images.dtype).to(images.device)
         columns = upsampling_matrix(cells[1], width, smoothing, images.dtype).to(images.device).T.contiguous()

@@ -61,6 +61,7 @@ class NormGrad(GradientCamBaseline):
         self,
         explanandum: Any,
         layer: str | Sequence[str] | None = None,
+        *,
         convention: Convention | None = None,
         relu: bool | None = None,
         interpolation: Interpolation | None = None,

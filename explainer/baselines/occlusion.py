@@ -48,6 +48,7 @@ class Occlusion(Baseline):
     def __init__(
         self,
         explanandum: Any,
+        *,
         window: int | tuple[int, int] = 16,
         stride: int | tuple[int, int] = 8,
         segments: Tensor | None = None,

@@ -74,6 +74,7 @@ class RISE(Baseline):
     def __init__(
         self,
         explanandum: Any,
+        *,
         n_masks: int = 4000,
         grid: int = 7,
         p: float = 0.5,

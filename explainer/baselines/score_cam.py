@@ -36,6 +36,7 @@ class ScoreCam(CamBaseline):
         self,
         explanandum: Any,
         layer: str | Sequence[str] | None = None,
+        *,
         convention: Convention | None = None,
         relu: bool | None = None,
         interpolation: Interpolation | None = None,

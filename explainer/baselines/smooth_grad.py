@@ -42,6 +42,7 @@ class SmoothGrad(ChannelBaseline):
     def __init__(
         self,
         explanandum: Any,
+        *,
         samples: int = 25,
         stdev: float = 0.15,
         statistic: Statistic = "smoothgrad",

@@ -64,6 +64,7 @@ class SRD(Baseline):
     def __init__(
         self,
         explanandum: Any,
+        *,
         resolution: str = "input",
         encoder_output: str | None = None,
         start: Start = "paper",
@@ -126,7 +127,7 @@ class SRD(Baseline):
         index = check_class_index(class_index, images, self.num_classes)
         with untouched(self.explanandum):
             graph, encoder = self._record(images, create_graph)
-            r = initial_relevance(graph, encoder, index, self.start, create_graph) if initial is None else initial
+            r = initial_relevance(graph, encoder, index, self.start, create_graph=create_graph) if initial is None else initial
             if not create_graph:
                 graph.release()
                 r = r.detach()

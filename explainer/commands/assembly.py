@@ -47,13 +47,13 @@ def data_module(config: EvaluateConfig) -> DataModule:
     module = DataModule(
         d.name,
         max(d.batch_size, 2),
-        d.eval_batch_size,
-        d.num_workers,
-        config.seed,
-        sized_options(d, config.classifier),
-        d.train_options,
-        d.eval_options,
-        d.on_error,
+        eval_batch_size=d.eval_batch_size,
+        num_workers=d.num_workers,
+        seed=config.seed,
+        options=sized_options(d, config.classifier),
+        train_options=d.train_options,
+        eval_options=d.eval_options,
+        on_error=d.on_error,
         prefetch_factor=d.prefetch_factor,
         pin_memory=d.pin_memory,
     )
@@ -91,7 +91,7 @@ def _faster(net: N) -> N:
 
 
 def build_method(
-    label: str, method: MethodConfig, config: EvaluateConfig, explanandum: Explanandum, data: DataModule, option: str | None = None
+    label: str, method: MethodConfig, config: EvaluateConfig, explanandum: Explanandum, data: DataModule, *, option: str | None = None
 ) -> Method:
     """One entry of ``methods``.
 
@@ -239,7 +239,7 @@ def build_runner(config: EvaluateConfig, rank: int = 0, world: int = 1) -> Runne
     data = data_module(config)
     explanandum = classifier(config, data).to(device)
     if config.data.targets == "predicted":
-        use_predicted_targets(explanandum, data, (config.split,), config.data.top, config.data.threshold, config.out)
+        use_predicted_targets(explanandum, data, (config.split,), top=config.data.top, threshold=config.data.threshold, folder=config.out)
     methods = [build_method(label, m, config, explanandum, data) for label, m in config.methods.items()]
     cache = config.cache
     settings = Settings(

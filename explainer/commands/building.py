@@ -113,7 +113,9 @@ def build_networks(config: RunConfig, data: DataModule, fitting: bool = True) ->
     explanandum = configured_explanandum(c, data.num_classes, data.task, data.class_names)
     if config.data.targets == "predicted":
         d = config.data
-        use_predicted_targets(explanandum, data, ("train", "val") if fitting else ("val",), d.top, d.threshold, config.run_dir)
+        use_predicted_targets(
+            explanandum, data, ("train", "val") if fitting else ("val",), top=d.top, threshold=d.threshold, folder=config.run_dir
+        )
     elif config.data.name == "images":
         raise ConfigError("the data set images has no labels: set data.targets: predicted.")
     net = Explainer(
@@ -133,7 +135,7 @@ def build_networks(config: RunConfig, data: DataModule, fitting: bool = True) ->
         if not explanandum.differentiable:
             raise ConfigError("explainer.init_encoder copies the classifier's weights, which cannot be seen here: set it to false.")
         init_encoder(net.network, explanandum.classifier)
-    check_options(net, explanandum, config.losses, config.masking, config.optimizer, bool(config.teachers))
+    check_options(net, explanandum, config.losses, config.masking, optimizer=config.optimizer, taught=bool(config.teachers))
     if config.teachers:
         _check_teaching(config, explanandum, data, fitting)
     return Networks(explanandum, net)
@@ -191,12 +193,12 @@ def build_task(config: RunConfig, data: DataModule, fitting: bool = True, networ
         parts.explanandum,
         config.losses,
         config.masking,
-        config.optimizer,
-        config.seed,
-        provenance,
-        teachers,
-        taught,
-        data.no_region,
+        optimizer=config.optimizer,
+        seed=config.seed,
+        provenance=provenance,
+        teachers=teachers,
+        taught=taught,
+        no_region=data.no_region,
     )
     _start_weights(task, config.init_from)
     return task
@@ -215,7 +217,15 @@ def _classify_task(config: RunConfig, data: DataModule, fitting: bool) -> Classi
     if not fitting:  # the weights of the loss belong to the training images
         c = replace(c, loss=ClassifierLossConfig())
     task = ClassifyTask(
-        c, data.num_classes, data.task, data.class_names, config.optimizer, config.seed, masks, class_counts=counts, image_size=data.size
+        c,
+        data.num_classes,
+        data.task,
+        data.class_names,
+        optimizer=config.optimizer,
+        seed=config.seed,
+        mask_explainer=masks,
+        class_counts=counts,
+        image_size=data.size,
     )
     _start_weights(task, config.init_from)
     return task

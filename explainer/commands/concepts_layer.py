@@ -120,7 +120,7 @@ def probe_segmentation(
     for c in concepts:
         w, b = fitted.of(c)
         some = held.images_with(c)
-        both = seg.combination_counts(val, held, c, some, w, b)
+        both = seg.combination_counts(val, held, c, some, weights=w, bias=b)
         alone = seg.filter_counts(val, held, c, some, best[c])
         combination, single, difference = _set_interval(config, both, alone)
         r, p = pearson(w.clamp(min=0), on_val[c])
@@ -141,7 +141,8 @@ def probe_segmentation(
         return fit_segmentation(train, truth["train"], concepts, recipe, allowed)
 
     def score(own: Fitted, c: int) -> float:
-        return seg.set_iou(seg.combination_counts(val, held, c, held.images_with(c), *own.of(c)))
+        weights, bias = own.of(c)
+        return seg.set_iou(seg.combination_counts(val, held, c, held.images_with(c), weights=weights, bias=bias))
 
     if config.subsets:
         for c, curve in _curves(SEGMENTATION_SIZES, train.K, concepts, fitted, fit, score).items():

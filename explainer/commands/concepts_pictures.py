@@ -25,6 +25,7 @@ _SIDE, _GAP = 112, 4
 def write_pictures(
     config: ConceptsConfig,
     data: DataModule,
+    *,
     splits: dict[str, tuple[Any, ConceptMasks]],
     probed: dict[str, dict[str, Probed]],
     names: list[str],
@@ -84,7 +85,8 @@ def _named(chosen: list[tuple[int, float]], truth: ConceptMasks) -> list[dict[st
 def _deciles(p: Probed, truth: ConceptMasks, c: int, number: int) -> list[dict[str, Any]]:
     """Images at evenly spaced shares (the paper: 10 to 90 %) of the IoU of single images."""
     some = truth.images_with(c)
-    values = ratio(*seg.combination_counts(p.supports, truth, c, some, *p.fitted.of(c)))  # type: ignore[arg-type]
+    weights, bias = p.fitted.of(c)
+    values = ratio(*seg.combination_counts(p.supports, truth, c, some, weights=weights, bias=bias))  # type: ignore[arg-type]
     order = torch.sort(values, stable=True).indices
     shares = np.linspace(0.9, 0.1, number)
     at = [order[min(len(order) - 1, int(share * len(order)))] for share in shares]

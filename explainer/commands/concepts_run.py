@@ -83,7 +83,7 @@ def run(config: ConceptsConfig) -> int:
     }
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    summary["pictures"] = write_pictures(config, data, splits, probed, names, out) if config.pictures else {}
+    summary["pictures"] = write_pictures(config, data, splits=splits, probed=probed, names=names, out=out) if config.pictures else {}
     summary["provenance"] = provenance(
         asdict(config), {"classifier": explanandum.fingerprint()}, config.device, 1, time.monotonic() - start
     )
@@ -127,7 +127,7 @@ def _collected(
 
     folder = None if config.store is None else Path(config.store) / split
     side = config.mask_side or min(height_width(data.size)) // 2
-    return collect(batches(), features, number, side, folder, config.void == "ignore")
+    return collect(batches(), features, number=number, side=side, folder=folder, ignore_void=config.void == "ignore")
 
 
 def _chosen(config: ConceptsConfig, data: DataModule) -> list[str]:

@@ -80,6 +80,6 @@ def finish(runner: Runner, config: EvaluateConfig, outcome: Outcome, world: int,
     write_rows(config.out, rows)
     fingerprints = {**runner.fingerprints, "methods": {m.label: m.fingerprint for m in runner.methods}}
     record = provenance(asdict(config), fingerprints, runner.settings.device, world, time.monotonic() - start)
-    content = summary.build(runner, rows, outcome, record, config.bootstrap, config.confidence)
+    content = summary.build(runner, rows, outcome, record, bootstrap=config.bootstrap, confidence=config.confidence)
     summary.write(Path(config.out), content)
     return content

@@ -91,7 +91,7 @@ def run(_parser: Parser, args: Namespace) -> int:
     options = ExplainOptions(args.classes, args.batch_size, args.size, threshold, args.on_error, args.area, args.top)
     treatment = treatment_of(args, explanandum, runtime.description, threshold)
     with claimed(args.out, "explain"), Bar("explaining", args.quiet) as progress:
-        found = explain(args.images, runtime, args.out, options, explanandum, progress, treatment)
+        found = explain(args.images, runtime, args.out, options, explanandum=explanandum, progress=progress, treatment=treatment)
     apart = sum(not fact.get("covered", True) for row in found["images"] for fact in row.get("treatment", {}).values())
     if apart:
         print(

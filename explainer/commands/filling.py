@@ -65,10 +65,15 @@ def run(config: MapsConfig) -> int:
         data = assembly.data_module(setting)
         device = assembly.device_of(config.device)
         explanandum = assembly.classifier(setting, data).to(device)
-        method = assembly.build_method(config.method.name, config.method, setting, explanandum, data, "method")
+        method = assembly.build_method(config.method.name, config.method, setting, explanandum, data, option="method")
         dataset = data.dataset(config.split)
         key = cache_key(
-            explanandum.fingerprint(), dataset.fingerprint(), method.fingerprint, config.split, config.seed, explainer.__version__
+            explanandum.fingerprint(),
+            dataset.fingerprint(),
+            method.fingerprint,
+            split=config.split,
+            seed=config.seed,
+            version=explainer.__version__,
         )
         cache = MapCache(config.cache.folder, key, config.cache.dtype, rank)
         number = len(dataset) if config.limit is None else min(config.limit, len(dataset))
@@ -80,9 +85,9 @@ def run(config: MapsConfig) -> int:
             cache,
             method.attributor,
             batches,
-            lambda b: wanted_classes(b, explanandum, config.classes, dataset.no_region),
-            lambda: torch.Generator().manual_seed(config.seed),
-            method.batch_size,
+            wanted=lambda b: wanted_classes(b, explanandum, config.classes, dataset.no_region),
+            generator=lambda: torch.Generator().manual_seed(config.seed),
+            batch_size=method.batch_size,
         )
         with Progress(sum(len(p) for p in parts), rank == 0, f"maps of {config.method.name}") as progress:
             for batch, _ in maps:

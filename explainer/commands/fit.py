@@ -109,7 +109,9 @@ def _fit(request: FitRequest) -> int:
     if earlier is not None:
         earlier.require_same(values)
     rule = native_precision(config.trainer.accelerator)
-    config = replace(config, trainer=settled(config, task, data.size, checkpoint is not None, one_device(config.trainer), rule))
+    config = replace(
+        config, trainer=settled(config, task, data.size, resumes=checkpoint is not None, alone=one_device(config.trainer), by_rule=rule)
+    )
     request = replace(request, config=config)
     trainer = _ready_trainer(request, task, checkpoint)
     values |= images_per_step(config, trainer.world_size)

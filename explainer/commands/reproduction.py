@@ -193,7 +193,9 @@ def _seconds_per_image(runs: list[RunConfig]) -> tuple[float, float]:
     classifier = build_classifier(first.classifier.arch, K, **options).to(device).eval()
     e = second.explainer
     unpretrained: dict[str, Any] = {**e.options, **({"encoder_weights": None} if "encoder_weights" in e.options else {})}
-    network = Explainer(e.network, K, unpretrained, module.class_names, stride=e.stride, downscale=e.downscale).to(device).eval()
+    network = (
+        Explainer(e.network, K, unpretrained, class_names=module.class_names, stride=e.stride, downscale=e.downscale).to(device).eval()
+    )
     return _time(classifier, images), _time(network, images)
 
 

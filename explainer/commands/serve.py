@@ -74,9 +74,23 @@ def make_server(args: Namespace) -> Server:
     notice = require_same_classifier(explanandum, runtime.description, args.model)
     threshold = prediction_threshold(args.threshold, runtime.description)
     uploads = Uploads(
-        runtime, explanandum, args.compare, args.size, threshold, int(args.max_megapixels * 1e6), refine_budget=args.refine_budget
+        runtime,
+        explanandum,
+        compare=args.compare,
+        side=args.size,
+        threshold=threshold,
+        max_pixels=int(args.max_megapixels * 1e6),
+        refine_budget=args.refine_budget,
     )
-    return Server(uploads, args.host, args.port, int(args.max_megabytes * 2**20), _title(args.model), notice, tuple(args.allow_host))
+    return Server(
+        uploads,
+        host=args.host,
+        port=args.port,
+        max_bytes=int(args.max_megabytes * 2**20),
+        title=_title(args.model),
+        notice=notice,
+        names=tuple(args.allow_host),
+    )
 
 
 def _title(model: str) -> str:

@@ -46,7 +46,7 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None) -> int:
     if checkpoint is not None:
         require_own_classes(checkpoint, data.class_names)
     rule = native_precision(config.trainer.accelerator)
-    config = replace(config, trainer=settled(config, task, data.size, True, one_device(config.trainer), rule))
+    config = replace(config, trainer=settled(config, task, data.size, resumes=True, alone=one_device(config.trainer), by_rule=rule))
     trainer = build_trainer(config, fitting=False)
     to_memory_format(task, config.trainer)
     compile_networks(task, config.trainer)

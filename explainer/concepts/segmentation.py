@@ -91,7 +91,7 @@ def segmentation_loss(logits: Tensor, target: Tensor, alpha: float, kind: Litera
 
 
 def combination_counts(
-    supports: Supports, truth: ConceptMasks, concept: int, images: Tensor, weights: Tensor, bias: Tensor | None
+    supports: Supports, truth: ConceptMasks, concept: int, images: Tensor, *, weights: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Pixels of intersection and union of ``[z > 0]`` with the concept in each image, two ``[n]`` tensors."""
     both, either = [], []

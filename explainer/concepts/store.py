@@ -79,7 +79,7 @@ class _Growing:
 
 
 def collect(
-    batches: Iterable[Batch], features: Features, number: int, side: int, folder: Path | None = None, ignore_void: bool = True
+    batches: Iterable[Batch], features: Features, *, number: int, side: int, folder: Path | None = None, ignore_void: bool = True
 ) -> tuple[dict[str, Activations], ConceptMasks]:
     """Run the network over a split once.
 

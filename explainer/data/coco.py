@@ -86,6 +86,7 @@ class Coco(ImageFileDataset):
         self,
         split: str = "train",
         size: int | Sequence[int] = 224,
+        *,
         root: str = "data/coco",
         unannotated: Literal["drop", "keep"] = "drop",
         split_seed: int = 0,
@@ -98,7 +99,7 @@ class Coco(ImageFileDataset):
         geometry: Geometry = "squash",
         no_region: Sequence[str] = (),
     ) -> None:
-        super().__init__(split, size, augment, masks, cache, geometry, no_region)
+        super().__init__(split, size, augment=augment, masks=masks, cache=cache, geometry=geometry, no_region=no_region)
         if unannotated not in ("drop", "keep"):
             raise ConfigError(f'unannotated must be "drop" or "keep", got {unannotated!r}.')
         self.folder = Path(root).expanduser()

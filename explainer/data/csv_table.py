@@ -56,6 +56,7 @@ class CsvDataset(ImageFileDataset):
         self,
         split: str = "train",
         size: int | Sequence[int] = 224,
+        *,
         root: str = "data/images",
         labels: str = "labels.csv",
         class_names: Sequence[str] | None = None,
@@ -69,7 +70,7 @@ class CsvDataset(ImageFileDataset):
         geometry: Geometry = "squash",
         no_region: Sequence[str] = (),
     ) -> None:
-        super().__init__(split, size, augment, masks, cache, geometry, no_region)
+        super().__init__(split, size, augment=augment, masks=masks, cache=cache, geometry=geometry, no_region=no_region)
         self.folder, self.separator = Path(root).expanduser(), separator
         require_directory(self.folder, self.name, "root is the folder that the CSV's paths are relative to.")
         tables = {s: self._read(self.folder / labels.replace("{split}", s)) for s in (SPLITS if "{split}" in labels else ("",))}

@@ -44,6 +44,7 @@ class Cub(ImageFileDataset):
         self,
         split: str = "train",
         size: int | Sequence[int] = 224,
+        *,
         root: str = "data/cub",
         val_fraction: float = 0.1,
         split_seed: int = 0,
@@ -54,7 +55,7 @@ class Cub(ImageFileDataset):
         geometry: Geometry = "squash",
         no_region: Sequence[str] = (),
     ) -> None:
-        super().__init__(split, size, augment, masks, cache, geometry, no_region)
+        super().__init__(split, size, augment=augment, masks=masks, cache=cache, geometry=geometry, no_region=no_region)
         base = Path(root).expanduser()
         self.folder = base / "CUB_200_2011"
         require_directory(self.folder, self.name, WHERE)

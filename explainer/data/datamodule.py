@@ -123,6 +123,7 @@ class DataModule(pl.LightningDataModule):
         self,
         name: str = "shapes",
         batch_size: int = 16,
+        *,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -290,7 +291,7 @@ class DataModule(pl.LightningDataModule):
         rank, world = self._rank_world
         if world > 1 and brings_own_sampler(self.trainer):
             raise ConfigError("this data module brings its own samplers: build the Trainer with use_distributed_sampler=False.")
-        sampler = ResumableBatchSampler(len(self.dataset("train")), self._per_device(world), self.seed, rank, world)
+        sampler = ResumableBatchSampler(len(self.dataset("train")), self._per_device(world), seed=self.seed, rank=rank, world=world)
         sampler.members = self.members("train") if self.balance else None
         if self.trainer is not None:
             sampler.steps = _limited(len(sampler), self.trainer.limit_train_batches)

@@ -150,6 +150,7 @@ class ImageFileDataset(ExplainerDataset):
         self,
         split: str,
         size: int | Sequence[int],
+        *,
         augment: str | Mapping[str, Any] | None = None,
         masks: bool = True,
         cache: Literal["none", "ram"] = "none",

@@ -65,6 +65,7 @@ class ImageFolder(ImageFileDataset):
         self,
         split: str = "train",
         size: int | Sequence[int] = 224,
+        *,
         root: str = "data/images",
         class_names: Sequence[str] | None = None,
         layout: Literal["auto", "splits", "flat"] = "auto",
@@ -78,7 +79,7 @@ class ImageFolder(ImageFileDataset):
         geometry: Geometry = "squash",
         no_region: Sequence[str] = (),
     ) -> None:
-        super().__init__(split, size, augment, masks, cache, geometry, no_region)
+        super().__init__(split, size, augment=augment, masks=masks, cache=cache, geometry=geometry, no_region=no_region)
         if layout not in ("auto", "splits", "flat"):
             raise ConfigError(f"layout must be auto, splits or flat, got {layout!r}.")
         self.folder, self.mask_void = Path(root).expanduser(), mask_void

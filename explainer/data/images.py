@@ -39,6 +39,7 @@ class Images(ImageFileDataset):
         self,
         split: str = "train",
         size: int | Sequence[int] = 224,
+        *,
         root: str | Sequence[str] = "data/images",
         class_names: Sequence[str] | Literal["imagenet"] | int = "imagenet",
         task: Task = "multiclass",
@@ -48,7 +49,7 @@ class Images(ImageFileDataset):
         cache: Literal["none", "ram"] = "none",
         geometry: Geometry = "squash",
     ) -> None:
-        super().__init__(split, size, augment, False, cache, geometry)
+        super().__init__(split, size, augment=augment, masks=False, cache=cache, geometry=geometry)
         if task not in ("multilabel", "multiclass"):
             raise ConfigError(f"task must be multiclass or multilabel, got {task!r}.")
         self.class_names, self.task = _names(class_names), task

@@ -60,6 +60,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         self,
         length: int,
         batch_size: int,
+        *,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,

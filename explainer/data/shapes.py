@@ -114,6 +114,7 @@ class Shapes(ExplainerDataset):
         self,
         split: str = "train",
         size: int = 64,
+        *,
         length: int | None = None,
         seed: int = 0,
         class_names: tuple[str, ...] | list[str] = DEFAULT_CLASSES,

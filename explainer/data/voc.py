@@ -82,6 +82,7 @@ class Voc(ImageFileDataset):
         self,
         split: str = "train",
         size: int | Sequence[int] = 224,
+        *,
         root: str = "data/voc",
         year: int | str = 2007,
         class_names: Sequence[str] | None = None,
@@ -98,7 +99,7 @@ class Voc(ImageFileDataset):
         geometry: Geometry = "squash",
         no_region: Sequence[str] = (),
     ) -> None:
-        super().__init__(split, size, augment, masks, cache, geometry, no_region)
+        super().__init__(split, size, augment=augment, masks=masks, cache=cache, geometry=geometry, no_region=no_region)
         if difficult not in ("include", "exclude"):
             raise ConfigError(f'difficult must be "include" or "exclude", got {difficult!r}.')
         self.palette = VOC_CLASSES if class_names is None else checked_names("class_names", class_names)

@@ -32,6 +32,7 @@ def conclusions(
     protocols: Mapping[str, Protocol],
     trained: Sequence[str],
     references: Sequence[str],
+    *,
     confidence: float = 0.95,
     seed: int = 0,
     bootstrap: int = 1000,
@@ -78,7 +79,9 @@ def _compared(
     groups: dict[str, list[str]] = {"better than": [], "not told apart from": [], "worse than": []}
     for other in dict.fromkeys(m for m, _ in others) if bootstrap else ():
         differences = [
-            paired_difference(own, part, name, column, bootstrap, confidence, seed) for (m, _), part in others.items() if m == other
+            paired_difference(own, part, name, column, bootstrap=bootstrap, confidence=confidence, seed=seed)
+            for (m, _), part in others.items()
+            if m == other
         ]
         bounds = [sorted((sign * d.low, sign * d.high)) for d in differences if not math.isnan(d.value)]
         if not bounds:

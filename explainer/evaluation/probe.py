@@ -57,6 +57,7 @@ def probe(
     features: Array,
     labels: Sequence[int],
     groups: Sequence[int],
+    *,
     folds: int = 5,
     strength: float = 1.0,
     permutations: int = 200,

@@ -155,7 +155,14 @@ def levels(order: Sequence[str], count: int) -> list[list[str]]:
 
 
 def cascade(
-    attributor: Any, images: Tensor, class_index: Tensor, steps: int = 5, seed: int = 0, method_seed: int = 0, masks: Tensor | None = None
+    attributor: Any,
+    images: Tensor,
+    class_index: Tensor,
+    *,
+    steps: int = 5,
+    seed: int = 0,
+    method_seed: int = 0,
+    masks: Tensor | None = None,
 ) -> Tensor:
     """Maps of a per-image method while its classifier is randomised from the head down.
 

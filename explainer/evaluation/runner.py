@@ -342,7 +342,9 @@ class Runner:
             # Nothing is read: a view of one NaN takes no memory.
             return whole.images.new_full((), torch.nan).expand(B, K, H, W), math.nan
         start = time.perf_counter()
-        pairs, computed = fetch_pairs(self._cache(method), method.attributor, whole.batch, wanted, self._generator, method.batch_size)
+        pairs, computed = fetch_pairs(
+            self._cache(method), method.attributor, whole.batch, wanted, generator=self._generator, batch_size=method.batch_size
+        )
         seconds = time.perf_counter() - start if computed else math.nan
         raw = whole.images.new_full((B, K, H, W), torch.nan)
         raw[wanted] = pairs
@@ -358,7 +360,7 @@ class Runner:
 
     def _map_key(self, method: Method) -> dict[str, Any]:
         f, s = self.fingerprints, self.settings
-        return cache_key(f["classifier"], f["data"], method.fingerprint, s.split, s.seed, explainer.__version__)
+        return cache_key(f["classifier"], f["data"], method.fingerprint, split=s.split, seed=s.seed, version=explainer.__version__)
 
     def _gallery(self) -> Gallery:
         """Pictures are taken of images that a protocol with maps looks at."""

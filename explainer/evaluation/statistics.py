@@ -61,6 +61,7 @@ def statistic(
     rows: Sequence[Row],
     name: str,
     column: Column,
+    *,
     protocol: Protocol | None = None,
     bootstrap: int = 1000,
     confidence: float = 0.95,
@@ -133,7 +134,14 @@ def _from_counts(
 
 
 def paired_difference(
-    first: Sequence[Row], second: Sequence[Row], name: str, column: Column, bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0
+    first: Sequence[Row],
+    second: Sequence[Row],
+    name: str,
+    column: Column,
+    *,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> Statistic:
     """Mean of ``first - second`` over the (image, class) rows that both have, with its interval; NaN where either is undefined."""
     key = column.value or name
@@ -143,7 +151,9 @@ def paired_difference(
         Row(r.method, r.scale, r.protocol, r.image, r.index, r.class_index, {name: r.values[key] - other[r.index, r.class_index]})
         for r in shared
     ]
-    return statistic(rows, name, Column(column.title, average=column.average), None, bootstrap, confidence, seed)
+    return statistic(
+        rows, name, Column(column.title, average=column.average), protocol=None, bootstrap=bootstrap, confidence=confidence, seed=seed
+    )
 
 
 def mean_vector(rows: Sequence[Row], name: str) -> list[float]:

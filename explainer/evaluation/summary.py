@@ -52,6 +52,7 @@ def summarise(
     rows: Sequence[Row],
     protocols: Mapping[str, Protocol],
     class_names: tuple[str, ...],
+    *,
     bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -64,7 +65,7 @@ def summarise(
         protocol = protocols[label]
         place = {"method": method, "scale": scale, "protocol": label}
         for name, column in protocol.columns().items():
-            s = statistic(part, name, column, protocol, bootstrap, confidence, seed)
+            s = statistic(part, name, column, protocol=protocol, bootstrap=bootstrap, confidence=confidence, seed=seed)
             results.append(
                 {
                     **place,
@@ -84,12 +85,12 @@ def summarise(
 
 
 def build(
-    runner: Runner, rows: Sequence[Row], outcome: Outcome, provenance: Mapping[str, Any], bootstrap: int, confidence: float
+    runner: Runner, rows: Sequence[Row], outcome: Outcome, provenance: Mapping[str, Any], *, bootstrap: int, confidence: float
 ) -> dict[str, Any]:
     """The content of ``summary.json``."""
     names = tuple(runner.explanandum.class_names)
     units, _ = runner.collect()
-    results, vectors = summarise(rows, runner.protocols, names, bootstrap, confidence, runner.settings.seed)
+    results, vectors = summarise(rows, runner.protocols, names, bootstrap=bootstrap, confidence=confidence, seed=runner.settings.seed)
     seconds = {
         m.label: _seconds([unit for label in runner.protocols for unit in units.get(f"{m.label}/{label}", [])]) for m in runner.methods
     }
@@ -127,9 +128,9 @@ def build(
             runner.protocols,
             [m.label for m in runner.methods if isinstance(m.attributor, TrainedExplainer)],
             [m.label for m in runner.methods if m.reference and not m.needs_truth],
-            confidence,
-            runner.settings.seed,
-            bootstrap,
+            confidence=confidence,
+            seed=runner.settings.seed,
+            bootstrap=bootstrap,
         ),
         "verdicts": [{**v.record(), "protocol": label} for label, v in verdicts_of(runner.protocols, rows)],
         "skipped": [{"method": m, "protocol": p, "reason": reason} for (m, p), reason in {**outcome.skipped, **outcome.refused}.items()]

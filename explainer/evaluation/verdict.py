@@ -55,6 +55,7 @@ def decide(
     check: str,
     method: str,
     scale: str,
+    *,
     value: float,
     threshold: float,
     rule: str,
@@ -68,7 +69,7 @@ def decide(
 
 
 def undecided(
-    check: str, method: str, scale: str, threshold: float, rule: str, why: str, details: Mapping[str, float] | None = None
+    check: str, method: str, scale: str, *, threshold: float, rule: str, why: str, details: Mapping[str, float] | None = None
 ) -> Verdict:
     """A verdict that says why there is none."""
     return Verdict(check, method, scale, math.nan, threshold, rule, None, why, dict(details or {}))

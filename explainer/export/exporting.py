@@ -101,7 +101,17 @@ def export(
     with partial_folder(out) as folder:
         path = folder / file_name(form, options, fused)
         _write(form, model, path, options)
-        report = measure(model, form.open(path), path, form.name, precision, shapes, seen, explanandum, tolerance)
+        report = measure(
+            model,
+            form.open(path),
+            file=path,
+            format_name=form.name,
+            precision=precision,
+            shapes=shapes,
+            images=seen,
+            explanandum=explanandum,
+            tolerance=tolerance,
+        )
         if report.violations and not allow_drift:
             raise ExportError(
                 f"{path.name} was not written: {'; '.join(report.violations)}. Largest mask difference {report.max_difference:.3g}, "
@@ -126,7 +136,7 @@ def _draw_examples(net: Explainer, explanandum: Explanandum | None, examples: Ar
     scores = scores_of({}, examples, explanandum)
     shown = torch.zeros(masks.shape[:2])
     for i, own in enumerate(masks):
-        chosen = choose(own, None if scores is None else scores[i], explanandum, runtime, 0.5)
+        chosen = choose(own, None if scores is None else scores[i], explanandum, runtime, threshold=0.5)
         shown[i, chosen[:SHOWN]] = 1
     mask_sheet(torch.from_numpy(examples), torch.from_numpy(masks), shown, runtime.classes, path)
 
@@ -163,7 +173,9 @@ def _fused(
         raise ConfigError(f"format {form.name} stores the Explainer alone; choose onnx, torch_export or openvino for --fused.")
     both = FusedExplainer(net, explanandum, threshold, top, full_size)
     baked = threshold if explanandum.task == "multilabel" else None
-    return ExportModel(both, both.outputs, net.stride * net.downscale, describe(net, options, explanandum, both.outputs, baked, top))
+    return ExportModel(
+        both, both.outputs, net.stride * net.downscale, describe(net, options, explanandum, outputs=both.outputs, threshold=baked, top=top)
+    )
 
 
 def file_name(form: ExportFormat, options: ExportOptions, fused: bool = False) -> str:

@@ -110,6 +110,7 @@ def _shape(shape: Sequence[int]) -> str:
 def measure(
     model: ExportModel,
     runtime: Runtime,
+    *,
     file: Path,
     format_name: str,
     precision: str,

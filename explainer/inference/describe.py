@@ -19,6 +19,7 @@ def describe(
     net: Explainer,
     options: ExportOptions | None = None,
     explanandum: Explanandum | None = None,
+    *,
     outputs: tuple[str, ...] = ("masks",),
     threshold: float | None = None,
     top: int | None = None,

@@ -60,6 +60,7 @@ def explain(
     runtime: Runtime,
     out: str | Path,
     options: ExplainOptions | None = None,
+    *,
     explanandum: Explanandum | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     treatment: Treatment | None = None,
@@ -103,7 +104,7 @@ def explain(
     many = len(names) > MANY or runtime.top is not None
     if many:
         _check_many(o, runtime, explanandum, treatment, wanted)
-    for group in batches(files, size, o.batch_size, o.on_error, failed, geometry):
+    for group in batches(files, size, o.batch_size, on_error=o.on_error, failed=failed, geometry=geometry):
         images = np.stack([p.small for p in group])
         if many:
             for row in _explain_chosen(group, images, runtime, explanandum, wanted, o, out, sheet):
@@ -116,10 +117,10 @@ def explain(
         for i, picture in enumerate(group):
             masks = result["masks"][i]
             row_scores = scores[i] if scores is not None else None
-            chosen = wanted if wanted is not None else choose(masks, row_scores, explanandum, runtime, o.threshold, o.top)
+            chosen = wanted if wanted is not None else choose(masks, row_scores, explanandum, runtime, threshold=o.threshold, top=o.top)
             facts: dict[int, dict[str, Any]] = {}
             if treatment is not None:
-                own = chosen if wanted is None else choose(masks, row_scores, explanandum, runtime, o.threshold, o.top)
+                own = chosen if wanted is None else choose(masks, row_scores, explanandum, runtime, threshold=o.threshold, top=o.top)
                 masks, facts = treatment(images[i], masks, chosen)
                 if treatment.selector is not None and treatment.selector.classes == "predicted":
                     facts = {k: {**fact, "covered": k in own} for k, fact in facts.items()}
@@ -241,7 +242,7 @@ def _explain_chosen(
     scores = scores_of({}, images, explanandum)
     nothing = np.zeros((0, 1, 1), dtype=np.float32)
     chosen = [
-        wanted if wanted is not None else choose(nothing, scores[i], explanandum, runtime, o.threshold, o.top)  # type: ignore[index]
+        wanted if wanted is not None else choose(nothing, scores[i], explanandum, runtime, threshold=o.threshold, top=o.top)  # type: ignore[index]
         for i in range(len(group))
     ]
     most = max(1, max(len(c) for c in chosen))
@@ -263,7 +264,7 @@ def _explain_top(
     result, rows = finite(runtime.run(images), runtime), []
     for i, picture in enumerate(group):
         numbers, scores = [int(k) for k in result["classes"][i]], result["probabilities"][i]
-        predicted = choose(result["masks"][i], scores, None, runtime, o.threshold, o.top)
+        predicted = choose(result["masks"][i], scores, None, runtime, threshold=o.threshold, top=o.top)
         slots = [slot for slot, k in enumerate(numbers) if k in predicted]
         own = [numbers[slot] for slot in slots]
         masks, called = result["masks"][i, slots], [runtime.classes[k] for k in own]
@@ -273,7 +274,7 @@ def _explain_top(
 
 
 def choose(
-    masks: Array, scores: Array | None, explanandum: Explanandum | None, runtime: Runtime, threshold: float, top: int = 1
+    masks: Array, scores: Array | None, explanandum: Explanandum | None, runtime: Runtime, *, threshold: float, top: int = 1
 ) -> list[int]:
     """Classes of one image by :class:`ExplainOptions`: the predicted ones, best first; without scores those with a visible mask."""
     if scores is not None:

@@ -85,7 +85,7 @@ class Judge:
         masks = torch.from_numpy(np.stack([mask for _, mask, _ in self.kept])).to(e.mean)
         classes = torch.tensor([k for *_, k in self.kept], device=images.device)
         whole = torch.cat([e.probabilities(e(part)) for part in images.split(16)]).gather(1, classes[:, None]).mean()
-        own, other = (quality(e, images, m, classes, self.fill, batch_size=16) for m in (masks, masks.roll(1, 0)))
+        own, other = (quality(e, images, m, classes, fill=self.fill, batch_size=16) for m in (masks, masks.roll(1, 0)))
         said = [
             f"The classifier on {n} pictures, mean probability of the class shown: whole picture {float(whole):.2f}; only what the mask "
             f"shows {_mean(own.kept)} (another picture's mask: {_mean(other.kept)}); without it {_mean(own.left)} (another's: "

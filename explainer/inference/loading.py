@@ -84,11 +84,11 @@ def _its_classifier(path: Path, metadata: dict[str, Any], config: dict[str, Any]
         c["arch"],
         options,
         config["num_classes"],
-        metadata.get("task", "multilabel"),
-        config["class_names"],
-        config["mean"],
-        config["std"],
-        c.get("input_size"),
+        task=metadata.get("task", "multilabel"),
+        class_names=config["class_names"],
+        mean=config["mean"],
+        std=config["std"],
+        input_size=c.get("input_size"),
     )
 
 

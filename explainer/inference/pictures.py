@@ -107,6 +107,7 @@ def batches(
     files: dict[str, Path],
     size: tuple[int, int],
     batch_size: int,
+    *,
     on_error: OnError,
     failed: dict[str, str],
     geometry: str = "squash",

@@ -42,7 +42,9 @@ class Quality:
 
 
 @torch.no_grad()
-def quality(explanandum: Any, images: Tensor, masks: Tensor, class_index: Tensor, fill: FillKind = "mean", batch_size: int = 64) -> Quality:
+def quality(
+    explanandum: Any, images: Tensor, masks: Tensor, class_index: Tensor, *, fill: FillKind = "mean", batch_size: int = 64
+) -> Quality:
     """Quality of one mask per image.
 
     Args:
@@ -90,6 +92,7 @@ def refine(
     images: Tensor,
     classes: Tensor | int | list[int],
     method: RefineMethod = "extremal_perturbation",
+    *,
     iterations: int = 24,
     budget_s: float | None = None,
     start: Tensor | None = None,
@@ -148,7 +151,7 @@ def refine(
     else:
         found = _extremal(explanandum, images, index, first, iterations, budget_s, options)
     found = found.clamp(0, 1)
-    before, after = (quality(explanandum, images, m, index, fill) for m in (first, found))
+    before, after = (quality(explanandum, images, m, index, fill=fill) for m in (first, found))
     improved = after.score >= before.score - tolerance if keep_better else torch.ones(len(images), dtype=torch.bool, device=images.device)
     chosen = Quality(torch.where(improved, after.kept, before.kept), torch.where(improved, after.left, before.left))
     masks = torch.where(improved[:, None, None], found, first)
@@ -204,7 +207,7 @@ def extremal_start(search: ExtremalPerturbation, images: Tensor, masks: Tensor) 
         inside + 0.5 * F.avg_pool2d(inside[:, None], wide, 1, wide // 2, count_include_pad=False)[:, 0]
     )  # a flat mask shrinks from its rim
     score = score.repeat_interleave(len(areas), 0)
-    found = parameters_of_area(family, score, areas * len(masks), search.schedule.area_on == "margin", gain=4.0)
+    found = parameters_of_area(family, score, areas * len(masks), on_margin=search.schedule.area_on == "margin", gain=4.0)
     start: Tensor = found.unflatten(0, (len(masks), len(areas)))
     return start
 

@@ -290,7 +290,7 @@ class Selected:
 
 
 def explain_selectively(
-    net: Any, explanandum: Any, images: Tensor, classes: Tensor | int | list[int], selector: Selector, start: Tensor | None = None
+    net: Any, explanandum: Any, images: Tensor, classes: Tensor | int | list[int], selector: Selector, *, start: Tensor | None = None
 ) -> Selected:
     """Masks of one class per image, each accepted, refined and then accepted, or withheld.
 
@@ -300,7 +300,7 @@ def explain_selectively(
     """
     index = check_class_index(classes, images, explanandum.num_classes)
     masks = starting_masks(net, images, index) if start is None else start.to(images)
-    scores = quality(explanandum, images, masks, index, selector.fill).score
+    scores = quality(explanandum, images, masks, index, fill=selector.fill).score
     refined = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     weak = ~selector.accepts(scores)
     if selector.fallback == "refine" and bool(weak.any()):
@@ -315,6 +315,7 @@ def calibration_pairs(
     net: Any,
     explanandum: Any,
     batches: Iterable[Batch],
+    *,
     loss: Callable[[Tensor, Tensor], Tensor] = truth_loss,
     fallback: Fallback = "abstain",
     fill: FillKind = "mean",
@@ -356,7 +357,7 @@ def calibration_pairs(
             return torch.where(absent, 1.0, loss(masks, truth))
 
         masks = starting_masks(net, images, index)
-        stages = [(quality(explanandum, images, masks, index, fill).score, judged(masks))]
+        stages = [(quality(explanandum, images, masks, index, fill=fill).score, judged(masks))]
         if fallback == "refine":
             better = refine(net, explanandum, images, index, start=masks, **{"fill": fill, **(refinement or {})})
             stages.append((better.after.score, judged(better.masks)))

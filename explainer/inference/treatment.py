@@ -78,14 +78,14 @@ class Treatment:
                 images,
                 index,
                 self.method,  # type: ignore[arg-type]
-                self.iterations,
-                self.budget_s,
-                start,
+                iterations=self.iterations,
+                budget_s=self.budget_s,
+                start=start,
                 fill=self.fill,
             )
             final, scores, refined = better.masks, better.after.score, better.improved
         else:
-            final, scores = start, quality(self.explanandum, images, start, index, self.fill).score
+            final, scores = start, quality(self.explanandum, images, start, index, fill=self.fill).score
             refined = torch.zeros(len(index), dtype=torch.bool)
         out = masks.copy()
         out[list(chosen)] = final.detach().cpu().numpy()

@@ -96,7 +96,7 @@ class ChannelAttribution:
 
 
 def attribute(
-    explanandum: Any, images: Tensor, class_index: Tensor, layer: str, areas: Sequence[float] = AREAS, iterations: int = 300
+    explanandum: Any, images: Tensor, class_index: Tensor, layer: str, *, areas: Sequence[float] = AREAS, iterations: int = 300
 ) -> ChannelAttribution:
     """The channels of a layer that keep each decision (section 5).
 
@@ -150,7 +150,9 @@ def class_statistics(masks: Tensor, class_index: Tensor) -> dict[int, dict[str, 
     return statistics
 
 
-def inversions(explanandum: Any, layer: str, features: Tensor, mask: Tensor, channels: Sequence[int], size: Size, **how: Any) -> Inversion:
+def inversions(
+    explanandum: Any, layer: str, features: Tensor, mask: Tensor, *, channels: Sequence[int], size: Size, **how: Any
+) -> Inversion:
     """Inversions of one image's features: of all, of those that the mask keeps, and of single channels (mean over positions).
 
     Args:
@@ -200,10 +202,10 @@ def write_sheets(inputs: Sequence[str | Path], explanandum: Any, out: str | Path
             logits = explanandum(image[None])[0]
         classes = [int(logits.argmax())] if chosen is None else chosen
         index = torch.tensor(classes, device=image.device)
-        found = attribute(explanandum, image.expand(len(classes), -1, -1, -1), index, layer, o.areas, o.iterations)
+        found = attribute(explanandum, image.expand(len(classes), -1, -1, -1), index, layer, areas=o.areas, iterations=o.iterations)
         sheet, panels = f"{number:03d}_{safe_name(Path(picture.name).stem)}.png", []
         for row, (c, top) in enumerate(zip(classes, found.top(o.top), strict=True)):
-            seen = inversions(explanandum, layer, found.features[row], found.masks[row], top, size, **how)
+            seen = inversions(explanandum, layer, found.features[row], found.masks[row], channels=top, size=size, **how)
             # What lies under the whole map says nothing about where.
             shape = found.maps[row] - found.maps[row].min().clamp(min=0)
             where = F.interpolate(shape[None, None], size, mode="bilinear", align_corners=False)[0, 0]

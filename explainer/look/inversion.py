@@ -81,6 +81,7 @@ def invert(
     layer: str,
     directions: Tensor,
     size: Size,
+    *,
     prior: Prior = "fourier",
     objective: Objective = "dot",
     steps: int | None = None,

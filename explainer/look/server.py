@@ -40,6 +40,7 @@ class Server:
     def __init__(
         self,
         uploads: Uploads,
+        *,
         host: str = "127.0.0.1",
         port: int = 7860,
         max_bytes: int = 20 * 2**20,

@@ -82,7 +82,7 @@ def feature_maps(explanandum: Any, images: Tensor, layers: Sequence[str]) -> dic
                 explanandum(part)
             for layer, module in modules.items():
                 output = _call(layer, seen[module])
-                layout = layout_of(explanandum, layer, module, output.shape, images, known)
+                layout = layout_of(explanandum, layer, module, shape=output.shape, images=images, known=known)
                 found[layer].append(layout.spatial(output))
     return {layer: torch.cat(parts) for layer, parts in found.items()}
 

@@ -117,6 +117,7 @@ class Uploads:
         self,
         runtime: Runtime,
         explanandum: Any = None,
+        *,
         compare: Sequence[str] | None = None,
         side: int | None = None,
         threshold: float = 0.5,
@@ -199,7 +200,9 @@ class Uploads:
         result = finite(self.runtime.run(images), self.runtime)
         scores = scores_of(result, images, self.explanandum)
         row = None if scores is None else scores[0]
-        chosen = choose(result["masks"][0], row, self.explanandum, self.runtime, self.threshold if threshold is None else threshold)
+        chosen = choose(
+            result["masks"][0], row, self.explanandum, self.runtime, threshold=self.threshold if threshold is None else threshold
+        )
         classes = [int(k) for k in result["classes"][0]] if "classes" in result else list(range(len(self.runtime.classes)))
         chosen = [k for k in chosen if k in classes]
         return Upload(secrets.token_urlsafe(16), picture, result["masks"][0], classes, row, chosen)
@@ -273,7 +276,7 @@ class Uploads:
         if self.explanandum is None or not isinstance(chosen, int):
             raise ConfigError("Only the classifier (--classifier) can judge a mask, and of one class.")
         images, mask = torch.from_numpy(upload.picture.small)[None], cut_at(torch.from_numpy(found.values), cut)
-        q = quality(self.explanandum, images, mask[None], torch.tensor([chosen]), self.fill)
+        q = quality(self.explanandum, images, mask[None], torch.tensor([chosen]), fill=self.fill)
         return {"kept": float(q.kept), "left": float(q.left)}
 
     def preview(self, upload: Upload) -> tuple[bytes, str]:

@@ -117,6 +117,7 @@ class Coalition(LossTerm):
     def __init__(
         self,
         weight: Weight = 1.0,
+        *,
         grid: int = 8,
         coalitions: int = 8,
         efficiency: Efficiency = "additive",

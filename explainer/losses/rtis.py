@@ -76,6 +76,7 @@ class RTIS(LossTerm):
     def __init__(
         self,
         weight: Weight = 1.0,
+        *,
         tv: float = 10.0,
         area: float = 1.0,
         preserver: float = 1.0,

@@ -15,6 +15,7 @@ def classifier_loss(
     logits: Tensor,
     targets: Tensor,
     task: Literal["multilabel", "multiclass"],
+    *,
     class_weights: Tensor | None = None,
     gamma: float = 0.0,
     label_smoothing: float = 0.0,

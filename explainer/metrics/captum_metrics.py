@@ -20,6 +20,7 @@ def infidelity(
     images: Tensor,
     saliency: Tensor,
     class_index: Tensor,
+    *,
     samples: int = 50,
     noise: float = 0.1,
     normalize: bool = True,
@@ -65,7 +66,7 @@ def infidelity(
 
 
 def max_sensitivity(
-    attributor: Explain, images: Tensor, class_index: Tensor, samples: int = 10, radius: float = 0.02, seed: int = 0
+    attributor: Explain, images: Tensor, class_index: Tensor, *, samples: int = 10, radius: float = 0.02, seed: int = 0
 ) -> Tensor:
     """``max_j ||phi(x_j) - phi(x)|| / ||phi(x)||`` over images ``x_j`` within ``radius`` of x in every value, ``[B]`` in [0,inf).
 
@@ -111,7 +112,17 @@ class Infidelity(PerImageMetric):
 
     def values(self, explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor) -> Tensor:
         """See :func:`infidelity`."""
-        return infidelity(explanandum, images, saliency, class_index, self.samples, self.noise, self.normalize, self.output, self.seed)
+        return infidelity(
+            explanandum,
+            images,
+            saliency,
+            class_index,
+            samples=self.samples,
+            noise=self.noise,
+            normalize=self.normalize,
+            output=self.output,
+            seed=self.seed,
+        )
 
 
 class MaxSensitivity(PerImageMetric):
@@ -128,4 +139,4 @@ class MaxSensitivity(PerImageMetric):
 
     def values(self, attributor: Explain, images: Tensor, class_index: Tensor) -> Tensor:
         """See :func:`max_sensitivity`."""
-        return max_sensitivity(attributor, images, class_index, self.samples, self.radius, self.seed)
+        return max_sensitivity(attributor, images, class_index, samples=self.samples, radius=self.radius, seed=self.seed)

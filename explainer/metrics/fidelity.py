@@ -24,6 +24,7 @@ def fidelity(
     images: Tensor,
     saliency: Tensor,
     class_index: Tensor,
+    *,
     subsets: int = 100,
     subset_size: int = 200,
     fill: FillKind | Tensor = "mean",
@@ -82,6 +83,7 @@ class Fidelity(PerImageMetric):
     def __init__(
         self,
         subsets: int = 100,
+        *,
         subset_size: int = 200,
         fill: FillKind = "mean",
         unit: Unit = "pixel",
@@ -98,5 +100,14 @@ class Fidelity(PerImageMetric):
     def values(self, explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor) -> Tensor:
         """See :func:`fidelity`."""
         return fidelity(
-            explanandum, images, saliency, class_index, self.subsets, self.subset_size, self.fill, self.unit, self.output, self.seed
+            explanandum,
+            images,
+            saliency,
+            class_index,
+            subsets=self.subsets,
+            subset_size=self.subset_size,
+            fill=self.fill,
+            unit=self.unit,
+            output=self.output,
+            seed=self.seed,
         )

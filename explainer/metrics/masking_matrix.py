@@ -21,6 +21,7 @@ def masking_scores(
     images: Tensor,
     class_masks: Tensor,
     targets: Tensor,
+    *,
     classes: Sequence[int] | None = None,
     rescale: bool = False,
     thresholds: Sequence[float] = THRESHOLDS,
@@ -111,7 +112,9 @@ class MaskingMatrix(PerImageMetric):
 
     def values(self, explanandum: Classifier, images: Tensor, class_masks: Tensor, targets: Tensor) -> Tensor:
         """:func:`masking_scores` in percent, flattened to ``[B,T*(T+1)]``."""
-        scores = masking_scores(explanandum, images, class_masks, targets, self.classes, self.rescale, fill=self.fill, output=self.output)
+        scores = masking_scores(
+            explanandum, images, class_masks, targets, classes=self.classes, rescale=self.rescale, fill=self.fill, output=self.output
+        )
         return 100 * scores.flatten(1)
 
     def compute(self) -> Tensor:

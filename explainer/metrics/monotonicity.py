@@ -40,6 +40,7 @@ def monotonicity(
     images: Tensor,
     area_masks: Tensor,
     class_index: Tensor,
+    *,
     fill: FillKind | Tensor = "blur",
     output: Output = "probability",
 ) -> Tensor:
@@ -75,4 +76,4 @@ class Monotonicity(PerImageMetric):
             raise ShapeError(
                 f"area_masks is {tuple(area_masks.shape)}, expected (B,{len(self.areas)},H,W): one mask per area {self.areas}."
             )
-        return monotonicity(explanandum, images, area_masks, class_index, self.fill, self.output)
+        return monotonicity(explanandum, images, area_masks, class_index, fill=self.fill, output=self.output)

@@ -29,6 +29,7 @@ def perturbation_curve(
     saliency: Tensor,
     class_index: Tensor,
     fractions: Sequence[float],
+    *,
     first: First = "highest",
     reveal: bool = False,
     fill: FillKind | Tensor = "mean",
@@ -81,12 +82,16 @@ def deletion(
     saliency: Tensor,
     class_index: Tensor,
     steps: int = 20,
+    *,
     fill: FillKind | Tensor = "mean",
     output: Output = "probability",
 ) -> Tensor:
     """Area under the score while the highest pixels are removed first, ``[B]`` in [0,1] for probabilities; smaller is better."""
     fractions = even_fractions(steps)
-    return area_under(perturbation_curve(explanandum, images, saliency, class_index, fractions, "highest", False, fill, output), fractions)
+    return area_under(
+        perturbation_curve(explanandum, images, saliency, class_index, fractions, first="highest", reveal=False, fill=fill, measure=output),
+        fractions,
+    )
 
 
 def insertion(
@@ -95,12 +100,16 @@ def insertion(
     saliency: Tensor,
     class_index: Tensor,
     steps: int = 20,
+    *,
     fill: FillKind | Tensor = "blur",
     output: Output = "probability",
 ) -> Tensor:
     """Area under the score while the highest pixels appear first on ``fill``, ``[B]`` in [0,1] for probabilities; larger is better."""
     fractions = even_fractions(steps)
-    return area_under(perturbation_curve(explanandum, images, saliency, class_index, fractions, "highest", True, fill, output), fractions)
+    return area_under(
+        perturbation_curve(explanandum, images, saliency, class_index, fractions, first="highest", reveal=True, fill=fill, measure=output),
+        fractions,
+    )
 
 
 def negative_perturbation(
@@ -122,7 +131,9 @@ def positive_perturbation(
 
 
 def _agf(explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor, first: First, fill: FillKind | Tensor) -> Tensor:
-    curve = perturbation_curve(explanandum, images, saliency, class_index, AGF_FRACTIONS, first, False, fill, "correct")
+    curve = perturbation_curve(
+        explanandum, images, saliency, class_index, AGF_FRACTIONS, first=first, reveal=False, fill=fill, measure="correct"
+    )
     return 100 * area_under(curve, AGF_FRACTIONS)
 
 
@@ -142,7 +153,7 @@ class Deletion(PerImageMetric):
 
     def values(self, explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor) -> Tensor:
         """See :func:`deletion`."""
-        return deletion(explanandum, images, saliency, class_index, self.steps, self.fill, self.output)
+        return deletion(explanandum, images, saliency, class_index, self.steps, fill=self.fill, output=self.output)
 
 
 class Insertion(PerImageMetric):
@@ -161,7 +172,7 @@ class Insertion(PerImageMetric):
 
     def values(self, explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor) -> Tensor:
         """See :func:`insertion`."""
-        return insertion(explanandum, images, saliency, class_index, self.steps, self.fill, self.output)
+        return insertion(explanandum, images, saliency, class_index, self.steps, fill=self.fill, output=self.output)
 
 
 class NegativePerturbation(PerImageMetric):

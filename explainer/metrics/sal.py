@@ -31,7 +31,7 @@ def saliency_metric(mask: Tensor, probabilities: Tensor, targets: Tensor, min_ar
 
 
 def sal(
-    explanandum: Classifier, images: Tensor, mask: Tensor, targets: Tensor, fill: FillKind | Tensor = "mean", output: Output = "softmax"
+    explanandum: Classifier, images: Tensor, mask: Tensor, targets: Tensor, *, fill: FillKind | Tensor = "mean", output: Output = "softmax"
 ) -> Tensor:
     """:func:`saliency_metric` of the image masked by ``mask``; softmax also for multi-label classifiers, as in the paper."""
     return saliency_metric(mask, class_outputs(explanandum, masked(explanandum, images, mask, fill), output), targets)
@@ -52,4 +52,4 @@ class Sal(PerImageMetric):
 
     def values(self, explanandum: Classifier, images: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         """See :func:`sal`."""
-        return sal(explanandum, images, mask, targets, self.fill, self.output)
+        return sal(explanandum, images, mask, targets, fill=self.fill, output=self.output)

@@ -22,6 +22,7 @@ def stability(
     explanandum: Classifier,
     images: Tensor,
     class_index: Tensor,
+    *,
     samples: int = 200,
     noise: float = 0.1,
     norm: Norm = "max",
@@ -71,4 +72,6 @@ class Stability(PerImageMetric):
 
     def values(self, attributor: Explain, explanandum: Classifier, images: Tensor, class_index: Tensor) -> Tensor:
         """See :func:`stability`."""
-        return stability(attributor, explanandum, images, class_index, self.samples, self.noise, self.norm, self.seed)
+        return stability(
+            attributor, explanandum, images, class_index, samples=self.samples, noise=self.noise, norm=self.norm, seed=self.seed
+        )

@@ -24,6 +24,7 @@ def sufficiency(
     mask: Tensor,
     class_index: Tensor,
     fill: FillKind | Tensor = "mean",
+    *,
     output: Output = "probability",
     relative: bool = False,
 ) -> Tensor:
@@ -38,11 +39,12 @@ def necessity(
     mask: Tensor,
     class_index: Tensor,
     fill: FillKind | Tensor = "mean",
+    *,
     output: Output = "probability",
     relative: bool = False,
 ) -> Tensor:
     """Score of ``class_index`` left when ``mask`` is removed, ``[B]``: small means that the mask's pixels are necessary."""
-    return sufficiency(explanandum, images, 1 - mask, class_index, fill, output, relative)
+    return sufficiency(explanandum, images, 1 - mask, class_index, fill, output=output, relative=relative)
 
 
 def sufficiency_by_fill(
@@ -51,10 +53,11 @@ def sufficiency_by_fill(
     mask: Tensor,
     class_index: Tensor,
     fills: Sequence[FillKind] = FILLS,
+    *,
     output: Output = "probability",
 ) -> Tensor:
     """:func:`sufficiency` under each fill, ``[B,F]`` (pass ``1 - mask`` for necessity)."""
-    return torch.stack([sufficiency(explanandum, images, mask, class_index, fill, output) for fill in fills], dim=1)
+    return torch.stack([sufficiency(explanandum, images, mask, class_index, fill, output=output) for fill in fills], dim=1)
 
 
 class Sufficiency(PerImageMetric):
@@ -72,7 +75,7 @@ class Sufficiency(PerImageMetric):
 
     def values(self, explanandum: Classifier, images: Tensor, mask: Tensor, class_index: Tensor) -> Tensor:
         """Mean of :func:`sufficiency_by_fill` over the fills."""
-        return sufficiency_by_fill(explanandum, images, mask, class_index, self.fills, self.output).mean(1)
+        return sufficiency_by_fill(explanandum, images, mask, class_index, self.fills, output=self.output).mean(1)
 
 
 class Necessity(PerImageMetric):
@@ -90,4 +93,4 @@ class Necessity(PerImageMetric):
 
     def values(self, explanandum: Classifier, images: Tensor, mask: Tensor, class_index: Tensor) -> Tensor:
         """Mean of :func:`sufficiency_by_fill` of the inverse mask over the fills."""
-        return sufficiency_by_fill(explanandum, images, 1 - mask, class_index, self.fills, self.output).mean(1)
+        return sufficiency_by_fill(explanandum, images, 1 - mask, class_index, self.fills, output=self.output).mean(1)

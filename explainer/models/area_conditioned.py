@@ -130,6 +130,7 @@ class AreaConditioned(nn.Module):
         images: Tensor,
         class_index: Tensor,
         areas: Sequence[float] = (0.025, 0.05, 0.1, 0.2, 0.4),
+        *,
         share: float = 1.0,
         fill: FillKind = "mean",
     ) -> tuple[Tensor, Tensor]:

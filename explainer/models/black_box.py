@@ -162,7 +162,15 @@ class Questions(nn.Module):
     """
 
     def __init__(
-        self, function: ScoreFunction, identity: str, task: Task, scores: Scores, batch_size: int, budget: int | None, cache: ResponseCache
+        self,
+        function: ScoreFunction,
+        identity: str,
+        *,
+        task: Task,
+        scores: Scores,
+        batch_size: int,
+        budget: int | None,
+        cache: ResponseCache,
     ) -> None:
         super().__init__()
         self.function, self.identity, self.task, self.scores = function, identity, task, scores
@@ -249,6 +257,7 @@ class BlackBox(Explanandum):
         self,
         function: ScoreFunction,
         num_classes: int,
+        *,
         task: Task = "multilabel",
         mean: float | Sequence[float] = IMAGENET_MEAN,
         std: float | Sequence[float] = IMAGENET_STD,
@@ -269,8 +278,8 @@ class BlackBox(Explanandum):
         self.identity = identity or getattr(function, "identity", None) or _name_of(function)
         self.takes_normalized, self.kind_of_scores = normalize, scores
         cache = ResponseCache(cache_size, cache_file, repr((self.identity, normalize, scores)))
-        asked = Questions(function, self.identity, task, scores, batch_size, budget, cache)
-        super().__init__(asked, num_classes, task, mean, std, class_names, input_size)
+        asked = Questions(function, self.identity, task=task, scores=scores, batch_size=batch_size, budget=budget, cache=cache)
+        super().__init__(asked, num_classes, task, mean=mean, std=std, class_names=class_names, input_size=input_size)
 
     @property
     def queries(self) -> int:

@@ -183,7 +183,9 @@ def configured_explanandum(
             f"classifier.init_from ({c.init_from}) begins the training of a classifier (task classify). The classifier to be explained is "
             "classifier.checkpoint: name the file of the trained one."
         )
-    return load_explanandum(c.checkpoint, c.arch, c.options, num_classes, task, class_names, c.mean, c.std, c.input_size)
+    return load_explanandum(
+        c.checkpoint, c.arch, c.options, num_classes, task=task, class_names=class_names, mean=c.mean, std=c.std, input_size=c.input_size
+    )
 
 
 def load_explanandum(
@@ -191,6 +193,7 @@ def load_explanandum(
     arch: str = "small_vgg",
     options: dict[str, Any] | None = None,
     num_classes: int | None = None,
+    *,
     task: Literal["multilabel", "multiclass"] = "multilabel",
     class_names: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
@@ -238,7 +241,15 @@ def load_explanandum(
     if num_classes is None:
         raise ConfigError("num_classes is needed for a classifier that was not trained with this project.")
     try:
-        result = Explanandum(build_classifier(arch, num_classes, **(options or {})), num_classes, task, mean, std, class_names, input_size)
+        result = Explanandum(
+            build_classifier(arch, num_classes, **(options or {})),
+            num_classes,
+            task,
+            mean=mean,
+            std=std,
+            class_names=class_names,
+            input_size=input_size,
+        )
     except (RuntimeError, TypeError, ValueError, OverflowError, LookupError, AttributeError, AssertionError) as error:
         if saved is None:
             raise

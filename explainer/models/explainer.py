@@ -49,6 +49,7 @@ class Explainer(nn.Module):
         num_classes: int = 20,
         options: dict[str, Any] | None = None,
         class_names: Sequence[str] | None = None,
+        *,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         image_size: Size | None = None,
@@ -110,7 +111,7 @@ class Explainer(nn.Module):
         side = max(height_width(explanandum.input_size or self.image_size or 224))
         options: dict[str, Any] = {"side": max(64, side), "std": self.config["std"], **self.config["options"]}
         try:
-            return SharedNetwork(explanandum.classifier, self.num_classes, explanandum.task, decoder, **options)  # type: ignore[arg-type]
+            return SharedNetwork(explanandum.classifier, self.num_classes, explanandum.task, decoder=decoder, **options)  # type: ignore[arg-type]
         except TypeError as error:
             raise ConfigError(
                 f"explainer.options of a shared encoder are width, layers and prior, received {self.config['options']} ({error})."

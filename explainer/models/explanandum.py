@@ -49,6 +49,7 @@ class Explanandum(nn.Module):
         classifier: nn.Module,
         num_classes: int,
         task: Task = "multilabel",
+        *,
         mean: float | Sequence[float] = IMAGENET_MEAN,
         std: float | Sequence[float] = IMAGENET_STD,
         class_names: Sequence[str] | None = None,

@@ -213,6 +213,7 @@ class SharedNetwork(nn.Module):
         classifier: nn.Module,
         num_classes: int,
         task: Literal["multilabel", "multiclass"] = "multilabel",
+        *,
         decoder: Decoder = "fpn",
         width: int = 64,
         layers: Sequence[str] | None = None,

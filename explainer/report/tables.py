@@ -233,7 +233,7 @@ def difference_table(results: Results, protocol: str, reference: str, bootstrap:
             cells: list[Cell | None] = []
             for name, c in columns.items():
                 known = {k: v for k, v in c.items() if k in Column.__dataclass_fields__ and k != "counts"}
-                s = paired_difference(own, rows, name, Column(**known), bootstrap, confidence, results.seed)
+                s = paired_difference(own, rows, name, Column(**known), bootstrap=bootstrap, confidence=confidence, seed=results.seed)
                 factor, digits = (100.0 if c["percent"] else 1.0), (2 if c["percent"] else 3)
                 verdict = "" if not (s.low > 0 or s.high < 0) else "better" if (s.low > 0) == c["higher_is_better"] else "worse"
                 cell = Cell(s.value * factor, s.low * factor, s.high * factor, digits, verdict=verdict)

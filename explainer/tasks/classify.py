@@ -70,6 +70,7 @@ class ClassifyTask(pl.LightningModule):
         num_classes: int,
         task: Literal["multilabel", "multiclass"],
         class_names: tuple[str, ...],
+        *,
         optimizer: OptimizerConfig | None = None,
         seed: int = 0,
         mask_explainer: nn.Module | None = None,
@@ -144,7 +145,9 @@ class ClassifyTask(pl.LightningModule):
         if c.checkpoint is not None:
             names = self.hparams["class_names"]
             try:
-                whole = load_explanandum(c.checkpoint, c.arch, c.options, K, self.task, names, c.mean, c.std, c.input_size)
+                whole = load_explanandum(
+                    c.checkpoint, c.arch, c.options, K, task=self.task, class_names=names, mean=c.mean, std=c.std, input_size=c.input_size
+                )
                 self.classifier.load_state_dict(whole.classifier.state_dict())
             except (CheckpointError, RuntimeError) as error:
                 raise CheckpointError(
@@ -206,7 +209,9 @@ class ClassifyTask(pl.LightningModule):
         logits = logits_of(outputs, K).float()
 
         def loss_of(scores: Tensor) -> Tensor:
-            return classifier_loss(scores, targets, self.task, self.class_weights, how.gamma, how.label_smoothing)
+            return classifier_loss(
+                scores, targets, self.task, class_weights=self.class_weights, gamma=how.gamma, label_smoothing=how.label_smoothing
+            )
 
         loss = loss_of(logits)
         if stage == "fit" and (others := auxiliary_logits(outputs, K)):

@@ -112,6 +112,7 @@ class ProbeTask(pl.LightningModule):
         allowed: dict[int, Tensor] | None,
         objective: Objective,
         recipe: Recipe,
+        *,
         bias: bool,
         lr: float,
         decay: int | None,
@@ -263,7 +264,7 @@ def fit_segmentation(
         return _side_by_side({c: _shuffled(images[c], recipe, c, epoch) for c in concepts})
 
     start = {c: initial(K, c, recipe.seed) if recipe.preset == "published" else torch.zeros(K) for c in concepts}
-    task = ProbeTask(start, allowed, objective, recipe, recipe.bias, recipe.lr * _PUBLISHED_SIDE**2 / pixels, None)
+    task = ProbeTask(start, allowed, objective, recipe, bias=recipe.bias, lr=recipe.lr * _PUBLISHED_SIDE**2 / pixels, decay=None)
     _run(task, plan, recipe.epochs)
     return _fitted(task, C, K)
 
@@ -296,6 +297,6 @@ def fit_classification(
         return _side_by_side(drawn)
 
     start = {c: initial(K, c, recipe.seed) if recipe.preset == "published" else torch.zeros(K) for c in concepts}
-    task = ProbeTask(start, allowed, objective, recipe, True, recipe.lr, 10)
+    task = ProbeTask(start, allowed, objective, recipe, bias=True, lr=recipe.lr, decay=10)
     _run(task, plan, recipe.epochs)
     return _fitted(task, C, K)

@@ -58,6 +58,7 @@ class ExplainTask(pl.LightningModule):
         explanandum: Explanandum,
         losses: dict[str, dict[str, Any]],
         masking: MaskingConfig | None = None,
+        *,
         optimizer: OptimizerConfig | None = None,
         seed: int = 0,
         provenance: dict[str, Any] | None = None,
@@ -66,7 +67,7 @@ class ExplainTask(pl.LightningModule):
         no_region: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        check_options(explainer, explanandum, losses, masking, optimizer, teachers is not None)
+        check_options(explainer, explanandum, losses, masking, optimizer=optimizer, taught=teachers is not None)
         self.explainer, self.explanandum = explainer, explanandum.eval()
         self.terms = build_terms(losses)
         self.teachers, self.taught = teachers, taught
@@ -226,7 +227,7 @@ class ExplainTask(pl.LightningModule):
         kind = self.masking.fill
         if kind == "alternative":
             which = alternative_kind(draws.common)
-            return alternative_fill(images, self.explanandum.mean, self.explanandum.std, draws.each, which)
+            return alternative_fill(images, self.explanandum.mean, self.explanandum.std, generator=draws.each, kind=which)
         if kind == "random":
             kind = RANDOM_FILLS[int(torch.randint(len(RANDOM_FILLS), (1,), generator=draws.common))]  # type: ignore[assignment]
         return make_fill(images, kind, mean=self.explanandum.mean, generator=draws.each)  # type: ignore[arg-type]
@@ -311,6 +312,7 @@ def check_options(
     explanandum: Explanandum,
     losses: dict[str, dict[str, Any]],
     masking: MaskingConfig | None,
+    *,
     optimizer: OptimizerConfig | None,
     taught: bool,
 ) -> None:

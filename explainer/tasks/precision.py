@@ -131,7 +131,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def settled(config: RunConfig, task: ClassifyTask | ExplainTask, size: Size, resumes: bool, alone: bool, by_rule: str) -> TrainerConfig:
+def settled(config: RunConfig, task: ClassifyTask | ExplainTask, size: Size, *, resumes: bool, alone: bool, by_rule: str) -> TrainerConfig:
     """The ``trainer`` section without ``auto``.
 
     Measured once: ``precision.json`` in the run folder remembers it for whoever resumes or tests the run. Several processes, which must

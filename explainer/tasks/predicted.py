@@ -51,7 +51,7 @@ def decide(logits: Tensor, task: str, top: int = 1, threshold: float = 0.5) -> l
 
 @torch.no_grad()
 def predict_targets(
-    explanandum: Explanandum, data: DataModule, split: str, top: int = 1, threshold: float = 0.5, folder: str | Path | None = None
+    explanandum: Explanandum, data: DataModule, split: str, *, top: int = 1, threshold: float = 0.5, folder: str | Path | None = None
 ) -> Decisions:
     """Ask the classifier about every unaugmented image of a split.
 
@@ -106,6 +106,7 @@ def use_predicted_targets(
     explanandum: Explanandum,
     data: DataModule,
     splits: Sequence[str],
+    *,
     top: int = 1,
     threshold: float = 0.5,
     folder: str | Path | None = None,
@@ -119,7 +120,7 @@ def use_predicted_targets(
         top, threshold, folder: see :func:`predict_targets`.
     """
     for split in splits:
-        found = predict_targets(explanandum, data, split, top, threshold, folder)
+        found = predict_targets(explanandum, data, split, top=top, threshold=threshold, folder=folder)
         data.set_targets(split, found.classes)
         empty = sum(not row for row in found.classes)
         log.warning(

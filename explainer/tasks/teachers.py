@@ -292,7 +292,9 @@ def open_cache(config: TeacherConfig, explanandum: Any, data: DataModule, split:
     """The cache that ``explainer maps`` fills and evaluation reads, of one method and split."""
     assert config.cache is not None
     method = method_fingerprint(config.name, config.options)
-    key = cache_key(explanandum.fingerprint(), data.dataset(split).fingerprint(), method, split, config.seed, explainer.__version__)
+    key = cache_key(
+        explanandum.fingerprint(), data.dataset(split).fingerprint(), method, split=split, seed=config.seed, version=explainer.__version__
+    )
     return MapCache(config.cache, key, config.dtype, rank)
 
 

@@ -57,7 +57,10 @@ def overhead(explanandum: Explanandum, images: Tensor, iterations: int, rounds: 
     """Time per iteration over the time of the same classifier passes alone, alternating, median over rounds."""
     methods: dict[str, tuple[Callable[[int], Any], int]] = {
         "extremal, 6 areas": (lambda n: ExtremalPerturbation(explanandum, AREAS, iterations=n, schedule="code", jitter=False), 6),
-        "extremal, hybrid, 3 areas": (lambda n: ExtremalPerturbation(explanandum, AREAS[:3], "hybrid", iterations=n, schedule="code"), 6),
+        "extremal, hybrid, 3 areas": (
+            lambda n: ExtremalPerturbation(explanandum, AREAS[:3], game="hybrid", iterations=n, schedule="code"),
+            6,
+        ),
         "meaningful": (lambda n: MeaningfulPerturbation(explanandum, iterations=n, init=1.0), 1),
     }
     for label, (make, rows) in methods.items():

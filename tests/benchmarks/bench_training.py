@@ -100,7 +100,7 @@ def make_task(options: argparse.Namespace) -> ExplainTask:
     losses["classification"] = {"weight": 1.0}
     losses["area_bound"] |= {"min_area": LOW, "max_area": HIGH, "reduction": "sum"}
     losses["total_variation"]["padding"] = "reflect"
-    return ExplainTask(net, Explanandum(inner, options.classes), losses, None, OptimizerConfig()).to(options.device)
+    return ExplainTask(net, Explanandum(inner, options.classes), losses, None, optimizer=OptimizerConfig()).to(options.device)
 
 
 def make_batch(options: argparse.Namespace) -> Batch:

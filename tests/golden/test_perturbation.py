@@ -40,7 +40,7 @@ def test_pyramid_and_interpolation(name: str, dtype: torch.dtype) -> None:
     entry, arrays, _ = load(name)
     args, data = entry["args"], tensors(arrays, dtype)
     tolerance = 1e-7 if dtype == torch.float64 else 1e-5
-    levels = pyramid(data["in/x"], args["type"], args["num_levels"], args["max_blur"])
+    levels = pyramid(data["in/x"], args["type"], args["num_levels"], max_blur=args["max_blur"])
     close(levels[0], arrays["out/pyramid"], 1e-5 if dtype == torch.float32 else 1e-6)
     mask = data["in/mask"][:, 0].requires_grad_()
     perturbed = Perturbation(levels).apply(mask)

@@ -114,7 +114,7 @@ def test_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len([line for line in use.splitlines() if line.strip()]) <= 10
     torch.manual_seed(0)
     options = {"encoder_name": "resnet18", "encoder_depth": 3, "decoder_channels": [8, 8, 8]}
-    net = Explainer("unet", 2, options, ("cat", "dog"), image_size=32, stride=8).eval()
+    net = Explainer("unet", 2, options, class_names=("cat", "dog"), image_size=32, stride=8).eval()
     explainer.save_pretrained(net, tmp_path / "folder")
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / "photo.png")

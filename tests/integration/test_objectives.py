@@ -167,7 +167,7 @@ def test_scores_only(tmp_path, capsys):
     assert all(float(r["train/loss/coalition"]) >= 0 for r in rows(tmp_path / "r"))
     assert (tmp_path / "answers.db").is_file()
     net = explainer.load(tmp_path / "r/checkpoints/best.ckpt")
-    assert net.metadata["fingerprint"] == load_explanandum(None, arch, {}, 6, "multilabel", net.class_names).fingerprint()
+    assert net.metadata["fingerprint"] == load_explanandum(None, arch, {}, 6, task="multilabel", class_names=net.class_names).fingerprint()
     again = [*fit, "--overwrite", "true"]
     assert main([*again, *losses, "--classifier.options", "{budget: 20}"]) == 2
     assert "the query budget of bands is used up" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_published_configuration_takes_a_step(data, classifier, tmp_path):
     explanandum = load_explanandum(None, config.classifier.arch, options, K)
     assert trained.classifier.mean == ClassifierConfig().mean
     net = Explainer(config.explainer.network, K, {**config.explainer.options, "encoder_weights": None})
-    task = ExplainTask(net, explanandum, config.losses, config.masking, config.optimizer)
+    task = ExplainTask(net, explanandum, config.losses, config.masking, optimizer=config.optimizer)
     before = [p.detach().clone() for p in net.parameters()]
     optimizer = torch.optim.Adam(net.parameters(), lr=config.optimizer.lr)
     task.train()

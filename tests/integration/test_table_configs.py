@@ -41,7 +41,7 @@ def place(tmp_path_factory):
 def explainer_for(names: tuple[str, ...], folder: Path) -> str:
     torch.manual_seed(0)
     options = {"encoder_name": "resnet18", "encoder_depth": 3, "decoder_channels": [8, 8, 8]}
-    net = Explainer("unet", len(names), options, names, stride=8)
+    net = Explainer("unet", len(names), options, class_names=names, stride=8)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(net.state_dict(), str(folder / WEIGHTS))
     (folder / CONFIG).write_text(json.dumps({"explainer": net.config}))

@@ -75,6 +75,7 @@ def channel_masks(
     images: Tensor,
     class_index: Tensor,
     areas: Sequence[float],
+    *,
     game: Game = "preserve",
     reward: Reward = "simple",
     iterations: int = 300,
@@ -100,7 +101,7 @@ def channel_masks(
         original = class_reward(explanandum(images), class_index)
     if not seen:
         raise ConfigError(f"layer {layer!r} does not run in the classifier's forward pass: name one that does.")
-    layout = layout_of(explanandum, layer, module, seen[0].shape, images)
+    layout = layout_of(explanandum, layer, module, shape=seen[0].shape, images=images)
     activation = layout.spatial(seen[0].detach().clone())
     channels = activation.shape[1]
     kept = tuple(int(a) if a >= 1 else max(1, round(a * channels)) for a in areas)
@@ -118,7 +119,7 @@ def channel_masks(
             return logits
 
     def objective(mask: Tensor, rows: Tensor, t: int) -> tuple[Tensor, dict[str, Tensor]]:
-        gain = game_reward(classify, mask, rows, row_class[rows], game, reward)
+        gain = game_reward(classify, mask, rows, row_class[rows], game=game, reward=reward)
         penalty = area_penalty(mask, zeros[rows])
         return gain - 1500 * min(1.0, t / half) * penalty, {"reward": gain, "area": penalty}
 
@@ -127,7 +128,7 @@ def channel_masks(
         ones = images.new_ones(len(row_image), channels).requires_grad_()
         rows = torch.arange(len(row_image), device=images.device)
         with torch.enable_grad():
-            gain = game_reward(classify, ones, rows, row_class, game, reward)
+            gain = game_reward(classify, ones, rows, row_class, game=game, reward=reward)
             (slope,) = torch.autograd.grad(gain.sum(), ones)
         least_first = slope.argsort(dim=1, stable=True).argsort(dim=1).to(ones)
         return 1 - _TIE_BREAK * (1 - least_first / channels)
@@ -139,7 +140,7 @@ def channel_masks(
             logits = classify(found.parameters, rows)
             preserved, rewards = class_reward(logits, row_class), class_reward(logits, row_class, reward)
             if game != "preserve":
-                rewards = game_reward(classify, found.parameters, rows, row_class, game, reward)
+                rewards = game_reward(classify, found.parameters, rows, row_class, game=game, reward=reward)
     shape = (len(images), number)
     masks = found.parameters.unflatten(0, shape)
     saliency = torch.einsum("bac,bchw->bahw", masks, activation)

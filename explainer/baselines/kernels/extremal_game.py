@@ -36,7 +36,7 @@ def class_reward(logits: Tensor, class_index: Tensor, reward: Reward = "simple")
 
 
 def game_reward(
-    classify: Callable[[Tensor, Tensor], Tensor], mask: Tensor, rows: Tensor, class_index: Tensor, game: Game, reward: Reward
+    classify: Callable[[Tensor, Tensor], Tensor], mask: Tensor, rows: Tensor, class_index: Tensor, *, game: Game, reward: Reward
 ) -> Tensor:
     """Reward of each mask, ``[n]``, from one call of the classifier.
 

@@ -100,7 +100,10 @@ def forward_features(
     with watch(list(layers.values())) as seen:
         logits = explanandum(images)
     outputs = {path: single_output(seen[module], path) for path, module in layers.items()}
-    return logits, [FeatureMap(out, layout_of(explanandum, path, layers[path], out.shape, images, known)) for path, out in outputs.items()]
+    return logits, [
+        FeatureMap(out, layout_of(explanandum, path, layers[path], shape=out.shape, images=images, known=known))
+        for path, out in outputs.items()
+    ]
 
 
 def feature_gradients(logits: Tensor, class_index: Tensor, features: Sequence[FeatureMap], retain_graph: bool = False) -> list[Tensor]:

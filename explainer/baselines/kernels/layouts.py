@@ -182,7 +182,9 @@ def prefix_tokens(classifier: nn.Module, path: str) -> int | None:
 Known = dict[tuple[Any, ...], Layout]  # what was found out, by path, size of the image and shape
 
 
-def layout_of(explanandum: Any, path: str, module: nn.Module, shape: Sequence[int], images: Tensor, known: Known | None = None) -> Layout:
+def layout_of(
+    explanandum: Any, path: str, module: nn.Module, *, shape: Sequence[int], images: Tensor, known: Known | None = None
+) -> Layout:
     """The layout of a layer's output of ``shape``.
 
     Args:
@@ -204,12 +206,12 @@ def layout_of(explanandum: Any, path: str, module: nn.Module, shape: Sequence[in
             recording, _ = record(explanandum, images[:1])
         call = next((c for c in reversed(recording.calls) if c.module is module and c.shape[1:] == tuple(shape[1:])), None)
         options = [] if call is None else recording.readings(call, explanandum.classifier)
-        known[key] = decide(explanandum, path, module, options, shape, images, recording)
+        known[key] = decide(explanandum, path, module, options=options, shape=shape, images=images, recording=recording)
     return known[key]
 
 
 def decide(
-    explanandum: Any, path: str, module: nn.Module, options: list[Layout], shape: Sequence[int], images: Tensor, recording: Recording
+    explanandum: Any, path: str, module: nn.Module, *, options: list[Layout], shape: Sequence[int], images: Tensor, recording: Recording
 ) -> Layout:
     """The one of ``options`` under which the top of the image is at the top of the map. Raises :class:`UnsupportedLayerError`."""
     if len(options) == 1:

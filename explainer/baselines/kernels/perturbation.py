@@ -30,6 +30,7 @@ def gaussian_kernel(sigma: float, dtype: torch.dtype = torch.float32, device: to
 def imsmooth(
     images: Tensor,
     sigma: float,
+    *,
     stride: int = 1,
     padding: int = 0,
     padding_mode: Literal["constant", "replicate", "reflect"] = "constant",
@@ -83,6 +84,7 @@ def pyramid(
     images: Tensor,
     kind: PerturbationKind = "blur",
     levels: int = 8,
+    *,
     max_blur: float = 20.0,
     origin: Tensor | float = 0.0,
     renormalize: bool = False,

@@ -118,7 +118,7 @@ class RelevanceBaseline(Baseline):
         if self.layer is None:
             return relevance
         module = find_layer(self.explanandum.classifier, self.layer)
-        return layout_of(self.explanandum, self.layer, module, relevance.shape, images, self.known).spatial(relevance)
+        return layout_of(self.explanandum, self.layer, module, shape=relevance.shape, images=images, known=self.known).spatial(relevance)
 
     def _map(self, relevance: Tensor, images: Tensor) -> Tensor:
         """Channel sum of ``[B,C,h,w]``, bilinear to the images' size where it differs: ``[B,H,W]``."""

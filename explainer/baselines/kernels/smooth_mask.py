@@ -128,6 +128,7 @@ class SmoothMask:
         width: int,
         step: int = 7,
         sigma: int = 21,
+        *,
         profile: KernelProfile = "code",
         pooling: Pooling = "softmax",
         coldness: float = 20.0,
@@ -219,7 +220,7 @@ class SmoothMask:
 
 
 def parameters_of_area(
-    family: SmoothMask, score: Tensor, areas: Sequence[float], on_margin: bool = True, gain: float = 1.0, border: float = 4.0
+    family: SmoothMask, score: Tensor, areas: Sequence[float], *, on_margin: bool = True, gain: float = 1.0, border: float = 4.0
 ) -> Tensor:
     """Parameters that are large where a score is large and whose masks have the areas asked for.
 

@@ -39,7 +39,7 @@ def _restart(v: Tensor, relevance: Tensor) -> Tensor:
 
 
 def sweep(
-    graph: Graph, start: int, relevance: Tensor, stops: Sequence[int], one_step: bool = False, consume: bool = False
+    graph: Graph, start: int, relevance: Tensor, stops: Sequence[int], *, one_step: bool = False, consume: bool = False
 ) -> dict[int, Tensor]:
     """Relevance at ``stops`` when node ``start`` has relevance ``[B,h,w]``.
 
@@ -180,7 +180,7 @@ def _clear_difference(graph: Graph, encoder: int, own: Tensor) -> Tensor | None:
 
 
 def initial_relevance(
-    graph: Graph, encoder: int, class_index: Tensor, start: Start, create_graph: bool = False, mean: Tensor | None = None
+    graph: Graph, encoder: int, class_index: Tensor, start: Start, *, create_graph: bool = False, mean: Tensor | None = None
 ) -> Tensor:
     """``R^L`` ``[B,h,w]`` of one class per image.
 

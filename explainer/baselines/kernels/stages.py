@@ -92,7 +92,9 @@ class _Search:
         if len(options) < 2:
             return options[0] if options else None
         try:
-            return decide(self.explanandum, call.path, call.module, options, call.shape, self.images, self.recording)
+            return decide(
+                self.explanandum, call.path, call.module, options=options, shape=call.shape, images=self.images, recording=self.recording
+            )
         except UnsupportedLayerError:
             return None
 

@@ -40,5 +40,5 @@ class Fidelity(Protocol):
         pixels = scene.size[0] * scene.size[1]
         size = max(1, round(200 * pixels / 224**2)) if self.subset_size is None else min(self.subset_size, pixels)
         saliency = prepare(maps.saliency(rows, classes), scene.size, "max")
-        values = fidelity(scene.explanandum, scene.images[rows], saliency, classes, self.subsets, size, seed=scene.seed)
+        values = fidelity(scene.explanandum, scene.images[rows], saliency, classes, subsets=self.subsets, subset_size=size, seed=scene.seed)
         return scores(rows, classes, {"fidelity": values})

@@ -38,6 +38,7 @@ class FillSwap(Check):
     def __init__(
         self,
         mode: Mode = "corrected",
+        *,
         trained: FillKind = "mean",
         fills: Sequence[FillKind] = ("black", "white", "blur", "noise"),
         draws: int = 2,
@@ -88,7 +89,7 @@ class FillSwap(Check):
             why = (
                 f"Under {self.trained} the masks keep only {trained:+.3f} more of the score than the same masks moved: nothing to compare."
             )
-            return [undecided(check, *who, self.kept, "at least", why)]
+            return [undecided(check, *who, threshold=self.kept, rule="at least", why=why)]
         low, high = bootstrap(swapped, [r.index for r in rows])
         each: dict[str, float] = {fill: mean(column(rows, f"swapped_{fill}")) for fill in self.fills}
         value = mean(swapped) / trained
@@ -98,4 +99,14 @@ class FillSwap(Check):
             f"{value:.0%} survives."
         )
         details = {"trained": trained, "swapped": mean(swapped), "low": low, "high": high, **each}
-        return [decide(check, *who, value if np.isfinite(value) else np.nan, self.kept, "at least", sentence, details)]
+        return [
+            decide(
+                check,
+                *who,
+                value=value if np.isfinite(value) else np.nan,
+                threshold=self.kept,
+                rule="at least",
+                sentence=sentence,
+                details=details,
+            )
+        ]

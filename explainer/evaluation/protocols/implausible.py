@@ -80,7 +80,7 @@ class Implausible(Check):
             why = (
                 f"The classifier ranks a shown class above an absent one in {ranked:.0%} of cases: it is not random, masks may look right."
             )
-            return [undecided(check, *who, self.margin, "at most", why, {"ranked": ranked})]
+            return [undecided(check, *who, threshold=self.margin, rule="at most", why=why, details={"ranked": ranked})]
         bar = max(elsewhere, everything)
         low, high = (bound - bar for bound in bootstrap(column(rows, "overlap"), [r.index for r in rows]))
         sentence = (
@@ -88,4 +88,4 @@ class Implausible(Check):
             f"(difference to the better {own - bar:+.1%}, interval {low:+.1%} to {high:+.1%})."
         )
         details = {"overlap": own, "moved": elsewhere, "everything": everything, "ranked": ranked, "low": low, "high": high}
-        return [decide(check, *who, own - bar, self.margin, "at most", sentence, details)]
+        return [decide(check, *who, value=own - bar, threshold=self.margin, rule="at most", sentence=sentence, details=details)]

@@ -38,9 +38,11 @@ class Infidelity(Protocol):
             return []
         images = scene.images[rows]
         saliency = maps.saliency(rows, classes)
-        values = {"infidelity": infidelity(scene.explanandum, images, saliency, classes, self.samples, seed=scene.seed)}
+        values = {"infidelity": infidelity(scene.explanandum, images, saliency, classes, samples=self.samples, seed=scene.seed)}
         if self.sensitivity_samples and not maps.method.needs_truth:
-            values["max_sensitivity"] = max_sensitivity(maps.explain, images, classes, self.sensitivity_samples, self.radius, scene.seed)
+            values["max_sensitivity"] = max_sensitivity(
+                maps.explain, images, classes, samples=self.sensitivity_samples, radius=self.radius, seed=scene.seed
+            )
         elif self.sensitivity_samples:
             values["max_sensitivity"] = torch.full((len(rows),), torch.nan)
         return scores(rows, classes, values)

@@ -59,7 +59,15 @@ class InsertionDeletion(Protocol):
         images, saliency = scene.images[rows], maps.saliency(rows, classes)
         curves = {
             name: perturbation_curve(
-                scene.explanandum, images, saliency, classes, self.fractions, "highest", name == "insertion", fill, self.output
+                scene.explanandum,
+                images,
+                saliency,
+                classes,
+                self.fractions,
+                first="highest",
+                reveal=name == "insertion",
+                fill=fill,
+                measure=self.output,
             )
             for name, fill in (("insertion", self.insertion_fill), ("deletion", self.deletion_fill))
         }

@@ -45,6 +45,7 @@ class LabelLeakage(Check):
     def __init__(
         self,
         mode: Mode = "corrected",
+        *,
         grid: int = 16,
         threshold: float = 0.5,
         fill: FillKind = "mean",
@@ -101,7 +102,10 @@ class LabelLeakage(Check):
         empty = float((column(usable, "area") == 0).mean()) if usable else 1.0
         if empty > 0.5:
             why = f"{empty:.0%} of the binary masks are empty, so there is nothing to read. Evaluate the rescaled maps."
-            unread = [undecided(f"class not readable from the mask's {what}", *who, np.nan, "at most", why) for what in ("place", "form")]
+            unread = [
+                undecided(f"class not readable from the mask's {what}", *who, threshold=np.nan, rule="at most", why=why)
+                for what in ("place", "form")
+            ]
             # An empty mask shows nothing of any image: the few others would be lost among them.
             return [*unread, self._foreign(who, [r for r in usable if r.values.get("area", 0) > 0])]
         masks = unpack([r.vectors["mask"] for r in usable])
@@ -115,7 +119,9 @@ class LabelLeakage(Check):
         ]
 
     def _read(self, features: Array, rows: Sequence[Row], permutations: int = 0) -> ProbeResult:
-        return probe(features, [int(r.class_index or 0) for r in rows], [r.index for r in rows], self.folds, permutations=permutations)
+        return probe(
+            features, [int(r.class_index or 0) for r in rows], [r.index for r in rows], folds=self.folds, permutations=permutations
+        )
 
     def _probed(
         self, what: str, who: tuple[str, str], rows: Sequence[Row], own: Array, rolled: Array | None, truth: Array | None
@@ -124,7 +130,7 @@ class LabelLeakage(Check):
         result = self._read(own, rows, self.permutations)
         if np.isnan(result.accuracy):
             why = f"{result.samples} masks of {result.classes} classes are too few for a probe with {self.folds} folds."
-            return undecided(check, *who, np.nan, "at most", why)
+            return undecided(check, *who, threshold=np.nan, rule="at most", why=why)
         bars = {"shuffled labels": result.permuted}
         if rolled is not None:
             bars["the same masks moved"] = self._read(rolled, rows).accuracy
@@ -135,7 +141,15 @@ class LabelLeakage(Check):
             f"A probe that sees only the mask's {what} names the class in {result.accuracy:.1%} of cases (guessing: {result.chance:.1%}; "
             f"highest bar, {highest}: {bars[highest]:.1%})."
         )
-        return decide(check, *who, result.accuracy, bars[highest] + self.margin, "at most", sentence, {"guessing": result.chance, **bars})
+        return decide(
+            check,
+            *who,
+            value=result.accuracy,
+            threshold=bars[highest] + self.margin,
+            rule="at most",
+            sentence=sentence,
+            details={"guessing": result.chance, **bars},
+        )
 
     def _foreign(self, who: tuple[str, str], rows: Sequence[Row]) -> Verdict:
         check = "class not seen through the mask on a foreign image"
@@ -143,13 +157,23 @@ class LabelLeakage(Check):
         gain = own - elsewhere
         low, high = bootstrap(gain, [r.index for r in rows])
         if np.isnan(low):
-            return undecided(check, *who, self.margin, "at most", "Too few images without the class were at hand in the batches.")
+            return undecided(
+                check, *who, threshold=self.margin, rule="at most", why="Too few images without the class were at hand in the batches."
+            )
         sentence = (
             f"Cut to the mask, an image without the class is taken for it in {mean(own):.1%} of cases; to the same mask moved, in "
             f"{mean(elsewhere):.1%} (difference {mean(gain):+.1%}, interval {low:+.1%} to {high:+.1%}; the interval's lower end counts)."
         )
         # The lower end of the interval decides: a difference that may be chance is no finding.
-        return decide(check, *who, low, self.margin, "at most", sentence, {"difference": mean(gain), "low": low, "high": high})
+        return decide(
+            check,
+            *who,
+            value=low,
+            threshold=self.margin,
+            rule="at most",
+            sentence=sentence,
+            details={"difference": mean(gain), "low": low, "high": high},
+        )
 
 
 def _rolled(mask: Array, index: int, label: int) -> Array:

@@ -32,6 +32,7 @@ class Manipulation(Protocol):
     def __init__(
         self,
         mode: Mode = "corrected",
+        *,
         max_iterations: int = 1500,
         learning_rate: float = 1e-3,
         epsilon: float = 8 / 255,

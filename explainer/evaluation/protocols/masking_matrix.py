@@ -68,7 +68,9 @@ class MaskingMatrix(Protocol):
             return []
         targets = scene.labels[images].to(scene.images)
         masks = maps.class_masks()[images]
-        matrix = masking_scores(scene.explanandum, scene.images[images], masks, targets, chosen, False, fill=self.fill, output=self.output)
+        matrix = masking_scores(
+            scene.explanandum, scene.images[images], masks, targets, classes=chosen, rescale=False, fill=self.fill, output=self.output
+        )
         row, label = scene.labels[images][:, chosen].nonzero(as_tuple=True)
         lines = matrix[row, label]
         own = lines.gather(1, label[:, None])[:, 0]

@@ -68,7 +68,15 @@ class NegativePerturbation(Protocol):
         for name, first in order.items():
             for of, classes in (("predicted", scene.top[rows]), ("target", label)):
                 curve = perturbation_curve(
-                    scene.explanandum, images, maps.saliency(rows, classes), label, AGF_FRACTIONS, first, False, self.fill, self.measure
+                    scene.explanandum,
+                    images,
+                    maps.saliency(rows, classes),
+                    label,
+                    AGF_FRACTIONS,
+                    first=first,
+                    reveal=False,
+                    fill=self.fill,
+                    measure=self.measure,
                 )
                 values[f"{name}_{of}"] = 100 * area_under(curve, AGF_FRACTIONS)
                 if of == "target":

@@ -75,7 +75,9 @@ class ParameterRandomisation(Check):
         for part in torch.arange(len(rows)).split(maps.method.batch_size):
             r, k = rows[part], classes[part]
             truth = scene.batch.masks[r] if scene.batch.masks is not None and maps.method.needs_truth else None
-            parts.append(cascade(maps.method.attributor, scene.images[r], k, self.steps, scene.seed, method_seed, truth))
+            parts.append(
+                cascade(maps.method.attributor, scene.images[r], k, steps=self.steps, seed=scene.seed, method_seed=method_seed, masks=truth)
+            )
         random, original = torch.cat(parts, dim=1), maps.saliency(rows, classes)
         spearman = torch.stack([_similarity(original, m, ranks=True) for m in random], dim=1)
         ssim = torch.stack([_similarity(original, m, ranks=False) for m in random], dim=1)
@@ -94,7 +96,18 @@ class ParameterRandomisation(Check):
         )
         details = {"low": low, "high": high, "head": mean(column(rows, "spearman_head")), "ssim": mean(column(rows, "ssim_all"))}
         check = "maps change when the classifier's parameters are random"
-        return [decide(check, rows[0].method, rows[0].scale, value, self.largest, "at most", sentence, details)]
+        return [
+            decide(
+                check,
+                rows[0].method,
+                rows[0].scale,
+                value=value,
+                threshold=self.largest,
+                rule="at most",
+                sentence=sentence,
+                details=details,
+            )
+        ]
 
 
 def _similarity(first: Tensor, second: Tensor, ranks: bool) -> Tensor:

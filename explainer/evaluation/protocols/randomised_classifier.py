@@ -42,6 +42,7 @@ class RandomisedClassifier(Check):
     def __init__(
         self,
         mode: Mode = "corrected",
+        *,
         networks: int = 10,
         draws: int = 2,
         fill: FillKind = "mean",
@@ -97,7 +98,7 @@ class RandomisedClassifier(Check):
         advantage = float(np.nanmean(column(rows, "wins"))) - 0.5 if rows else np.nan
         if not advantage >= self.least:
             why = f"With the classifier itself the masks beat the same masks moved in {advantage + 0.5:.1%} of cases: nothing to lose."
-            return [undecided(check, *who, self.kept, "at most", why)]
+            return [undecided(check, *who, threshold=self.kept, rule="at most", why=why)]
         per_network = np.array([r.vectors["wins_randomised"] for r in rows]).mean(0) - 0.5
         error = float(per_network.std(ddof=1) / np.sqrt(len(per_network))) if len(per_network) > 1 else 0.0
         remaining = float(per_network.mean())
@@ -108,4 +109,4 @@ class RandomisedClassifier(Check):
             f"(standard error {error:.1%}). Judged is the lower end of what survives, as a share of the advantage."
         )
         details = {"advantage": advantage, "remaining": remaining, "error": error}
-        return [decide(check, *who, value, self.kept, "at most", sentence, details)]
+        return [decide(check, *who, value=value, threshold=self.kept, rule="at most", sentence=sentence, details=details)]

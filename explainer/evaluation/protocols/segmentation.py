@@ -64,7 +64,7 @@ class Segmentation(Protocol):
         targets = scene.explained.to(scene.images)
         mask = self.own_row(mask, maps, scene.void())
         values = self.compare(mask, scene.merged_truth, scene.void())
-        values["sal"] = sal(scene.explanandum, scene.images, mask, targets, self.fill)
+        values["sal"] = sal(scene.explanandum, scene.images, mask, targets, fill=self.fill)
         return scores(len(mask), None, values)
 
     def compare(self, mask: Tensor, truth: Tensor, void: Tensor | None) -> dict[str, Tensor]:
@@ -124,5 +124,5 @@ class SegmentationPerClass(Segmentation):
         mask = self.own_row(mask, maps, scene.void(rows))
         values = self.compare(mask, scene.truth(rows, classes), scene.void(rows))
         one_hot = torch.nn.functional.one_hot(classes, scene.labels.shape[1]).to(scene.images)
-        values["sal"] = sal(scene.explanandum, scene.images[rows], mask, one_hot, self.fill)
+        values["sal"] = sal(scene.explanandum, scene.images[rows], mask, one_hot, fill=self.fill)
         return scores(rows, classes, values)

@@ -87,9 +87,29 @@ class Shortcut(Check):
         seen = f"The cue changes the class's probability by {reliance:+.3f}"
         shown = f"{share:.1%} of the map lies on the cue, which covers {area:.1%} of the image ({ratio:.1f} times a constant map)."
         if reliance >= self.used:
-            return [decide("a cue that is used is shown", *who, ratio, self.factor, "at least", f"{seen}: it is used. {shown}", details)]
+            return [
+                decide(
+                    "a cue that is used is shown",
+                    *who,
+                    value=ratio,
+                    threshold=self.factor,
+                    rule="at least",
+                    sentence=f"{seen}: it is used. {shown}",
+                    details=details,
+                )
+            ]
         if reliance <= self.unused:
             text = f"{seen}: it is not used. {shown}"
-            return [decide("a cue that is not used is left out", *who, ratio, self.factor, "at most", text, details)]
+            return [
+                decide(
+                    "a cue that is not used is left out",
+                    *who,
+                    value=ratio,
+                    threshold=self.factor,
+                    rule="at most",
+                    sentence=text,
+                    details=details,
+                )
+            ]
         why = f"{seen}: too little to call it used (from {self.used}), too much to call it unused (up to {self.unused}). {shown}"
-        return [undecided("a cue that is used is shown", *who, self.factor, "at least", why, details)]
+        return [undecided("a cue that is used is shown", *who, threshold=self.factor, rule="at least", why=why, details=details)]

@@ -65,10 +65,21 @@ class SRDMetrics(Protocol):
             "pointing": pointing_game(saliency, truth, void, tolerance),
             "localisation": attribution_localisation(saliency, truth, void, self.region),
             "sparseness": sparseness(saliency, 1e-7 if self.mode == "code" else 0.0),
-            "fidelity": fidelity(scene.explanandum, images, saliency, classes, self.subsets, min(size, pixels), unit=unit, seed=scene.seed),
+            "fidelity": fidelity(
+                scene.explanandum,
+                images,
+                saliency,
+                classes,
+                subsets=self.subsets,
+                subset_size=min(size, pixels),
+                unit=unit,
+                seed=scene.seed,
+            ),
         }
         if self.stability_samples and not maps.method.needs_truth:
-            values["stability"] = stability(maps.explain, scene.explanandum, images, classes, self.stability_samples, 0.1, norm, scene.seed)
+            values["stability"] = stability(
+                maps.explain, scene.explanandum, images, classes, samples=self.stability_samples, noise=0.1, norm=norm, seed=scene.seed
+            )
         elif self.stability_samples:
             # A row that reads the ground truth cannot be asked about a perturbed image.
             values["stability"] = torch.full((len(rows),), torch.nan)

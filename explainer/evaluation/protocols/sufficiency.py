@@ -49,7 +49,7 @@ class SufficiencyNecessity(Protocol):
         images, mask = scene.images[rows], maps.mask(rows, classes)
         values = {}
         for name, shown in (("sufficiency", mask), ("necessity", 1 - mask)):
-            by_fill = sufficiency_by_fill(scene.explanandum, images, shown, classes, self.fills, self.output)
+            by_fill = sufficiency_by_fill(scene.explanandum, images, shown, classes, self.fills, output=self.output)
             values[name] = by_fill.mean(1)
             values.update({f"{name}_{fill}": by_fill[:, i] for i, fill in enumerate(self.fills)})
         return scores(rows, classes, values)

@@ -52,7 +52,14 @@ class Time(Protocol):
         def once() -> float:
             synchronise(scene.images)
             start = time.perf_counter()
-            compute_pairs(method.attributor, scene.images, scene.explained, maps.generator, scene.batch.masks, method.batch_size)
+            compute_pairs(
+                method.attributor,
+                scene.images,
+                scene.explained,
+                generator=maps.generator,
+                masks=scene.batch.masks,
+                batch_size=method.batch_size,
+            )
             synchronise(scene.images)
             return time.perf_counter() - start
 

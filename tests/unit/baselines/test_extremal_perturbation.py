@@ -140,7 +140,9 @@ def test_games_by_hand() -> None:
         return torch.stack([mask.sum(1) * 10, rows.to(mask)], dim=1)
 
     mask, rows, index = torch.tensor([[0.75, 1.0], [0.5, 0.0]]), torch.tensor([0, 1]), torch.zeros(2, dtype=torch.long)
-    outcomes = {game: game_reward(classify, mask, rows, index, game, "simple").tolist() for game in ("preserve", "delete", "hybrid")}
+    outcomes = {
+        game: game_reward(classify, mask, rows, index, game=game, reward="simple").tolist() for game in ("preserve", "delete", "hybrid")
+    }
     assert outcomes == {"preserve": [17.5, 5.0], "delete": [-2.5, -15.0], "hybrid": [15.0, -10.0]}
 
 

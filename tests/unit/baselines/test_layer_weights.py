@@ -43,18 +43,18 @@ def test_spread_by_hand() -> None:
     images = torch.zeros(2, 3, 4, 4)
     images[1, 0], images[1, 1] = 0.2, 0.4
     # Layer 0: means (0, 0) and (0.2, 0.8), each (0.1, 0.4) from their mean: 0.5 / 2 channels. Layer 1: 0 and 1, each 0.5 from it.
-    weights = layer_weights(Explanandum(net, 2, mean=0.0, std=1.0), ["0", "1"], "spread", images)
+    weights = layer_weights(Explanandum(net, 2, mean=0.0, std=1.0), ["0", "1"], "spread", images=images)
     assert weights == pytest.approx([0.25 / 0.75, 0.5 / 0.75])
 
 
 def test_accuracy_is_that_of_the_layer_that_can_be_read() -> None:
     model = Explanandum(Blind(), 2, mean=0.0, std=1.0)
     images, labels = data()
-    first, second = layer_weights(model, ["seen", "noise"], "accuracy", images, labels)
+    first, second = layer_weights(model, ["seen", "noise"], "accuracy", images=images, labels=labels)
     assert first + second == pytest.approx(1)
     accuracy = second / first  # the first layer's accuracy is 1
     assert 0.2 < accuracy < 0.8 and (accuracy * 40) == pytest.approx(round(accuracy * 40)), "a share of 40 images, near chance"
-    assert layer_weights(model, ["seen", "noise"], "accuracy", images, labels) == [first, second]
+    assert layer_weights(model, ["seen", "noise"], "accuracy", images=images, labels=labels) == [first, second]
     assert not any(p.grad is not None for p in model.parameters())
 
 
@@ -63,17 +63,17 @@ def test_fixed_weights_and_refusals() -> None:
     assert layer_weights(model, ["seen", "noise"], "uniform") == [0.5, 0.5]
     assert layer_weights(model, ["seen", "noise", "head"], "linear") == pytest.approx([1 / 6, 2 / 6, 3 / 6])
     images, labels = data()
-    for arguments, error, words in (
-        ((["seen"], "best"), ConfigError, "kind must be one of"),
-        (([], "linear"), ConfigError, "at least one layer"),
-        ((["seen"], "spread"), ConfigError, "give images="),
-        ((["seen"], "accuracy", images), ConfigError, "and labels="),
-        ((["nothing"], "spread", images), ConfigError, "nothing"),
-        ((["seen"], "accuracy", images[:4], labels[:4]), ShapeError, "at least 5"),
-        ((["seen"], "spread", images[:1]), ConfigError, "no layer tells"),
+    for arguments, given, error, words in (
+        ((["seen"], "best"), {}, ConfigError, "kind must be one of"),
+        (([], "linear"), {}, ConfigError, "at least one layer"),
+        ((["seen"], "spread"), {}, ConfigError, "give images="),
+        ((["seen"], "accuracy"), {"images": images}, ConfigError, "and labels="),
+        ((["nothing"], "spread"), {"images": images}, ConfigError, "nothing"),
+        ((["seen"], "accuracy"), {"images": images[:4], "labels": labels[:4]}, ShapeError, "at least 5"),
+        ((["seen"], "spread"), {"images": images[:1]}, ConfigError, "no layer tells"),
     ):
         with pytest.raises(error, match=words):
-            layer_weights(model, *arguments)  # type: ignore[arg-type]
+            layer_weights(model, *arguments, **given)  # type: ignore[arg-type]
 
 
 def test_norm_grad_takes_them() -> None:
@@ -83,7 +83,7 @@ def test_norm_grad_takes_them() -> None:
     )
     model = Explanandum(net, 2, mean=0.5, std=0.5)
     images, _ = data(6)
-    weights = layer_weights(model, ["1", "3"], "spread", images)
+    weights = layer_weights(model, ["1", "3"], "spread", images=images)
     both = build("norm_grad", model, layer=["1", "3"], weights=weights, combine="mean")(images, 0)
     even = build("norm_grad", model, layer=["1", "3"], combine="mean")(images, 0)
     assert weights[0] != weights[1] and not torch.allclose(both, even)

@@ -66,7 +66,7 @@ def test_two_iterations_equal_the_slow_derivation(game: str) -> None:
                 parameter.clamp_(0, 1)
     method = MeaningfulPerturbation(
         explanandum,
-        game,
+        game=game,
         iterations=3,
         l1=0.003,
         l2=0.02,
@@ -104,7 +104,7 @@ def test_disc_start_is_the_smallest_with_the_effect() -> None:
     images = torch.zeros(1, 3, 16, 16)
     images[:, :, 6:10, 6:10] = 1.0  # evidence in the centre only: a small disc destroys or keeps all of it
     for game in ("delete", "preserve"):
-        method = MeaningfulPerturbation(spots(), game, "constant", max_iterations=1, grid=16, mask_sigma=0.0, jitter=0)
+        method = MeaningfulPerturbation(spots(), game=game, perturbation="constant", max_iterations=1, grid=16, mask_sigma=0.0, jitter=0)
         found = method.masks(images, 0)
         radius_needed = 1.5 * 2**0.5  # the square's corner pixels lie 1.5 pixels off the centre on each axis
         corner = 7.5 * 2**0.5
@@ -127,7 +127,7 @@ def test_starts_and_limits() -> None:
     explanandum, images = convolutional(), pictures(2, 16)
 
     def first(init: Any, game: str = "delete") -> Tensor:
-        return MeaningfulPerturbation(explanandum, game, max_iterations=1, grid=4, init=init).masks(images, 0).parameters
+        return MeaningfulPerturbation(explanandum, game=game, max_iterations=1, grid=4, init=init).masks(images, 0).parameters
 
     evidence = torch.rand(2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     full = evidence.repeat_interleave(4, 1).repeat_interleave(4, 2)
@@ -172,7 +172,7 @@ def seen_by_the_classifier(mask: Tensor, images: Tensor, **options: object) -> T
     shown = torch.empty(count, dtype=images.dtype)
     method = MeaningfulPerturbation(
         explanandum,
-        "preserve",
+        game="preserve",
         iterations=1,
         grid=images.shape[-1],
         mask_sigma=0.0,

@@ -55,9 +55,9 @@ def test_origin_is_the_same_as_perturbing_normalised_images() -> None:
     mean, std = torch.tensor([0.2, 0.4, 0.6], dtype=torch.float64), 0.25
     view = mean.view(1, 3, 1, 1)
     for kind in ("blur", "fade"):
-        normalised = pyramid((images - view) / std, kind, 4, 3.0)
+        normalised = pyramid((images - view) / std, kind, 4, max_blur=3.0)
         expected = normalised * std + view.unsqueeze(1)
-        torch.testing.assert_close(pyramid(images, kind, 4, 3.0, origin=mean), expected)
+        torch.testing.assert_close(pyramid(images, kind, 4, max_blur=3.0, origin=mean), expected)
 
 
 def test_pyramid_refuses_unknown_kinds_and_single_levels() -> None:
@@ -93,7 +93,7 @@ def test_perturbation_refuses_wrong_masks() -> None:
 
 def test_interpolation_gradient_is_the_finite_difference() -> None:
     images = torch.rand(1, 2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    perturbation = Perturbation(pyramid(images, "blur", 4, 2.0))
+    perturbation = Perturbation(pyramid(images, "blur", 4, max_blur=2.0))
     mask = (torch.rand(2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 0.9 + 0.01).requires_grad_()
     assert torch.autograd.gradcheck(perturbation.apply, (mask,))
 

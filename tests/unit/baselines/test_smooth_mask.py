@@ -42,7 +42,7 @@ def test_masks_equal_the_loops(height: int, width: int, step: int, sigma: int) -
 
 def test_masks_of_the_paper_equal_loops_over_all_nodes() -> None:
     """Distances in nodes, whatever sigma is; the window of 6 nodes reaches the whole grid here, and nodes outside it are 0."""
-    step, family = 2, SmoothMask(8, 8, 2, 4, "paper", dtype=torch.float64)
+    step, family = 2, SmoothMask(8, 8, 2, 4, profile="paper", dtype=torch.float64)
     parameters = torch.rand(1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = torch.empty(8, 8, dtype=torch.float64)
     for y in range(8):
@@ -60,7 +60,7 @@ def test_masks_of_the_paper_equal_loops_over_all_nodes() -> None:
 
 @pytest.mark.parametrize(("profile", "share"), [("code", 0.033), ("paper", 0.022)])
 def test_one_node_covers_the_papers_share_of_the_image(profile: str, share: float) -> None:
-    family = SmoothMask(224, 224, 7, 21, profile, dtype=torch.float64)
+    family = SmoothMask(224, 224, 7, 21, profile=profile, dtype=torch.float64)
     node = torch.zeros(1, *family.grid, dtype=torch.float64)
     node[0, 16, 16] = 1
     assert (family(node) > 0.5).double().mean().item() == pytest.approx(share, rel=0.1)
@@ -137,7 +137,7 @@ def test_parameters_of_area_have_the_area_and_follow_the_score() -> None:
     score = torch.zeros(2, *family.grid, dtype=torch.float64)
     score[:, :6] = torch.linspace(1, 2, 12, dtype=torch.float64)  # the upper half, more to the right
     for on_margin in (True, False):
-        parameters = parameters_of_area(family, score, [0.1, 0.3], on_margin)
+        parameters = parameters_of_area(family, score, [0.1, 0.3], on_margin=on_margin)
         full = family.padded_masks(parameters)
         masks = full if on_margin else family.crop(full)
         assert masks.mean((1, 2)).tolist() == pytest.approx([0.1, 0.3], abs=0.005)

@@ -25,7 +25,7 @@ def data():
 
 def scores(fitted, supports, truth, concept):
     w, b = fitted.of(concept)
-    return set_iou(combination_counts(supports, truth, concept, truth.images_with(concept), w, b))
+    return set_iou(combination_counts(supports, truth, concept, truth.images_with(concept), weights=w, bias=b))
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def test_no_single_filter_passes_one_half_on_the_pair_and_two_make_it_whole(data
     by_hand = torch.zeros(K)
     by_hand[:2] = 1
     images = truth.images_with(PAIR)
-    assert set_iou(combination_counts(supports, truth, PAIR, images, by_hand, None)) == 1
+    assert set_iou(combination_counts(supports, truth, PAIR, images, weights=by_hand, bias=None)) == 1
     by_hand[1] = -1.5  # red and not yellow
-    assert set_iou(combination_counts(supports, truth, RED, truth.images_with(RED), by_hand, None)) == 1
+    assert set_iou(combination_counts(supports, truth, RED, truth.images_with(RED), weights=by_hand, bias=None)) == 1
 
 
 def test_combinations_find_or_and_and_not(data, converged):

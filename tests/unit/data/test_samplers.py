@@ -123,14 +123,14 @@ def test_lightning_finds_set_epoch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((10, 1), "batch_size must be at least 2 per device in training, got 1"),
-        ((5, 2, 0, 0, 3), "has 5 samples, fewer than one batch of 2 on each of 3 device"),
-        ((10, 2, 0, 2, 2), "got rank 2 of world 2"),
+        ({"length": 10, "batch_size": 1}, "batch_size must be at least 2 per device in training, got 1"),
+        ({"length": 5, "batch_size": 2, "world": 3}, "has 5 samples, fewer than one batch of 2 on each of 3 device"),
+        ({"length": 10, "batch_size": 2, "rank": 2, "world": 2}, "got rank 2 of world 2"),
     ],
 )
-def test_impossible_settings_are_explained(arguments: tuple[int, ...], message: str) -> None:
+def test_impossible_settings_are_explained(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ResumableBatchSampler(*arguments)
+        ResumableBatchSampler(**arguments)
 
 
 def test_evaluation_shares_without_repeating() -> None:
@@ -152,7 +152,7 @@ def test_balanced_batches_draw_classes_equally_and_can_be_cut_anywhere() -> None
     assert [len(m) for m in members] == [31, 7, 0, 1] and members[3] == [37] and members[1][-1] == 36
 
     def sampler(batch: int, rank: int = 0, world: int = 1, seed: int = 0) -> ResumableBatchSampler:
-        return ResumableBatchSampler(38, batch, seed, rank, world, members=members)
+        return ResumableBatchSampler(38, batch, seed=seed, rank=rank, world=world, members=members)
 
     whole = sampler(6)
     epochs: list[list[list[tuple[int, int]]]] = []

@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("export")
     torch.manual_seed(0)
     options = {"encoder_name": "resnet18", "encoder_depth": 3, "decoder_channels": [8, 8, 8]}
-    net = Explainer("unet", 6, options, SHAPES, stride=8)
+    net = Explainer("unet", 6, options, class_names=SHAPES, stride=8)
     save_file(net.state_dict(), str(folder / WEIGHTS))
     (folder / CONFIG).write_text(json.dumps({"explainer": net.config}))
     return str(folder)

@@ -114,7 +114,7 @@ def test_an_unfinished_write_is_not_seen(tmp_path):
 def test_wanted_classes_only(tmp_path):
     attributor = Brightness()
     wanted = torch.tensor([[True, False, False], [False, True, True]])
-    ((_, found),) = cached_maps(MapCache(tmp_path, KEY, "float32"), attributor, [batch()], lambda _: wanted)
+    ((_, found),) = cached_maps(MapCache(tmp_path, KEY, "float32"), attributor, [batch()], wanted=lambda _: wanted)
     assert sum(attributor.asked) == 3
     assert torch.isnan(found[~wanted]).all()
     assert torch.allclose(found[1, 2], batch().images[1].mean(0))

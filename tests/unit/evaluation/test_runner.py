@@ -143,7 +143,7 @@ def test_a_protocol_that_refuses_the_data_costs_nothing_else(tmp_path, caplog):
     assert outcome.failures == {} and set(outcome.refused) == {("a", "shortcut"), ("b", "shortcut")}
     assert outcome.computed == 2 * 3 and caplog.text.count("protocol shortcut is left out: shortcut: the data has no planted cues") == 2
     assert {x.method for x in rows_of(r)} == {"a", "b"} and not r.collect()[1] and r.collect(outcome.refused)[1]
-    content = summary.build(r, rows_of(r), outcome, {}, 0, 0.95)
+    content = summary.build(r, rows_of(r), outcome, {}, bootstrap=0, confidence=0.95)
     assert [(x["method"], x["protocol"]) for x in content["skipped"]] == [("a", "shortcut"), ("b", "shortcut")]
     assert all("no planted cues" in x["reason"] for x in content["skipped"])
 

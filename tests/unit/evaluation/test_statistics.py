@@ -57,11 +57,11 @@ def test_micro_scores_come_from_summed_counts():
     counts = [[2, 0, 0, 1, 1, 0, 1, 1], [0, 1, 1, 1, 2, 1, 0, 0]]
     part = [Row("m", "raw", "p", str(i), i, None, {}, {"counts": [float(c) for c in line]}) for i, line in enumerate(counts)]
     columns = protocol.columns()
-    value = {name: statistic(part, name, c, protocol, bootstrap=0).value for name, c in columns.items()}
+    value = {name: statistic(part, name, c, protocol=protocol, bootstrap=0).value for name, c in columns.items()}
     assert value["original/precision"] == pytest.approx(2 / 3) and value["original/recall"] == pytest.approx(2 / 3)
     assert value["masked/precision"] == pytest.approx(3 / 4) and value["masked/recall"] == pytest.approx(3 / 4)
     assert value["masked/accuracy"] == pytest.approx(4 / 6)
-    assert math.isnan(statistic(part, "masked/f1", columns["masked/f1"], protocol, bootstrap=0).low)
+    assert math.isnan(statistic(part, "masked/f1", columns["masked/f1"], protocol=protocol, bootstrap=0).low)
 
 
 def test_paired_difference_pairs_by_image_and_class():

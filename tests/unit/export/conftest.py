@@ -40,7 +40,7 @@ def classifier() -> Explanandum:
 @pytest.fixture(scope="session")
 def net(classifier: Explanandum) -> Explainer:
     torch.manual_seed(0)
-    net = Explainer("unet", 3, OPTIONS, NAMES, image_size=32, stride=8)
+    net = Explainer("unet", 3, OPTIONS, class_names=NAMES, image_size=32, stride=8)
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=90)  # settles the BatchNorm statistics
     for step in range(90):

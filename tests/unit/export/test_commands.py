@@ -197,11 +197,11 @@ def test_models_of_different_sizes_are_not_paired(onnx_fused: tuple[Path, Any], 
 
 def test_prefetching_keeps_order_and_skips(folder: Path) -> None:
     failed: dict[str, str] = {}
-    groups = list(batches(find_pictures([folder, folder / "one.png"]), (16, 24), 2, "skip", failed))
+    groups = list(batches(find_pictures([folder, folder / "one.png"]), (16, 24), 2, on_error="skip", failed=failed))
     assert [[p.name for p in g] for g in groups] == [["deep/one.png", "one.png"]] and list(failed) == ["broken.png"]
     assert groups[0][0].small.shape == (3, 16, 24) and groups[0][0].small.dtype == np.float32 and groups[0][0].small.max() <= 1
     with pytest.raises(CorruptSampleError, match="--on_error skip"):
-        list(batches(find_pictures([folder]), (16, 16), 2, "raise", {}))
+        list(batches(find_pictures([folder]), (16, 16), 2, on_error="raise", failed={}))
     (folder / "broken.png").unlink()
     assert read_calibration(folder, (8, 8), limit=1).shape == (1, 3, 8, 8)
     assert read_calibration(folder, (8, 12)).shape == (2, 3, 8, 12)

@@ -53,7 +53,7 @@ class Brightness(torch.nn.Module):
 def run(amount: float, tmp_path: Path, precision: str = "fp32", **options: Any) -> DriftReport:
     file = tmp_path / "x.onnx"
     file.write_bytes(b"12345")
-    return measure(ExportModel(Constant()), Drifting(amount), file, "onnx", precision, SHAPES, **options)
+    return measure(ExportModel(Constant()), Drifting(amount), file=file, format_name="onnx", precision=precision, shapes=SHAPES, **options)
 
 
 def test_differences_and_iou_by_hand(tmp_path: Path) -> None:
@@ -110,23 +110,25 @@ def test_other_outputs_count_and_merged_masks_only_where_the_classes_agree(tmp_p
     file = tmp_path / "x.onnx"
     file.write_bytes(b"")
     model = ExportModel(Both(), ("probabilities", "masks", "merged"))
-    same = measure(model, Other(0.55), file, "onnx", "fp32", SHAPES)
+    same = measure(model, Other(0.55), file=file, format_name="onnx", precision="fp32", shapes=SHAPES)
     assert same.outputs == pytest.approx({"merged": 0.9}) and same.violations
     assert same.probability_difference == pytest.approx(0.05) and same.changed_predictions == 0 and same.threshold == 0.5
-    turned = measure(model, Other(0.45), file, "onnx", "fp32", SHAPES)
+    turned = measure(model, Other(0.45), file=file, format_name="onnx", precision="fp32", shapes=SHAPES)
     assert turned.outputs == pytest.approx({"merged": 0.0}) and turned.probability_difference == pytest.approx(0.15)
     assert turned.changed_predictions == pytest.approx(0.5)  # class 0 of two
     # The threshold that is baked in decides, not 0.5; and at it, merged masks are compared where it agrees.
     model.description = {"threshold": 0.57}
-    lower = measure(model, Other(0.55), file, "onnx", "int8", SHAPES)
+    lower = measure(model, Other(0.55), file=file, format_name="onnx", precision="int8", shapes=SHAPES)
     assert lower.changed_predictions == pytest.approx(0.5) and lower.outputs == pytest.approx({"merged": 0.0}) and lower.threshold == 0.57
     assert lower.violations == ["changed predictions 0.5 is above the limit 0.05"]
     assert any(label == "changed predictions (predicted from 0.57)" and value == "50.00%" for label, value in lower.rows())
     model.description = {"threshold": 0.2}
-    assert measure(model, Other(0.4), file, "onnx", "int8", SHAPES).violations == ["probability difference 0.2 is above the limit 0.15"]
+    assert measure(model, Other(0.4), file=file, format_name="onnx", precision="int8", shapes=SHAPES).violations == [
+        "probability difference 0.2 is above the limit 0.15"
+    ]
     model.description = {"task": "multiclass"}
-    assert measure(model, Other(0.45), file, "onnx", "fp16", SHAPES).changed_predictions == 0.0
-    assert measure(model, Other(0.35), file, "onnx", "fp16", SHAPES, tolerance=1.0).violations == [
+    assert measure(model, Other(0.45), file=file, format_name="onnx", precision="fp16", shapes=SHAPES).changed_predictions == 0.0
+    assert measure(model, Other(0.35), file=file, format_name="onnx", precision="fp16", shapes=SHAPES, tolerance=1.0).violations == [
         "changed predictions 1 is above the limit 0.02"
     ]
 
@@ -137,14 +139,16 @@ def test_faithfulness_is_measured_with_the_fill_of_the_training(tmp_path: Path) 
     file.write_bytes(b"")
     images = np.full((1, 3, 4, 4), 0.5, np.float32)
     model = ExportModel(Constant(), description={"fill": "white"})
-    report = measure(model, Drifting(0), file, "onnx", "fp32", SHAPES, images, explanandum)
+    report = measure(
+        model, Drifting(0), file=file, format_name="onnx", precision="fp32", shapes=SHAPES, images=images, explanandum=explanandum
+    )
     # The mask averages 0.5 and the rest is 1.
     assert report.faithfulness is not None and report.faithfulness["eager"] == pytest.approx(1 / (1 + np.exp(-4 * 0.75)))
 
 
 def test_one_batch_size_and_wrong_shapes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least two batch sizes"):
-        measure(ExportModel(Constant()), Drifting(0), tmp_path, "onnx", "fp32", [(2, 4, 4), (2, 8, 8)])
+        measure(ExportModel(Constant()), Drifting(0), file=tmp_path, format_name="onnx", precision="fp32", shapes=[(2, 4, 4), (2, 8, 8)])
     with pytest.raises(ExportError, match="finite"):
         run(float("nan"), tmp_path)
 

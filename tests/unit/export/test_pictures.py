@@ -127,14 +127,14 @@ def test_bytes_are_bounded_and_not_images(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(pictures, "_BYTES", 70_000)
     failed: dict[str, str] = {}
     groups, seen = [], 0
-    for group in batches(find_pictures([tmp_path]), (16, 16), 6, "skip", failed):
+    for group in batches(find_pictures([tmp_path]), (16, 16), 6, on_error="skip", failed=failed):
         groups.append(len(group))
         seen += len(group)
         time.sleep(0.02)
         assert len(ahead) - seen <= 4, "at most two more are decoded, beside the broken one and the one in work"
     assert groups == [3, 3, 2] and list(failed) == ["broken.png"]
     monkeypatch.setattr(pictures, "_BYTES", 2**30)
-    assert [len(g) for g in batches(find_pictures([tmp_path]), (16, 16), 6, "skip", {})] == [6, 2]
+    assert [len(g) for g in batches(find_pictures([tmp_path]), (16, 16), 6, on_error="skip", failed={})] == [6, 2]
 
 
 def test_large_pictures_are_reduced_and_their_masks_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,4 +161,4 @@ def test_a_png_of_64_megapixels_stays_below_a_gibibyte(tmp_path: Path) -> None:
 def test_a_broken_picture_stops_where_asked(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(CorruptSampleError, match="To leave out such files"):
-        list(batches(find_pictures([tmp_path]), (16, 16), 2, "raise", {}))
+        list(batches(find_pictures([tmp_path]), (16, 16), 2, on_error="raise", failed={}))

@@ -222,7 +222,7 @@ def test_calibration_pairs_take_one_label_an_image():
     images, targets = torch.ones(6, 3, 32, 32), torch.tensor([[1.0, 1.0]] * 3 + [[0.0, 1.0]] * 2 + [[0.0, 0.0]])
     truth = torch.stack([square(0, 0), square(16, 16)]).expand(6, -1, -1, -1)
     batch = Batch(images, targets, truth)
-    scores, losses = calibration_pairs(Net(), e, [batch], lambda m, t: truth_loss(m, t, None), classes="labels")
+    scores, losses = calibration_pairs(Net(), e, [batch], loss=lambda m, t: truth_loss(m, t, None), classes="labels")
     assert scores.shape == losses.shape == (5, 1)
     assert set(losses.flatten().tolist()) <= {0.0, 0.5} and losses[3:].flatten().tolist() == [0.5, 0.5]
     both, worse = calibration_pairs(Net(), e, [batch], fallback="refine", refinement={"iterations": 1}, classes="labels")
@@ -249,7 +249,7 @@ def test_calibration_draws_what_explain_explains():
     _, losses = calibration_pairs(Net(), e, [Batch(images, targets, truth)], predicted_from=0.9)
     assert losses.flatten().tolist() == [0.0]
     # A mask of a class that is not there is bad even where the loss would call two empty masks equal.
-    _, losses = calibration_pairs(Net(), e, [Batch(images, targets, truth * 0)], lambda m, t: torch.zeros(len(m)))
+    _, losses = calibration_pairs(Net(), e, [Batch(images, targets, truth * 0)], loss=lambda m, t: torch.zeros(len(m)))
     assert losses.flatten().tolist() == [0.0, 1.0]
     with pytest.raises(ConfigError, match="no calibration image has a predicted class"):
         calibration_pairs(Net(), e, [Batch(images, targets, truth)], predicted_from=0.99)

@@ -46,7 +46,9 @@ def shared(task: str = "multiclass") -> tuple[Explainer, Explanandum]:
     classifier = Tiny()
     classifier.head.weight.data.mul_(20)
     e = Explanandum(classifier, K, task, mean=[0.5] * 3, std=[0.4] * 3, class_names=NAMES)  # type: ignore[arg-type]
-    net = Explainer("fpn", K, {"width": 8}, NAMES, mean=[0.5] * 3, std=[0.4] * 3, image_size=32, encoder="shared", explanandum=e).eval()
+    net = Explainer(
+        "fpn", K, {"width": 8}, class_names=NAMES, mean=[0.5] * 3, std=[0.4] * 3, image_size=32, encoder="shared", explanandum=e
+    ).eval()
     nn.init.normal_(net.network.head.own)  # type: ignore[union-attr]
     net.metadata = {"fingerprint": e.fingerprint(), "task": task}
     return net.requires_grad_(False), e

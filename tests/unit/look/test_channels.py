@@ -104,7 +104,7 @@ def test_the_channel_of_each_class_is_kept() -> None:
     assert [row[0] for row in found.top(1)] == [0, 1]
     everything = replace(found, masks=torch.ones(2, 3))
     assert sorted(everything.top(3)[0]) == [0, 1], "filter 2 is the same everywhere"
-    seen = inversions(red_green(), "0", found.features[0], found.masks[0], [0, 1], 16, steps=40)
+    seen = inversions(red_green(), "0", found.features[0], found.masks[0], channels=[0, 1], size=16, steps=40)
     assert reds(seen.images[1]) > 0.3 and reds(seen.images[2]) > 0.3 and reds(seen.images[3]) < -0.3
 
 

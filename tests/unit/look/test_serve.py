@@ -439,7 +439,7 @@ def test_masks_are_judged_with_the_fill_of_the_training(
         upload = made.uploads.add(encoded(photograph()))
         own = made.uploads.map(upload, "explainer", 0)
         judged = made.uploads.judge(upload, own, 0)
-        expected = quality(classifier, small, torch.from_numpy(own.values)[None], torch.tensor([0]), "white")
+        expected = quality(classifier, small, torch.from_numpy(own.values)[None], torch.tensor([0]), fill="white")
         assert judged == pytest.approx({"kept": float(expected.kept), "left": float(expected.left)}, abs=1e-6)
         assert float(quality(classifier, small, torch.from_numpy(own.values)[None], torch.tensor([0])).kept) != pytest.approx(
             judged["kept"]

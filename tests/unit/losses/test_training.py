@@ -22,14 +22,16 @@ def test_without_options_it_is_torchs() -> None:
         classifier_loss(logits, hard, "multiclass", label_smoothing=0.2), F.cross_entropy(logits, hard.argmax(1), label_smoothing=0.2)
     )
     w = torch.tensor([1.0, 2.0, 0.5, 4.0])
-    torch.testing.assert_close(classifier_loss(logits, hard, "multiclass", w), F.cross_entropy(logits, hard.argmax(1), weight=w))
+    torch.testing.assert_close(
+        classifier_loss(logits, hard, "multiclass", class_weights=w), F.cross_entropy(logits, hard.argmax(1), weight=w)
+    )
 
 
 def test_focal_loss_by_hand() -> None:
     # Two classes, p = (0.8, 0.2) for an image of class 0 and (0.6, 0.4) for one of class 1; gamma 2:
     # 0.2^2 (-ln 0.8) = 0.0089257, 0.6^2 (-ln 0.4) = 0.3298647; weights 1 and 3: (0.0089257 + 3 * 0.3298647) / 4 = 0.2496299
     logits = torch.log(torch.tensor([[0.8, 0.2], [0.6, 0.4]]))
-    loss = classifier_loss(logits, torch.eye(2), "multiclass", torch.tensor([1.0, 3.0]), gamma=2)
+    loss = classifier_loss(logits, torch.eye(2), "multiclass", class_weights=torch.tensor([1.0, 3.0]), gamma=2)
     assert float(loss) == pytest.approx((0.04 * -math.log(0.8) + 3 * 0.36 * -math.log(0.4)) / 4, rel=1e-5)
     assert float(loss) == pytest.approx(0.2496299, rel=1e-5)
 
@@ -42,7 +44,7 @@ def test_focal_loss_of_several_labels_is_the_slow_sum() -> None:
         for k in range(4):
             p, t = 1 / (1 + math.exp(-float(logits[b, k]))), 0.9 * float(targets[b, k]) + 0.05
             total += w[k] * t * (1 - p) ** 1.5 * -math.log(p) + (1 - t) * p**1.5 * -math.log(1 - p)
-    loss = classifier_loss(logits, targets, "multilabel", torch.tensor(w), gamma=1.5, label_smoothing=0.1)
+    loss = classifier_loss(logits, targets, "multilabel", class_weights=torch.tensor(w), gamma=1.5, label_smoothing=0.1)
     assert float(loss) == pytest.approx(total / 12, rel=1e-5)
 
 

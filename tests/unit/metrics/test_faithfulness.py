@@ -136,7 +136,9 @@ def test_curves_against_a_pixel_loop():
     images, saliency = uniform(3, 3, SIDE, SIDE, seed=4), uniform(3, SIDE, SIDE, seed=5)
     classes, fractions = torch.tensor([0, 1, 0]), even_fractions(8)
     for first, reveal in (("highest", False), ("lowest", False), ("highest", True)):
-        curve = perturbation_curve(net, images, saliency, classes, fractions, first, reveal, "black", "probability")
+        curve = perturbation_curve(
+            net, images, saliency, classes, fractions, first=first, reveal=reveal, fill="black", measure="probability"
+        )
         for b in range(3):
             order = np.argsort(-saliency[b].flatten().numpy() if first == "highest" else saliency[b].flatten().numpy())
             for t, fraction in enumerate(fractions):
@@ -195,10 +197,10 @@ def test_sufficiency_and_necessity_by_hand(quadrants):
     index = torch.tensor([0])
     logit = {"mean": (2, 2), "black": (2, 2), "grey": (3, 3), "white": (4, 4)}
     for fill, (kept, left) in logit.items():
-        assert sufficiency(net, images, mask, index, fill, "logit").item() == pytest.approx(kept)
-        assert necessity(net, images, mask, index, fill, "logit").item() == pytest.approx(left)
-    assert sufficiency(net, images, mask, index, "black", "logit", relative=True).item() == pytest.approx(0.5)
-    assert sufficiency_by_fill(net, images, mask, index, ("black", "grey", "white"), "logit").tolist() == [[2, 3, 4]]
+        assert sufficiency(net, images, mask, index, fill, output="logit").item() == pytest.approx(kept)
+        assert necessity(net, images, mask, index, fill, output="logit").item() == pytest.approx(left)
+    assert sufficiency(net, images, mask, index, "black", output="logit", relative=True).item() == pytest.approx(0.5)
+    assert sufficiency_by_fill(net, images, mask, index, ("black", "grey", "white"), output="logit").tolist() == [[2, 3, 4]]
     kept, left = Sufficiency(fills=("black", "grey"), output="logit"), Necessity(fills=("black", "grey"), output="logit")
     mask[0, 0, 1] = 1
     kept.update(net, images, mask, index)
@@ -417,6 +419,6 @@ def test_max_sensitivity_by_hand():
     assert value.tolist() == pytest.approx(expected, rel=1e-9)
     assert max_sensitivity(lambda x, c: 0 * x[:, 0], images, index, samples=2).isnan().all()
     needs_gradients = max_sensitivity(
-        lambda x, c: torch.autograd.grad((y := x.requires_grad_()).square().sum(), y)[0][:, 1], images, index, 4, radius
+        lambda x, c: torch.autograd.grad((y := x.requires_grad_()).square().sum(), y)[0][:, 1], images, index, samples=4, radius=radius
     )
     torch.testing.assert_close(needs_gradients, torch.tensor(expected, dtype=torch.float64))

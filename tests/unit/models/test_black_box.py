@@ -55,7 +55,7 @@ def test_probabilities_become_logits():
     x = images()
     p = x.mean((2, 3))
     torch.testing.assert_close(BlackBox(Means(), 3, scores="probability")(x).sigmoid(), p)
-    single = BlackBox(lambda batch: batch.mean((2, 3)).softmax(1), 3, "multiclass", scores="probability")
+    single = BlackBox(lambda batch: batch.mean((2, 3)).softmax(1), 3, task="multiclass", scores="probability")
     torch.testing.assert_close(single.probabilities(single(x)), p.softmax(1))
     certain = BlackBox(lambda batch: torch.tensor([[0.0, 1.0]]), 2, scores="probability")(images(1))
     assert torch.isfinite(certain).all() and certain[0, 0] < -20 and certain[0, 1] > 20
@@ -200,7 +200,7 @@ def test_fingerprint_is_the_identity_and_what_surrounds_it():
     others = [
         BlackBox(Means(), 3, identity="v2"),
         BlackBox(Means(), 4),
-        BlackBox(Means(), 3, "multiclass"),
+        BlackBox(Means(), 3, task="multiclass"),
         BlackBox(Means(), 3, normalize=True),
         BlackBox(Means(), 3, mean=0.5),
         BlackBox(function_of_images, 3),
@@ -252,7 +252,13 @@ def test_onnx_file(onnx_file, batch):
     files, weight, bias = onnx_file
     x = images(5)
     box = load_explanandum(
-        None, f"onnx:{files[batch]}", {"budget": 100, "arguments": {"threads": 1}}, 2, "multilabel", ("a", "b"), std=(1, 1, 1)
+        None,
+        f"onnx:{files[batch]}",
+        {"budget": 100, "arguments": {"threads": 1}},
+        2,
+        task="multilabel",
+        class_names=("a", "b"),
+        std=(1, 1, 1),
     )
     torch.testing.assert_close(box(x), x.mean((2, 3)) @ weight.T + bias)
     assert box.class_names == ("a", "b") and box.queries == 5

@@ -235,7 +235,9 @@ def test_wrong_freezing_is_refused() -> None:
 
 
 def test_the_body_learns_at_its_own_rate() -> None:
-    mine = ClassifyTask(ClassifierConfig(options=WIDTHS), 3, "multiclass", ("a", "b", "c"), OptimizerConfig(lr=0.1, encoder_lr=0.2))
+    mine = ClassifyTask(
+        ClassifierConfig(options=WIDTHS), 3, "multiclass", ("a", "b", "c"), optimizer=OptimizerConfig(lr=0.1, encoder_lr=0.2)
+    )
     head, body = mine.configure_optimizers()["optimizer"].param_groups
     assert head["lr"] == 0.1 and body["lr"] == pytest.approx(0.02)
     assert {id(p) for p in head["params"]} == {id(p) for p in mine.classifier.head.parameters()}

@@ -50,5 +50,5 @@ def make_results(folder: Path, images: int = 10, gallery: int = 6) -> Path:
         "config": {"data": {"name": f"shapes {EVIL}"}, "methods": {"explainer": {"name": "explainer"}}},
         "fingerprints": {"classifier": "abc"},
     }
-    summary.write(folder, summary.build(runner, rows, outcome, provenance, 50, 0.95))
+    summary.write(folder, summary.build(runner, rows, outcome, provenance, bootstrap=50, confidence=0.95))
     return folder

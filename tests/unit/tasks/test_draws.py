@@ -39,7 +39,11 @@ def test_evaluation_draws_the_same_in_every_epoch():
 
 
 @pytest.mark.parametrize(
-    "fill", [lambda x, g: make_fill(x, "noise", generator=g), lambda x, g: alternative_fill(x, torch.zeros(3), torch.ones(3), g, "colour")]
+    "fill",
+    [
+        lambda x, g: make_fill(x, "noise", generator=g),
+        lambda x, g: alternative_fill(x, torch.zeros(3), torch.ones(3), generator=g, kind="colour"),
+    ],
 )
 def test_fills_by_one_generator_an_image_are_each_images_own(fill):
     images = torch.rand(3, 3, 8, 8)

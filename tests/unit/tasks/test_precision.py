@@ -66,7 +66,7 @@ def test_the_choice_is_remembered_and_several_processes_follow_the_rule(tmp_path
     many = settled(config, task(), 16, resumes=False, alone=False, by_rule="32-true")
     assert (many.precision, many.channels_last) == ("32-true", True)
     fixed = RunConfig(run_dir=str(tmp_path), trainer=TrainerConfig(precision="16-mixed", channels_last=False))
-    assert settled(fixed, task(), 16, False, True, "32-true").channels_last is False
+    assert settled(fixed, task(), 16, resumes=False, alone=True, by_rule="32-true").channels_last is False
 
 
 def test_a_layout_that_is_given_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
