@@ -104,6 +104,7 @@ class CachedTeacher:
         caches: dict[str, MapCache],
         datasets: dict[str, Any],
         scale: Scale = "minmax",
+        *,
         memory: int = 2**31,
         chosen: Sequence[int] | None = None,
         empty: Collection[int] = (),
@@ -330,7 +331,7 @@ def _cached(config: TeacherConfig, explanandum: Any, data: DataModule, splits: S
     for split, cache in found.items():
         log.info("teacher %s: %d maps of %s from %s", config.name, len(cache), split, cache.folder)
     datasets = {split: data.dataset(split) for split in found}
-    return CachedTeacher(found, datasets, config.scale, int(config.memory_mib * 2**20), chosen, empty)
+    return CachedTeacher(found, datasets, config.scale, memory=int(config.memory_mib * 2**20), chosen=chosen, empty=empty)
 
 
 def _without_regions(dataset: ExplainerDataset, chosen: Sequence[int] | None) -> list[int]:
