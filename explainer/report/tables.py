@@ -283,32 +283,6 @@ def markdown(table: Table) -> str:
     return f"### {plain(table.title)}\n\n{plain(table.caption)}\n\n{body}\n"
 
 
-def latex(table: Table) -> str:
-    """As a LaTeX ``table`` (needs booktabs)."""
-    arrows = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}
-    head = [_escape_latex(table.first), *(_escape_latex(h) + arrows[d] for h, d in zip(table.header, table.directions, strict=True))]
-    lines = []
-    for label, cells in table.lines:
-        texts = ["--" if c is None else rf"\textbf{{{_escape_latex(c.text())}}}" if c.best else _escape_latex(c.text()) for c in cells]
-        lines.append(" & ".join([_escape_latex(label), *texts]) + r" \\")
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_escape_latex(table.title)}. {_escape_latex(table.caption)}}}",
-            rf"\begin{{tabular}}{{l{'r' * len(table.header)}}}",
-            r"\toprule",
-            " & ".join(head) + r" \\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
 def as_json(tables: Sequence[tuple[str, Table]]) -> str:
     """``(data name, table)`` pairs as JSON; null stands for "no number"."""
 
@@ -380,22 +354,3 @@ def _verdict_cell(verdict: Mapping[str, Any] | None) -> Cell | None:
 def plain(text: str) -> str:
     """Text that Markdown shows as it is: no table border, no HTML."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
-def _escape_latex(text: str) -> str:
-    plain = {
-        "&": r"\&",
-        "%": r"\%",
-        "$": r"\$",
-        "#": r"\#",
-        "_": r"\_",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "\\": r"\textbackslash{}",
-        "<": r"$<$",
-        ">": r"$>$",
-        "∞": r"$\infty$",
-    }
-    return "".join(plain.get(c, c) for c in text)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from explainer.files import write_text
 from explainer.report.html import report
-from explainer.report.tables import Results, all_tables, as_json, latex, load_results, markdown, names_of, plain
+from explainer.report.latex import latex
+from explainer.report.tables import Results, all_tables, as_json, load_results, markdown, names_of, plain
 
 
 def write(

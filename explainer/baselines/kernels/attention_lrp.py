@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves, tree_map
 
 from explainer.attribution.attention import OpenAttention
-from explainer.baselines.kernels.relevance import ROUTING
+from explainer.baselines.kernels.operations import ROUTING
 from explainer.baselines.kernels.relevance_rules import stabilize
 from explainer.errors import UnsupportedLayerError
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from explainer.baselines.kernels.relevance import POINTWISE, ROUTING
+from explainer.baselines.kernels.operations import POINTWISE, ROUTING
 from explainer.baselines.kernels.token_maps import AttentionWatch
 
 _PASS = POINTWISE | {"layer_norm", "rms_norm", "softmax"}

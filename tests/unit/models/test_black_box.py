@@ -11,8 +11,9 @@ from torch import nn
 import explainer
 from explainer.baselines import build
 from explainer.errors import CheckpointError, ConfigError, NumericalError, QueryBudgetError, ShapeError, UnknownNameError
-from explainer.models.black_box import BlackBox, OnnxScores, ResponseCache
+from explainer.models.black_box import BlackBox, OnnxScores
 from explainer.models.checkpoints import load_explanandum
+from explainer.models.response_cache import ResponseCache
 
 
 class Means:

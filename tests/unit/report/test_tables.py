@@ -15,6 +15,7 @@ from explainer.cli import main
 from explainer.errors import ConfigError
 from explainer.evaluation.results import Row
 from explainer.report import tables
+from explainer.report.latex import latex
 from explainer.report.tables import Cell, Results, Table
 from explainer.report.write import render, write
 from tests.unit.report.results_folder import EVIL, make_results
@@ -126,7 +127,7 @@ def test_every_form_escapes_names():
     text = tables.markdown(table)
     assert "A\\|B_1" in text and "m\\|&lt;i>" in text and "**1.00**" in text and "<b>" not in text
     assert len({line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("|")}) == 1
-    tex = tables.latex(table)
+    tex = latex(table)
     assert r"m|$<$i$>$\_\{\} & \textbf{1.00} \\" in tex and r"50 \%" in tex and r"x \& y $\uparrow$" in tex and "none & --" in tex
     read = json.loads(tables.as_json([("shapes", table)]))
     assert read[0]["rows"][0]["cells"][0]["value"] == 1.0 and read[0]["rows"][1]["cells"] == [None]
