@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "state_digest"]
+__all__ = ["Batch", "min_max", "state_digest"]
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,15 @@ def state_digest(state: Mapping[str, Tensor], start: str = "") -> str:
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return digest.hexdigest()[:16]
+
+
+def min_max(maps: Tensor, epsilon: float = 0.0) -> Tensor:
+    """``(m - min) / (max - min + epsilon)`` of each map, in [0,1]; a constant map becomes 0 (it ranks no pixel above another).
+
+    Args:
+        maps: ``[...,H,W]``.
+        epsilon: 0, or what published code adds to the range, so that its maps end below 1.
+    """
+    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    spread = high - low + epsilon
+    return (maps - low) / torch.where(spread == 0, torch.ones_like(spread), spread)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.features import class_gradients, watch
 from explainer.baselines.kernels.layouts import CHANNELS_FIRST, Layout, decide, record
-from explainer.baselines.kernels.maps import min_max, resize_map
+from explainer.baselines.kernels.maps import CAM_EPSILON, resize_map
 from explainer.errors import ConfigError, UnsupportedLayerError
+from explainer.tensors import min_max
 
 
 def implicit_bias(layer: nn.Module) -> Tensor | None:
@@ -96,10 +97,10 @@ class FullGrad(Baseline):
         total = torch.zeros_like(images[:, 0])
         for term in (at_input, *at_biases):
             total = total + self._postprocess(term.abs(), images.shape[-2:])
-        return min_max(total) if self.convention == "pytorch_grad_cam" else total
+        return min_max(total, CAM_EPSILON) if self.convention == "pytorch_grad_cam" else total
 
     def _postprocess(self, term: Tensor, size: torch.Size) -> Tensor:
         """``[B,c,h,w]`` -> ``[B,H,W]``: each channel rescaled and resized, then summed."""
         resize: Callable[[Tensor], Tensor] = lambda t: resize_map(t.flatten(0, 1), size).view(*t.shape[:2], *size)  # noqa: E731
-        resized = resize(min_max(term)) if self.convention == "pytorch_grad_cam" else min_max(resize(term), 1e-20)
+        resized = resize(min_max(term, CAM_EPSILON)) if self.convention == "pytorch_grad_cam" else min_max(resize(term), epsilon=1e-20)
         return resized.sum(1)

@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from explainer.baselines.kernels.cam import CamBaseline, Convention
 from explainer.baselines.kernels.features import forward_features
-from explainer.baselines.kernels.maps import Interpolation, min_max
+from explainer.baselines.kernels.maps import Interpolation
 from explainer.errors import ConfigError
 from explainer.fills import FillKind, blend, make_fill
+from explainer.tensors import min_max
 
 
 class ScoreCam(CamBaseline):
@@ -65,6 +66,6 @@ class ScoreCam(CamBaseline):
         for part in torch.arange(len(images) * channels, device=images.device).split(self.batch_size):
             image, channel = part // channels, part % channels
             mask = features[image, channel][:, None]
-            mask = min_max(functional.interpolate(mask, images.shape[-2:], mode="bilinear", align_corners=True), 1e-8)
+            mask = min_max(functional.interpolate(mask, images.shape[-2:], mode="bilinear", align_corners=True), epsilon=1e-8)
             scores.append(self.explanandum(blend(images[image], mask, fill[image])))
         return torch.cat(scores).view(len(images), channels, -1)

@@ -8,7 +8,8 @@ from jsonargparse import Namespace
 
 from explainer.commands.arguments import add_classifier_options, positive
 from explainer.commands.parsing import Command, Parser
-from explainer.commands.terminal import Bar, print_table
+from explainer.commands.terminal import print_table
+from explainer.evaluation.progress import Progress
 from explainer.files import write_text
 from explainer.inference.classifier import open_classifier
 from explainer.inference.outputs import writable_file
@@ -35,8 +36,8 @@ def run(_parser: Parser, args: Namespace) -> int:
     description = describe_first(args.models) if args.classifier is not None else None
     explanandum = open_classifier(args.classifier, args.classifier_options, description)
     rivals = contestants(args.models, args.threads, explanandum, args.size)
-    with Bar("measuring", args.quiet) as progress:
-        report = bench(rivals, args.batch, args.repeats, args.threads, progress)
+    with Progress(None, not args.quiet, "measuring") as progress:
+        report = bench(rivals, args.batch, args.repeats, args.threads, progress.reach)
     head, *rows = table(report)
     load = report.load["before"]
     busy = f"load {load[0]} before, {report.load['after'][0]} after" if load and report.load["after"] else "load unknown"

@@ -10,8 +10,9 @@ from jsonargparse import Namespace
 
 from explainer.commands.arguments import add_classifier_options, add_model, name_list, number, positive
 from explainer.commands.parsing import Command, Parser
-from explainer.commands.terminal import Bar, print_table
+from explainer.commands.terminal import print_table
 from explainer.errors import ConfigError
+from explainer.evaluation.progress import Progress
 from explainer.inference.classifier import open_classifier, prediction_threshold, require_same_classifier
 from explainer.inference.outputs import writable_folder
 from explainer.locks import claimed
@@ -90,8 +91,8 @@ def run(_parser: Parser, args: Namespace) -> int:
     threshold = prediction_threshold(args.threshold, runtime.description)
     options = ExplainOptions(args.classes, args.batch_size, args.size, threshold, args.on_error, args.area, args.top)
     treatment = treatment_of(args, explanandum, runtime.description, threshold)
-    with claimed(args.out, "explain"), Bar("explaining", args.quiet) as progress:
-        found = explain(args.images, runtime, args.out, options, explanandum=explanandum, progress=progress, treatment=treatment)
+    with claimed(args.out, "explain"), Progress(None, not args.quiet, "explaining") as progress:
+        found = explain(args.images, runtime, args.out, options, explanandum=explanandum, progress=progress.reach, treatment=treatment)
     apart = sum(not fact.get("covered", True) for row in found["images"] for fact in row.get("treatment", {}).values())
     if apart:
         print(

@@ -47,7 +47,7 @@ def _matrix(options: Namespace) -> int:
     from pathlib import Path
 
     from explainer.commands import matrix
-    from explainer.commands.terminal import Bar
+    from explainer.evaluation.progress import Progress
     from explainer.files import write_text
     from explainer.inference.outputs import writable_file
 
@@ -55,8 +55,8 @@ def _matrix(options: Namespace) -> int:
         if Path(options.out).suffix not in (".md", ".json"):
             raise ConfigError(f"--out must end in .md or .json, received {options.out}.")
         writable_file(options.out)
-    with Bar("methods x families", options.quiet) as progress:
-        found = matrix.compute(options.families, progress=progress)
+    with Progress(None, not options.quiet, "methods x families") as progress:
+        found = matrix.compute(options.families, progress=progress.reach)
     chosen = "" if options.families is None else f' --families "{",".join(options.families)}"'
     if options.out is None:
         print(matrix.markdown(found))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from explainer.evaluation.progress import Progress
 
 if TYPE_CHECKING:
     from explainer.tasks.class_report import ClassReport
@@ -69,32 +66,3 @@ def show_classes(report: ClassReport, title: str) -> None:
 
 def _flat(key: str, value: Any) -> list[tuple[str, float]]:
     return [(f"{key}/{name}", part) for name, part in value.items()] if isinstance(value, dict) else [(key, value)]
-
-
-class Bar:
-    """A progress bar on stderr as a callable ``(done, total)``; without a terminal, a line a minute.
-
-    Args:
-        label: text before the bar.
-        quiet: show nothing.
-    """
-
-    def __init__(self, label: str, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import Progress as Drawn
-
-        self._lines = Progress(0, not quiet, label)
-        self._bar = Drawn(console=Console(stderr=True), disable=quiet or not sys.stderr.isatty())
-        self._task = self._bar.add_task(label, total=None)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self._bar.start()
-        return self._reach
-
-    def _reach(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
-        if self._bar.disable:
-            self._lines.reach(done, total)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()

@@ -41,7 +41,7 @@ def short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def spread(images: int, number: int) -> list[int]:
+def evenly(images: int, number: int) -> list[int]:
     """At most ``number`` of the indices 0 .. ``images`` - 1, the middles of equally long stretches, ascending."""
     number = min(images, number)
     return [(2 * i + 1) * images // (2 * number) for i in range(number)]

@@ -1,4 +1,4 @@
-"""A progress bar with the time left; without a terminal, a line a minute."""
+"""The progress bar of every command, with the time left; without a terminal, a line a minute."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class Progress:
     """Counts units of work.
 
     Args:
-        total: number of units.
+        total: number of units, or None where :meth:`reach` says it later.
         enabled: False shows nothing.
         what: is done, a verb.
     """
 
-    def __init__(self, total: int, enabled: bool = True, what: str = "evaluate") -> None:
+    def __init__(self, total: int | None, enabled: bool = True, what: str = "evaluate") -> None:
         self.total, self.done, self.enabled, self.what = total, 0, enabled, what
         self._bar: Any = None
         self._start = self._last = time.monotonic()
 
     def __enter__(self) -> Progress:
         self._start = self._last = time.monotonic()
-        if self.enabled and self.total and sys.stderr.isatty():
+        if self.enabled and self.total != 0 and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -60,8 +60,12 @@ class Progress:
     def reach(self, done: int, total: int) -> None:
         """Say how many units are finished, of how many, where both become known on the way."""
         self.total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
         self.advance(done - self.done)
 
     def remaining(self) -> float:
-        """Seconds left at the speed so far; infinity before the first unit."""
-        return (time.monotonic() - self._start) * (self.total - self.done) / self.done if self.done else float("inf")
+        """Seconds left at the speed so far; infinity before the first unit, and while the total is not known."""
+        if self.total is None or not self.done:
+            return float("inf")
+        return (time.monotonic() - self._start) * (self.total - self.done) / self.done

@@ -22,7 +22,7 @@ from torch import Tensor
 import explainer
 from explainer.attribution.map_cache import MapCache, MapType, cache_key, fetch_pairs, key_text
 from explainer.errors import ConfigError, ExplainerError
-from explainer.evaluation.gallery import FOLDER, Gallery, short_hash, spread
+from explainer.evaluation.gallery import FOLDER, Gallery, evenly, short_hash
 from explainer.evaluation.progress import Progress
 from explainer.evaluation.protocol import Protocol
 from explainer.evaluation.results import Row, RowStore, Unit
@@ -368,7 +368,7 @@ class Runner:
             (self.images if p.images is None else min(p.images, self.images) for p in self.protocols.values() if p.uses_maps), default=0
         )
         folders = {m.label: short_hash(key_text(self._map_key(m))) for m in self.methods}
-        indices = tuple(spread(reach, self.settings.gallery))
+        indices = tuple(evenly(reach, self.settings.gallery))
         return Gallery(Path(self.settings.out) / FOLDER, indices, reach, short_hash(self.fingerprints["data"]), folders)
 
     def _generator(self) -> torch.Generator:

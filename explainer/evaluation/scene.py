@@ -13,8 +13,7 @@ from torch import Tensor
 from explainer.attribution import Attributor, DenseAttributor, FromDense
 from explainer.errors import ConfigError
 from explainer.metrics.classifier import class_outputs, predicted_classes
-from explainer.metrics.preparation import min_max
-from explainer.tensors import Batch
+from explainer.tensors import Batch, min_max
 
 Scale = Literal["raw", "minmax"]
 DifferentiableMap = Callable[[Tensor, Tensor], Tensor]

@@ -13,6 +13,7 @@ arguments from one vocabulary, so that a runner can hand any metric what it asks
 from __future__ import annotations
 
 import abc
+import functools
 import inspect
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal
@@ -52,25 +53,38 @@ class PerImageMetric(Metric):
         self.add_state("total", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("used", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("excluded", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
-        # MetricCollection hands each metric the keywords of its signature; ``update`` itself only forwards to ``values``.
-        if type(self).update is PerImageMetric.update:
-            self._update_signature = inspect.signature(self.values)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give ``update`` the signature of ``values``: MetricCollection hands each metric the keywords that its ``update`` names."""
+        super().__init_subclass__(**kwargs)
+        inner = cls.update
+
+        @functools.wraps(inner)
+        def update(self: PerImageMetric, *args: Any, **kwargs: Any) -> None:
+            inner(self, *args, **kwargs)
+
+        update.__signature__ = cls._signature()  # type: ignore[attr-defined]
+        cls.update = update  # type: ignore[method-assign]
+
+    @classmethod
+    def _signature(cls) -> inspect.Signature:
+        return inspect.signature(cls.values)
 
     @abc.abstractmethod
     def values(self, *args: Any, **kwargs: Any) -> Tensor:
         """The per-image values ``[B]`` (or ``[B,T]``); changes no state."""
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Add a batch; the arguments are those of ``values``."""
-        self.add(self.values(*args, **kwargs))
+    def update(self, *args: Any, given: Tensor | None = None, **kwargs: Any) -> None:
+        """Add a batch; the arguments are those of ``values``, or ``given`` holds what it would return."""
+        self._sum_up(self.values(*args, **kwargs) if given is None else given)
 
     def add(self, values: Tensor) -> None:
         """Add per-image values that were computed elsewhere; NaN counts as excluded."""
+        self.update(given=values)
+
+    def _sum_up(self, values: Tensor) -> None:
         if values.shape[1:] != self.total.shape:
             raise ShapeError(f"{self.name} averages values of shape (B, *{tuple(self.total.shape)}), received {tuple(values.shape)}.")
-        # Called directly (rows read from a file, say), torchmetrics must neither warn of a missing update nor answer from its cache.
-        self._computed = None
-        self._update_count = max(self._update_count, 1)
         values = values.detach().to(self.total)
         undefined = values.isnan()
         self.total = self.total + values.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(0)
@@ -110,16 +124,31 @@ class PerClassMetric(PerImageMetric):
             raise ConfigError(f"average must be 'classes' or 'images' and absent 'skip' or 'zero', received {average!r} and {absent!r}.")
         self.average, self.absent = average, absent
 
-    def update(self, *args: Any, class_index: Tensor, **kwargs: Any) -> None:
+    def update(self, *args: Any, class_index: Tensor | None = None, given: Tensor | None = None, **kwargs: Any) -> None:
         """Add a batch: the arguments of ``values`` and the class ``[B]`` that each image counts for."""
-        self.add_by_class(self.values(*args, **kwargs), class_index)
+        values = self.values(*args, **kwargs) if given is None else given
+        if class_index is None:
+            self._sum_up(values)
+        else:
+            self._sum_up_by_class(values, class_index)
+
+    @classmethod
+    def _signature(cls) -> inspect.Signature:
+        own = inspect.signature(cls.values)
+        index = inspect.Parameter("class_index", inspect.Parameter.KEYWORD_ONLY, annotation=Tensor)
+        others = [p for p in own.parameters.values() if p.name != index.name]
+        # A signature lists keywords last, and ``**kwargs`` after them.
+        return own.replace(parameters=sorted([*others, index], key=lambda p: p.kind))
 
     def add_by_class(self, values: Tensor, class_index: Tensor) -> None:
         """Add per-image values ``[B]`` of the classes ``[B]``."""
+        self.update(given=values, class_index=class_index)
+
+    def _sum_up_by_class(self, values: Tensor, class_index: Tensor) -> None:
         columns = torch.full((len(values), len(self.total)), torch.nan, dtype=torch.float64, device=self.total.device)
         columns[torch.arange(len(values)), class_index.to(self.total.device)] = values.to(columns)
         before = self.excluded
-        self.add(columns)
+        self._sum_up(columns)
         undefined = torch.bincount(class_index.to(self.total.device)[values.isnan().to(self.total.device)], minlength=len(self.total))
         self.excluded = before + undefined
 

@@ -85,12 +85,14 @@ class ClassificationKept(PerImageMetric):
         """F1 of each masked image, ``[B]``."""
         return self._values(self._image_counts(explanandum, images, mask, targets))
 
-    def update(self, explanandum: Classifier, images: Tensor, mask: Tensor, targets: Tensor) -> None:
-        """Add a batch."""
-        counts = self._image_counts(explanandum, images, mask, targets)
-        self.add(self._values(counts))
-        usable = ~counts.isnan().any(2).any(1)
-        self.counts = self.counts + counts[usable].sum(0).to(self.counts)
+    def update(self, *args: Any, given: Tensor | None = None, **kwargs: Any) -> None:
+        """Add a batch, as ``values`` takes it; ``given`` values per image count in their mean alone."""
+        if given is None:
+            counts = self._image_counts(*args, **kwargs)
+            usable = ~counts.isnan().any(2).any(1)
+            self.counts = self.counts + counts[usable].sum(0).to(self.counts)
+            given = self._values(counts)
+        super().update(given=given)
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
         """Scores by name."""

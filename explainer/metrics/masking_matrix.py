@@ -13,7 +13,7 @@ from explainer.fills import FillKind, blend
 from explainer.metrics.base import PerImageMetric
 from explainer.metrics.classifier import Classifier, Output, class_outputs, removal_fill
 from explainer.metrics.ground_truth import THRESHOLDS
-from explainer.metrics.preparation import min_max
+from explainer.tensors import min_max
 
 
 def masking_scores(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from explainer.errors import ConfigError, ShapeError
+from explainer.tensors import min_max
 
 Norm = Literal["max", "max_abs", "min_max", "none"]
 
@@ -23,13 +24,6 @@ def divide_by_max(saliency: Tensor) -> Tensor:
 def divide_by_max_abs(saliency: Tensor) -> Tensor:
     """``saliency / max|saliency|`` per map, in [-1,1]; an all-zero map stays zero."""
     return _divide(saliency, saliency.abs().amax(dim=(-2, -1), keepdim=True))
-
-
-def min_max(saliency: Tensor) -> Tensor:
-    """``(saliency - min) / (max - min)`` per map, in [0,1]; a constant map becomes 0 (it ranks no pixel above another)."""
-    low, high = saliency.amin(dim=(-2, -1), keepdim=True), saliency.amax(dim=(-2, -1), keepdim=True)
-    spread = high - low
-    return (saliency - low) / torch.where(spread == 0, torch.ones_like(spread), spread)
 
 
 def clamp(saliency: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:

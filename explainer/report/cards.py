@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from explainer.evaluation.gallery import Gallery, spread
+from explainer.evaluation.gallery import Gallery, evenly
 from explainer.report.tables import Results, reference_method, title_of
 
 #: Black, violet, red, orange, pale yellow at equal distances: dark is 0, light is 1, also in grey print.
@@ -64,7 +64,7 @@ def gallery(results: Results, most: int = 48) -> str:
     pictured = [
         p for p in pairs if p[0] in chosen and stored.image(p[0]).is_file() and any(stored.map(m, p[0], p[1]).is_file() for m in methods)
     ]
-    shown = [pictured[i] for i in spread(len(pictured), most)]
+    shown = [pictured[i] for i in evenly(len(pictured), most)]
     if not shown:
         return '<p class="muted">No pictures were stored with these results (option gallery of the evaluation).</p>'
     metrics = _metrics(results)

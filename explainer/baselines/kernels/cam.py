@@ -17,8 +17,9 @@ from explainer.attribution import check_class_index, check_images
 from explainer.baselines.kernels.base import LayerBaseline
 from explainer.baselines.kernels.features import FeatureMap, feature_gradients, forward_features
 from explainer.baselines.kernels.hooks import find_layer, untouched
-from explainer.baselines.kernels.maps import Interpolation, min_max, resize_map
+from explainer.baselines.kernels.maps import CAM_EPSILON, Interpolation, resize_map
 from explainer.errors import ConfigError
+from explainer.tensors import min_max
 
 Convention = Literal["torchray", "captum", "pytorch_grad_cam"]
 
@@ -93,8 +94,8 @@ class CamBaseline(LayerBaseline):
         if self.relu:
             maps = [m.clamp(min=0) for m in maps]
         rescale = self.convention == "pytorch_grad_cam"
-        resized = self.combine([resize_map(min_max(m) if rescale else m, size, self.interpolation) for m in maps])
-        return min_max(resized) if rescale else resized
+        resized = self.combine([resize_map(min_max(m, CAM_EPSILON) if rescale else m, size, self.interpolation) for m in maps])
+        return min_max(resized, CAM_EPSILON) if rescale else resized
 
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
         (maps,) = self.class_maps(images, [class_index])

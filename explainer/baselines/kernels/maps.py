@@ -14,6 +14,8 @@ from explainer.errors import ConfigError
 
 Reduction = Literal["max_abs", "sum", "sum_abs", "mean", "l2"]
 Interpolation = Literal["bilinear", "nearest"]
+#: What pytorch-grad-cam adds to the range of a map before it divides by it.
+CAM_EPSILON = 1e-7
 
 
 def reduce_channels(channels: Tensor, reduction: Reduction) -> Tensor:
@@ -132,9 +134,3 @@ def guided_filter(maps: Tensor, images: Tensor, radius: float, eps: float = 1e-3
         offset = mean_map - (slope * mean_image).sum(1, keepdim=True)
         filtered.append((_box_mean(slope, pixels) * images).sum(1, keepdim=True) + _box_mean(offset, pixels))
     return torch.cat(filtered, dim=1)
-
-
-def min_max(maps: Tensor, epsilon: float = 1e-7) -> Tensor:
-    """Rescale over the last two axes to [0,1): ``(m - min) / (epsilon + max - min)``; a constant map becomes 0."""
-    shifted = maps - maps.amin((-2, -1), keepdim=True)
-    return shifted / (epsilon + shifted.amax((-2, -1), keepdim=True))

@@ -15,7 +15,7 @@ from explainer.evaluation.results import Row
 from explainer.evaluation.scene import Maps, Method, Scene
 from explainer.evaluation.verdict import Check, Verdict, bootstrap, column, decide, mean
 from explainer.metrics.map_similarity import map_spearman, map_ssim
-from explainer.metrics.preparation import min_max
+from explainer.tensors import min_max
 
 
 class ParameterRandomisation(Check):

@@ -18,9 +18,10 @@ from explainer.metrics.correlation import average_ranks, pearson, spearman
 from explainer.metrics.localization import AttributionLocalisation, attribution_localisation, bounding_box
 from explainer.metrics.map_similarity import map_spearman, map_ssim
 from explainer.metrics.pointing_game import PointingGame, box_mask, difficult, first_maximum, pointing_game
-from explainer.metrics.preparation import clamp, divide_by_max, divide_by_max_abs, min_max, prepare, resize
+from explainer.metrics.preparation import clamp, divide_by_max, divide_by_max_abs, prepare, resize
 from explainer.metrics.ranking import pixel_ranks, top_masks
 from explainer.metrics.sparseness import sparseness
+from explainer.tensors import min_max
 
 
 def one_hot_map(height, width, row, column):
@@ -280,6 +281,8 @@ def test_preparation_steps():
     assert divide_by_max_abs(saliency)[1:].flatten().tolist() == [-0.5, -1, -0.5, -0.5, 0, 0, 0, 0]
     assert min_max(saliency)[0].flatten().tolist() == pytest.approx([1, 0, 5 / 6, 4 / 6])
     assert min_max(saliency)[2].abs().sum() == 0
+    assert min_max(saliency, epsilon=2.0)[:2].flatten().tolist() == pytest.approx([6 / 8, 0, 5 / 8, 4 / 8, 1 / 3, 0, 1 / 3, 1 / 3])
+    assert min_max(saliency, epsilon=1e-20)[2].abs().sum() == 0
     assert clamp(saliency)[0].tolist() == [[1, -1], [1, 0]]
     assert prepare(saliency)[0].tolist() == [[1, -1], [0.5, 0]]
     assert prepare(saliency, norm="none")[0].tolist() == [[1, -1], [1, 0]]

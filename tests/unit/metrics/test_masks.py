@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
+from torchmetrics import MetricCollection
 
 from explainer.errors import ShapeError
 from explainer.metrics.auc import AUC, roc_auc
 from explainer.metrics.coverage import background_coverage, object_coverage, overlap, similarity_ratio
 from explainer.metrics.f1 import DiscreteF1, F1Curve, f1, f1_curve, soft_f1
-from explainer.metrics.grey_share import grey_share
+from explainer.metrics.grey_share import GreyShare, grey_share
 from explainer.metrics.ground_truth import THRESHOLDS
 from explainer.metrics.segmentation import (
     IoUCurve,
@@ -167,6 +169,14 @@ def test_a_row_added_after_compute_is_seen():
     metric.add(torch.tensor([0.0, math.nan]))
     assert metric.compute().item() == 0.5
     assert int(metric.excluded) == 1
+
+
+def test_a_collection_hands_each_metric_its_own_arguments_also_after_pickling():
+    collection = MetricCollection([SoftIoU(), GreyShare()])
+    for metrics in (collection, pickle.loads(pickle.dumps(collection))):
+        metrics.update(mask=MASK, truth=TRUTH)  # the share of grey has no ``truth``
+        assert metrics.compute()["SoftIoU"].item() == pytest.approx(1.5 / 2.2)
+        assert metrics.compute()["GreyShare"].item() == pytest.approx(grey_share(MASK).item())
 
 
 def test_an_infinite_value_is_not_hidden():

@@ -163,13 +163,13 @@ def test_pictures_are_spread_over_the_evaluated_images_and_the_page_says_so(fold
     assert "Pictures were kept of 6 images, evenly spread over the 10 (option gallery" in words
     few = cards.gallery(results, most=3)
     assert f"of their {len(pairs)} pairs the page has 3, evenly spread" in few and few.count('class="card"') == 3
-    expected = [f"test/{sorted(pairs)[i][0]:06d}" for i in gallery.spread(len(pairs), 3)]
+    expected = [f"test/{sorted(pairs)[i][0]:06d}" for i in gallery.evenly(len(pairs), 3)]
     assert re.findall(r"<small>(test/\d+)</small>", few) == expected and expected[-1] > "test/000005"
 
 
 def test_spread():
-    assert gallery.spread(500, 24)[:3] == [10, 31, 52] and gallery.spread(500, 24)[-1] == 489
-    assert gallery.spread(3, 24) == [0, 1, 2] and gallery.spread(5, 0) == []
+    assert gallery.evenly(500, 24)[:3] == [10, 31, 52] and gallery.evenly(500, 24)[-1] == 489
+    assert gallery.evenly(3, 24) == [0, 1, 2] and gallery.evenly(5, 0) == []
 
 
 def test_pictures_of_an_older_version_are_still_found(folder):
