@@ -39,6 +39,7 @@ from explainer.baselines.kernels.smooth_mask import (
     KernelProfile,
     SmoothMask,
     area_penalty,
+    checked_areas,
     excluded,
     parameters_of_area,
 )
@@ -151,7 +152,7 @@ class ExtremalPerturbation(Baseline):
             raise ConfigError(f"init must be 'informed', 'ones', a number, a tensor or a callable, received {init!r}.")
         if smooth < 0:
             raise ConfigError(f"smooth must not be negative, received {smooth}.")
-        self.areas = _checked_areas(areas, channels=layer is not None)
+        self.areas = checked_areas(areas, channels=layer is not None)
         if output not in ("sum", "smallest", *self.areas):
             raise ConfigError(f"output must be 'sum', 'smallest' or one of the areas {list(self.areas)}, received {output!r}.")
         if layer is not None:
@@ -318,13 +319,7 @@ class ExtremalPerturbation(Baseline):
 
     @torch.no_grad()
     def _judge(
-        self,
-        found: Found,
-        family: SmoothMask,
-        classify: Callable[..., Tensor],
-        images: Tensor,
-        image: Tensor,
-        class_index: Tensor,
+        self, found: Found, family: SmoothMask, classify: Callable[..., Tensor], images: Tensor, image: Tensor, class_index: Tensor
     ) -> ExtremalMasks:
         """Score the masks on the unflipped images."""
         number = len(self.areas)
@@ -401,12 +396,3 @@ class ExtremalPerturbation(Baseline):
             given = given[image]
         given = given.expand(pairs, number, *size).flatten(0, 1)
         return given if size == family.grid else family.parameters_from(given)
-
-
-def _checked_areas(areas: Sequence[float], channels: bool) -> tuple[float, ...]:
-    values = tuple(float(a) for a in ([areas] if isinstance(areas, (int, float)) else areas))
-    rule = "fractions in (0,1), or whole numbers of channels" if channels else "fractions of the image in (0,1)"
-    valid = [0 < a < 1 or (channels and a >= 1 and a == int(a)) for a in values]
-    if not values or not all(valid):
-        raise ConfigError(f"areas must be {rule}, at least one, received {list(values)}.")
-    return values

@@ -5,6 +5,7 @@ The order of the SRD paper (section B of its protocol): divide by the maximum, r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -52,7 +53,7 @@ def prepare(saliency: Tensor, size: tuple[int, int] | None = None, norm: Norm = 
     """
     if norm not in get_args(Norm):
         raise ConfigError(f"norm must be one of {', '.join(get_args(Norm))}, received {norm!r}.")
-    functions = {"max": divide_by_max, "max_abs": divide_by_max_abs, "min_max": min_max}
+    functions: dict[str, Callable[[Tensor], Tensor]] = {"max": divide_by_max, "max_abs": divide_by_max_abs, "min_max": min_max}
     maps = functions[norm](saliency) if norm in functions else saliency
     return clamp(maps if size is None else resize(maps, size))
 

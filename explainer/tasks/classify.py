@@ -10,18 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassRecall,
-    MultilabelAveragePrecision,
-    MultilabelConfusionMatrix,
-    MultilabelF1Score,
-    MultilabelPrecision,
-    MultilabelRecall,
-)
+from torchmetrics import MeanMetric
 
 from explainer.config import ClassifierConfig, MaskAugmentationConfig, OcclusionConfig, OptimizerConfig
 from explainer.errors import CheckpointError, ConfigError, NumericalError
@@ -37,13 +26,13 @@ from explainer.models.scores import AUXILIARY_WEIGHTS, auxiliary_logits, logits_
 from explainer.models.transfer import body_names, calm_head, freeze, has_fresh_head, init_from, still
 from explainer.models.untrusted import without_files, without_start
 from explainer.tasks.class_report import ClassReport
+from explainer.tasks.classifier_scores import nothing, scores
 from explainer.tasks.draws import Draws
 from explainer.tasks.optim import configure
 from explainer.tasks.ranks import mean_over_ranks
 from explainer.tensors import Batch
 
 log = logging.getLogger(__name__)
-_IGNORED = -1
 
 
 class ClassifyTask(pl.LightningModule):
@@ -123,7 +112,7 @@ class ClassifyTask(pl.LightningModule):
         weights = _class_weights(config, task, class_names, class_counts)
         self.register_buffer("class_weights", weights, persistent=False)
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("fit", "val", "test")})
-        self.scores = nn.ModuleDict({stage: _scores(task, num_classes, stage) for stage in ("val", "test")})
+        self.scores = nn.ModuleDict({stage: scores(task, num_classes, stage) for stage in ("val", "test")})
         self.per_class: list[float] = []
         self.report: ClassReport | None = None
 
@@ -290,7 +279,7 @@ class ClassifyTask(pl.LightningModule):
     def _finish(self, stage: str) -> None:
         if not self.losses[stage].update_called:  # all images of this process were unreadable: it must take part all the same
             self.losses[stage].update(0.0, 0.0)  # type: ignore[operator]
-            self.scores[stage].update(*_nothing(self.task, self.hparams["num_classes"], self.device))  # type: ignore[operator]
+            self.scores[stage].update(*nothing(self.task, self.hparams["num_classes"], self.device))  # type: ignore[operator]
         # torchmetrics reduces over processes by itself, with the right weights; self.log(sync_dist=True) would average ranks equally.
         self.log(f"{stage}/loss", self.losses[stage].compute(), prog_bar=True)  # type: ignore[operator]
         results: dict[str, Any] = self.scores[stage].compute()  # type: ignore[operator]
@@ -370,35 +359,3 @@ def _class_selection(config: MaskAugmentationConfig, net: nn.Module, class_names
         if name not in class_names:
             raise ConfigError(f"classifier.mask_augmentation.classes names {name!r}; the classes are {', '.join(class_names)}.")
     return torch.tensor([float(name in chosen) for name in class_names])
-
-
-def _nothing(task: str, K: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A prediction that every metric of :func:`_scores` ignores."""
-    labels = torch.full((1, K) if task == "multilabel" else (1,), _IGNORED, device=device)
-    return torch.zeros(1, K, device=device), labels
-
-
-def _scores(task: str, K: int, stage: str) -> MetricCollection:
-    prefix = f"{stage}/"
-    if task == "multilabel":
-        # Their formulas hold for one label, which their check of arguments refuses.
-        same: Any = {"ignore_index": _IGNORED, "validate_args": K > 1}
-        return MetricCollection(
-            {
-                "f1": MultilabelF1Score(K, average="micro", **same),
-                "precision": MultilabelPrecision(K, average="micro", **same),
-                "recall": MultilabelRecall(K, average="micro", **same),
-                "confusion": MultilabelConfusionMatrix(K, **same),
-                "ap_per_class": MultilabelAveragePrecision(K, average="none", **same),
-            },
-            prefix=prefix,
-        )
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(K, average="micro", ignore_index=_IGNORED),
-            "f1": MulticlassF1Score(K, average="macro", ignore_index=_IGNORED),
-            "recall_macro": MulticlassRecall(K, average="macro", ignore_index=_IGNORED),
-            "confusion": MulticlassConfusionMatrix(K, ignore_index=_IGNORED),
-        },
-        prefix=prefix,
-    )

@@ -214,19 +214,19 @@ def reduce_unevenly(rank: int, port: int, path: str) -> None:
 
     import torch
 
-    from explainer.tasks.classify import _nothing, _scores
+    from explainer.tasks.classifier_scores import nothing, scores
     from explainer.tasks.ranks import Means
 
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    means, several, one = Means(), _scores("multilabel", 2, "val"), _scores("multiclass", 2, "val")
+    means, several, one = Means(), scores("multilabel", 2, "val"), scores("multiclass", 2, "val")
     if rank == 0:
         means.update({"loss": torch.tensor([1.0, 3.0]), "iou": torch.tensor([5.0, torch.nan])})
         several.update(torch.tensor([[2.0, -1.0], [-1.0, 2.0]]), torch.tensor([[1, 0], [0, 1]]))
         one.update(torch.tensor([[2.0, -1.0], [-1.0, 2.0]]), torch.tensor([0, 0]))
     else:
         means.update({"area": torch.tensor([3.0])})
-        several.update(*_nothing("multilabel", 2, torch.device("cpu")))
-        one.update(*_nothing("multiclass", 2, torch.device("cpu")))
+        several.update(*nothing("multilabel", 2, torch.device("cpu")))
+        one.update(*nothing("multiclass", 2, torch.device("cpu")))
     found = {name: float(value) for name, value in means.compute("cpu").items()}
     found |= {name: value.tolist() for name, value in several.compute().items()}
     found["accuracy"] = float(one.compute()["val/accuracy"])

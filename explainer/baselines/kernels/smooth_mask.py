@@ -253,6 +253,20 @@ def parameters_of_area(
     return at((low + high) / 2)
 
 
+def checked_areas(areas: Sequence[float], channels: bool) -> tuple[float, ...]:
+    """The areas as numbers: fractions in (0,1), or with ``channels`` also whole numbers of channels.
+
+    Raises:
+        ConfigError: there is none, or one is neither.
+    """
+    values = tuple(float(a) for a in ([areas] if isinstance(areas, (int, float)) else areas))
+    rule = "fractions in (0,1), or whole numbers of channels" if channels else "fractions of the image in (0,1)"
+    valid = [0 < a < 1 or (channels and a >= 1 and a == int(a)) for a in values]
+    if not values or not all(valid):
+        raise ConfigError(f"areas must be {rule}, at least one, received {list(values)}.")
+    return values
+
+
 def excluded(count: int, areas: Sequence[float], device: torch.device | str | None = None) -> Tensor:
     """How many of ``count`` mask values the area constraint wants at 0, for each area a: ``floor(count * (1 - a))``, ``[N]`` long."""
     return torch.tensor([int(count * (1 - a)) for a in areas], device=device)
