@@ -4,14 +4,15 @@ The class's filter in the last layer is a learned projection of the classifier's
 knows a class that no training image shows, and only the filters of the classes asked for are computed. Where the classifier's head
 is linear in the mean of its last feature map, masks begin as class activations (Zhou et al. 2016) that spread to positions with
 similar features (the pixel correlation of Wang et al., CVPR 2020, section 3.3, without learned weights) and are fitted to the image's
-colours by a guided filter.
+colours by a guided filter. Where an image has several labels, their activations are alike wherever there is something at all; then the
+classes of a position can compete for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,9 @@ from explainer.models.guided import Guide, guided, make_guide
 from explainer.models.stages import Stage, find_stages, linear_head, named_stages
 
 Decoder = Literal["deeplabv3plus", "panoptic_deeplab", "fpn"]
+Start = Literal["activation", "competition", "foreground", "none"]
 _LEAST_LOG_PROBABILITY = -8.0
+_SHARP = 3  # power of the similarity that shares are spread by: a plain cosine mixes them over the whole image
 
 
 def _block(channels: int, width: int, dilation: int = 1) -> nn.Sequential:
@@ -103,23 +106,31 @@ class ClassHead(nn.Module):
 
     The logit of class k at a position is ``e . (U w_k + d_k) + b + gain * z_k + level * log p_k``: e the embedding, w_k the classifier's
     head weights of the class, U and d learned, z_k its class activation, spread over similar positions, with zero mean and unit variance in
-    each image, after a guided filter with the image as its guide, p_k its probability.
+    each image, after a guided filter with the image as its guide, p_k its probability. Other starts replace the class activation a_k by
+    its share of the position, ``softmax_k(contrast * a_k / s + log p_k)`` with s the standard deviation of all activations of the image.
     Without a linear head only ``e . d_k + b + level * log p_k`` remains.
 
     Args:
         num_classes: K.
         width: channels of the embeddings.
         weight: ``[K,C]`` head weights of the classifier, or None.
-        prior: start from the class activation; needs ``weight``.
+        start: ``activation``; ``competition``: the classes' shares, for images whose every pixel belongs to a class; ``foreground``: the
+            shares times the mean of the position's features, scaled to [0,1] in each image, because what a network has learned to see
+            activates more of them than a background does; ``none``. All but ``none`` need ``weight``, without it they are ``none``.
     """
 
-    def __init__(self, num_classes: int, width: int, weight: Tensor | None, prior: bool = True) -> None:
+    def __init__(self, num_classes: int, width: int, weight: Tensor | None, start: Start = "activation") -> None:
         super().__init__()
+        if start not in get_args(Start):
+            raise ConfigError(f"explainer.options.start must be one of {', '.join(get_args(Start))}, received {start!r}.")
+        self.start = start
         self.own = nn.Parameter(torch.zeros(num_classes, width))
         self.bias = nn.Parameter(torch.tensor(-1.0))
         self.level = nn.Parameter(torch.tensor(0.5))
         self.from_head = None if weight is None else nn.Linear(weight.shape[1], width, bias=False)
-        self.gain = nn.Parameter(torch.tensor(2.0)) if prior and weight is not None else None
+        self.gain = nn.Parameter(torch.tensor(2.0)) if start != "none" and weight is not None else None
+        compete = self.gain is not None and start != "activation"
+        self.contrast = nn.Parameter(torch.tensor(1.0)) if compete else None
         if self.from_head is not None and weight is not None:
             # unit-sized filters, whatever the size of the head's weights
             nn.init.normal_(self.from_head.weight, std=0.1 / float(weight.norm(dim=1).mean()))
@@ -142,37 +153,68 @@ class ClassHead(nn.Module):
         """
         chosen = chosen_classes()
         own: Tensor = self.own
-        head = weight
+        head, every_log_p = weight, log_p
         if chosen is not None:
             own, head = own[chosen], None if weight is None else weight[chosen]
-            log_p = log_p[:, chosen] if chosen.ndim == 1 else log_p.gather(1, chosen)
+            log_p = _columns(log_p, chosen)
         filters = own if self.from_head is None or head is None else own + self.from_head(head)
         logits = _positions(embeddings, filters) + self.bias
         level = self.level * log_p.clamp_min(_LEAST_LOG_PROBABILITY)[..., None, None]
         if self.gain is None or head is None:
             return logits + level
         size = similar.shape[-2:]
-        activation = resized(_positions(deep, head), size)
+        if self.contrast is None or weight is None:
+            activation = _positions(deep, head)
+        else:
+            # Every class competes, also where the masks of few are asked for: one small convolution at the coarsest stage.
+            activation = self._shares(_positions(deep, weight), every_log_p)
+            activation = activation if chosen is None else _columns(activation, chosen)
+            activation = activation * _foreground(deep) if self.start == "foreground" else activation
+        activation = resized(activation, size)
         spread = torch.matmul(activation.flatten(2), similar.flatten(2).transpose(1, 2)).unflatten(2, size)
         evidence = resized(_standard(spread), guide.image.shape[-2:])
         # one map is enlarged, not two
         start = self.gain * guided(evidence, guide) + level
         return logits + resized(start, logits.shape[-2:])
 
+    def _shares(self, activation: Tensor, log_p: Tensor) -> Tensor:
+        """Of each class at a position, ``[B,K,h,w]`` in [0,1] with a sum of 1 over all classes."""
+        assert self.contrast is not None
+        deviation = activation - activation.mean(dim=(1, 2, 3), keepdim=True)
+        scale = deviation.square().mean(dim=(1, 2, 3), keepdim=True).add(1e-12).sqrt()
+        prior = log_p.clamp_min(_LEAST_LOG_PROBABILITY)[..., None, None]
+        return (self.contrast * deviation / scale + prior).softmax(dim=1)
 
-def similarity(features: Tensor) -> Tensor:
+
+def _columns(values: Tensor, chosen: Tensor) -> Tensor:
+    """``[B,K,...]`` of the chosen classes ``[n]``, or of each image's own ``[B,n]``."""
+    if chosen.ndim == 1:
+        return values[:, chosen]
+    index = chosen.reshape(*chosen.shape, *[1] * (values.ndim - 2)).expand(*chosen.shape, *values.shape[2:])
+    return values.gather(1, index)
+
+
+def _foreground(features: Tensor) -> Tensor:
+    """Mean of the features ``[B,C,h,w]`` of each position, ``[B,1,h,w]`` from 0 at the image's lowest to 1 at its highest."""
+    mean = features.mean(dim=1, keepdim=True)
+    low, high = mean.amin(dim=(2, 3), keepdim=True), mean.amax(dim=(2, 3), keepdim=True)
+    return (mean - low) / (high - low).clamp_min(1e-6)
+
+
+def similarity(features: Tensor, power: int = 1) -> Tensor:
     """How alike the features at two positions are: cosine of the angle between them after the image's mean was subtracted, negative ones
-    0, scaled to a sum of 1 over the second position.
+    0, to a power, scaled to a sum of 1 over the second position.
 
     Args:
         features: ``[B,C,h,w]``.
+        power: a higher one leaves only positions that are much alike.
 
     Returns:
         ``[B,P,h,w]`` with P = h w the first positions, row by row.
     """
     centred = (features - features.mean(dim=(2, 3), keepdim=True)).flatten(2)
     unit = centred / centred.square().sum(dim=1, keepdim=True).add(1e-12).sqrt()
-    alike = torch.matmul(unit.transpose(1, 2), unit).clamp_min(0)
+    alike = torch.matmul(unit.transpose(1, 2), unit).clamp_min(0).pow(power)
     maps: Tensor = (alike / alike.sum(dim=2, keepdim=True).clamp_min(1e-6)).unflatten(2, features.shape[-2:])
     return maps
 
@@ -203,7 +245,7 @@ class SharedNetwork(nn.Module):
         decoder: ``fpn``, ``deeplabv3plus`` or ``panoptic_deeplab``.
         width: channels of the decoder.
         layers: module paths of the feature maps; None: the last one of each of the strides 4, 8, 16 and 32.
-        prior: whether masks begin as class activations, where the classifier's head allows it.
+        start: what masks begin as, where the classifier's head allows it; see :class:`ClassHead`.
         side: side in pixels of the image that the stages are looked for with.
         std: what the images were divided by, per channel.
     """
@@ -217,7 +259,7 @@ class SharedNetwork(nn.Module):
         decoder: Decoder = "fpn",
         width: int = 64,
         layers: Sequence[str] | None = None,
-        prior: bool = True,
+        start: Start = "activation",
         side: int = 224,
         std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
@@ -228,7 +270,7 @@ class SharedNetwork(nn.Module):
         self._head = [linear_head(classifier, self.stages[-1], num_classes, side)]  # in a list: it is the classifier's, not a part
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
         self.decoder = FeatureDecoder(self.stages, width, decoder)
-        self.head = ClassHead(num_classes, width, None if self._head[0] is None else self._head[0].weight.detach(), prior)
+        self.head = ClassHead(num_classes, width, None if self._head[0] is None else self._head[0].weight.detach(), start)
         self.register_state_dict_post_hook(_without_classifier)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_keep_classifier)  # type: ignore[no-untyped-call]
 
@@ -259,7 +301,8 @@ class SharedNetwork(nn.Module):
             height, width = maps[1].shape[-2:]  # the second finest stage: finer ones gain nothing and cost four times as much
             guide = make_guide(x, (height, width), unit=self.std)
             # The last stage but one: fine enough to follow objects, coarse enough to know what they are, and few positions.
-            masks: Tensor = self.head(embeddings, deep, log_p, weight, similarity(middle), guide)
+            similar = similarity(middle, 1 if self.head.start == "activation" else _SHARP)
+            masks: Tensor = self.head(embeddings, deep, log_p, weight, similar, guide)
             return masks
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from explainer.errors import ConfigError
 from explainer.tensors import min_max
 
 Convention = Literal["torchray", "captum", "pytorch_grad_cam"]
+Target = Literal["logit", "contrast"]
 
 
 class CamBaseline(LayerBaseline):
@@ -116,15 +117,55 @@ class CamBaseline(LayerBaseline):
 
 
 class GradientCamBaseline(CamBaseline):
-    """A :class:`CamBaseline` whose map is a function of the feature maps and the gradients of the class's :meth:`score` there."""
+    """A :class:`CamBaseline` whose map is a function of the feature maps and the gradients of the class's :meth:`score` there.
+
+    Args:
+        target: what is differentiated. ``logit``: the class's own, as the papers have it. ``contrast``: what speaks for the class and not
+            for the others, :func:`contrasted`; activations of several classes are often alike wherever there is something at all.
+        against: with ``contrast`` the names of the classes that a class is held against (``[free]``: what makes a surface a defect,
+            whichever else it might be); None: all others.
+        explanandum, layer, convention, relu, interpolation: see :class:`CamBaseline`.
+    """
+
+    def __init__(
+        self,
+        explanandum: Any,
+        layer: str | Sequence[str] | None = None,
+        convention: Convention | None = None,
+        relu: bool | None = None,
+        interpolation: Interpolation | None = None,
+        *,
+        target: Target = "logit",
+        against: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(explanandum, layer, convention, relu, interpolation)
+        if target not in get_args(Target):
+            raise ConfigError(f"{self.name}: target must be one of {', '.join(get_args(Target))}, received {target!r}.")
+        self.target: Target = target
+        self.against: list[int] | None = None
+        if against is not None:
+            names = list(explanandum.class_names)
+            unknown = [name for name in against if name not in names]
+            if target != "contrast" or isinstance(against, str) or not against or unknown:
+                raise ConfigError(
+                    f"{self.name}: against is a list of class names for target: contrast, received {against!r} with target {target!r}. "
+                    f"Classes: {', '.join(names)}."
+                )
+            self.against = [names.index(name) for name in against]
 
     @abc.abstractmethod
     def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
         """``A`` and ``G = d s_k / d A``, each ``[B,C,h,w]`` -> the class's map ``[B,h,w]``, before relu."""
 
     def score(self, logits: Tensor, class_index: Tensor) -> Tensor:
-        """What is differentiated, ``[B]``: the logit of each image's class."""
-        return logits.gather(1, class_index[:, None])[:, 0]
+        """What is differentiated, ``[B]``: see ``target``."""
+        scores = logits
+        if self.against is not None:
+            # Of a class that is held against itself nothing is left, which is what there is to see.
+            scores = logits - logits[:, self.against].logsumexp(dim=1, keepdim=True)
+        elif self.target == "contrast":
+            scores = contrasted(logits, self.explanandum.task)
+        return scores.gather(1, class_index[:, None])[:, 0]
 
     def slopes(self, logits: Tensor, class_index: Tensor, features: Sequence[FeatureMap], retain_graph: bool = False) -> list[Tensor]:
         """Gradients of :meth:`score` at the feature maps, ``[B,C,h,w]`` each."""
@@ -140,3 +181,26 @@ class GradientCamBaseline(CamBaseline):
                 gradients = self.slopes(logits, index, features, retain_graph=n + 1 < len(classes))
                 result.append([self.weigh(a.values, g) for a, g in zip(features, gradients, strict=True)])
         return result
+
+
+def contrasted(logits: Tensor, task: Literal["multilabel", "multiclass"]) -> Tensor:
+    """Each class against the others.
+
+    Args:
+        logits: ``[B,K]``.
+        task: ``multiclass``: the log odds of the softmax, ``z_k - log sum_{j != k} exp z_j``; ``multilabel``: ``z_k - mean_j z_j``.
+
+    Returns:
+        ``[B,K]``; with one class the logits themselves.
+    """
+    if logits.shape[1] == 1:
+        return logits
+    if task == "multilabel":
+        return logits - logits.mean(dim=1, keepdim=True)
+    top = logits.argmax(dim=1, keepdim=True)
+    total = logits.logsumexp(dim=1, keepdim=True)
+    runners_up = logits.scatter(1, top, -torch.inf).logsumexp(dim=1, keepdim=True)
+    # Of every class but the greatest, the rest holds the greatest, so that the difference of exponentials is safe.
+    share = (logits - total).exp().scatter(1, top, 0.0)
+    rest = (total + torch.log1p(-share)).scatter(1, top, runners_up)
+    return logits - rest

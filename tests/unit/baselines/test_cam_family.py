@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from explainer import Explanandum
 from explainer.baselines import build
+from explainer.baselines.kernels.cam import contrasted
 from explainer.errors import ConfigError, UnsupportedLayerError
 
 FAMILY = [
@@ -384,3 +385,42 @@ def test_a_map_without_evidence_is_zero() -> None:
     model = Explanandum(net, 3)
     for name in ("grad_cam", "grad_cam_pp", "x_grad_cam", "layer_cam", "hires_cam", "grad_cam_elementwise"):
         assert torch.equal(build(name, model)(random_images(), 0), torch.zeros(2, 6, 6).double()), name
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_contrast_explains_the_class_against_the_others(task: str) -> None:
+    """On a network that is linear in the mean of its features the gradient is known: differences of the head's rows."""
+    net, images = gap_net(), random_images()
+    e = Explanandum(net, 3, task, mean=[0.0] * 3, std=[1.0] * 3)  # type: ignore[arg-type]
+    index = torch.tensor([2, 0])
+    found = build("hires_cam", e, layer="1", target="contrast", convention="captum")(images, index)
+    features, logits, weight = net[:2](images), net(images), net[4].weight
+    for b, k in enumerate(index.tolist()):
+        others = [j for j in range(3) if j != k]
+        if task == "multilabel":
+            row = weight[k] - weight.mean(0)
+        else:
+            row = weight[k] - (logits[b, others].softmax(0)[:, None] * weight[others]).sum(0)
+        expected = torch.einsum("chw,c->hw", features[b], row) / 36
+        torch.testing.assert_close(found[b], expected.detach(), rtol=1e-6, atol=1e-9)
+    one = build("hires_cam", e, layer="1", target="contrast", against=["1"], convention="captum")(images, index)
+    for b, k in enumerate(index.tolist()):
+        expected = torch.einsum("chw,c->hw", features[b], weight[k] - weight[1]) / 36
+        torch.testing.assert_close(one[b], expected.detach(), rtol=1e-6, atol=1e-9)
+    for wrong in (["free"], "1", []):
+        with pytest.raises(ConfigError, match="against is a list of class names"):
+            build("grad_cam", e, target="contrast", against=wrong)
+    with pytest.raises(ConfigError, match="against is a list of class names"):
+        build("grad_cam", e, against=["1"])
+    with pytest.raises(ConfigError, match="target must be one of logit, contrast, received 'softmax'"):
+        build("grad_cam", e, target="softmax")
+
+
+def test_contrasted_logits_by_hand_and_where_one_class_is_certain() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0], [90.0, -90.0, 0.0], [1.0, 1.0, 1.0]], requires_grad=True)
+    odds = contrasted(logits, "multiclass")
+    slow = torch.stack([logits[:, k] - logits[:, [j for j in range(3) if j != k]].logsumexp(1) for k in range(3)], 1)
+    torch.testing.assert_close(odds, slow)
+    assert torch.autograd.grad(odds.sum(), logits)[0].isfinite().all()
+    assert contrasted(logits[:1], "multilabel").tolist() == [[-1.0, 0.0, 1.0]]
+    assert torch.equal(contrasted(logits[:, :1], "multilabel"), logits[:, :1])

@@ -85,6 +85,53 @@ def test_masks_begin_as_class_activations():
     assert torch.allclose(logits, expected, atol=1e-2)
 
 
+@pytest.mark.parametrize("start", ["competition", "foreground"])
+def test_masks_begin_as_shares_of_the_classes_in_a_position(start):
+    e, x = resnet(), torch.rand(2, 3, 64, 64)
+    e.classifier.fc.weight.data.mul_(100)
+    options = {"start": start}
+    net = Explainer("fpn", 6, options, image_size=64, mean=[0.5] * 3, std=[0.5] * 3, encoder="shared", explanandum=e).eval()
+    nn.init.zeros_(net.network.head.from_head.weight)
+    nn.init.constant_(net.network.head.contrast, 0.7)
+    seen = {}
+    for name in ("layer3", "layer4"):
+        e.classifier.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.__setitem__(name, out))
+    with torch.no_grad():
+        logits = net.network((x - 0.5) / 0.5)
+        log_p = nn.functional.logsigmoid(e(x)).clamp_min(-8)
+        some = net.network.with_scores((x - 0.5) / 0.5, lambda _: torch.tensor([[4, 1], [0, 5]]))[2]
+    assert torch.allclose(some, torch.stack([logits[0, [4, 1]], logits[1, [0, 5]]]), atol=1e-4), "all compete, few are asked for"
+    evidence = torch.zeros(2, 6, 4, 4)
+    for b in range(2):
+        a = torch.einsum("chw,kc->khw", seen["layer4"][b], e.classifier.fc.weight.detach())
+        for row in range(2):
+            for column in range(2):
+                odds = [0.7 * float((a[k, row, column] - a.mean()) / a.std(unbiased=False).detach()) + float(log_p[b, k]) for k in range(6)]
+                evidence[b, :, row, column] = torch.tensor(odds).softmax(0)
+        if start == "foreground":
+            mean = seen["layer4"][b].mean(0)
+            evidence[b, :, :2, :2] *= (mean - mean.min()) / (mean.max() - mean.min())
+    shares = nn.functional.interpolate(evidence[:, :, :2, :2], (4, 4), mode="bilinear").flatten(2)
+    f = (seen["layer3"] - seen["layer3"].mean((2, 3), keepdim=True)).flatten(2)
+    spread = torch.zeros_like(shares)
+    for b in range(2):
+        for i in range(16):
+            alike = torch.stack([nn.functional.cosine_similarity(f[b, :, i], f[b, :, j], dim=0).clamp_min(0) for j in range(16)]) ** 3
+            spread[b, :, i] = (shares[b] * alike).sum(1) / alike.sum()
+    z = (spread - spread.mean(2, keepdim=True)) / (spread.var(2, keepdim=True, unbiased=False) + 1e-6).sqrt()
+    z = nn.functional.interpolate(z.unflatten(2, (4, 4)), (8, 8), mode="bilinear")
+    fitted = guided_filter(z, nn.functional.adaptive_avg_pool2d(x, 8), 0.15, 3e-4)
+    expected = nn.functional.interpolate(2 * fitted, (16, 16), mode="bilinear") - 1 + 0.5 * log_p[..., None, None]
+    assert torch.allclose(logits, expected, atol=1e-2)
+
+
+def test_the_start_is_named_or_refused():
+    with pytest.raises(ConfigError, match="start must be one of activation, competition, foreground, none, received 'cam'"):
+        Explainer("fpn", 6, {"start": "cam"}, encoder="shared", explanandum=resnet(), image_size=64)
+    none = Explainer("fpn", 6, {"start": "none", "width": 16}, encoder="shared", explanandum=resnet(), image_size=64)
+    assert none.network.head.gain is None and none.network.head.contrast is None
+
+
 def test_the_classifier_stays_frozen_and_out_of_the_state(tmp_path):
     e = resnet()
     before = {k: v.clone() for k, v in e.classifier.state_dict().items()}
@@ -149,7 +196,7 @@ def test_what_cannot_share_is_refused():
         Explainer("fpn", 6, encoder="shared")
     with pytest.raises(ConfigError, match="fpn"):
         Explainer("unet", 6, encoder="shared", explanandum=resnet(), image_size=64)
-    with pytest.raises(ConfigError, match="width, layers and prior"):
+    with pytest.raises(ConfigError, match="width, layers and start"):
         Explainer("fpn", 6, {"encoder_name": "resnet18"}, encoder="shared", explanandum=resnet(), image_size=64)
     with pytest.raises(ConfigError, match="downscale"):
         Explainer("fpn", 6, downscale=2, encoder="shared", explanandum=resnet(), image_size=64)
