@@ -121,13 +121,17 @@ class Scene:
         return predicted_classes(self.logits, self.explanandum.task)
 
     @cached_property
+    def without_region(self) -> Tensor:
+        """Classes that no pixel belongs to, bool ``[K]``."""
+        names = set(getattr(self.dataset, "no_region", ()))
+        if not names:
+            return torch.zeros(self.labels.shape[1], dtype=torch.bool, device=self.labels.device)
+        return torch.tensor([name in names for name in self.dataset.class_names], device=self.labels.device)
+
+    @cached_property
     def explained(self) -> Tensor:
         """Classes that are explained, bool ``[B,K]``; never those that no pixel belongs to."""
-        chosen = self.labels if self.classes == "labels" else self.predicted
-        without = set(getattr(self.dataset, "no_region", ()))
-        if not without:
-            return chosen
-        return chosen & torch.tensor([name not in without for name in self.dataset.class_names], device=chosen.device)
+        return (self.labels if self.classes == "labels" else self.predicted) & ~self.without_region
 
     @cached_property
     def pairs(self) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ TITLES: dict[str, tuple[str, str]] = {
     "masking_matrix": ("Class-specific masking", "Does the mask of one class keep that class and remove the others?"),
     "classification_kept": ("Classification kept", "Is the image still recognised when only the mask is shown?"),
     "inverse_mask": ("What the inverse mask leaves", "Score left when the mask's pixels are gone."),
+    "empty_images": ("Where nothing is to be seen", "How much do the masks mark in images of classes that no pixel belongs to?"),
     "srd_metrics": ("Localisation, sparseness, fidelity, stability", "The five numbers of the SRD paper."),
     "class_sensitivity": ("Class sensitivity", "Do the maps of the most and the least likely class differ?"),
     "monotonicity": ("Monotonicity", "Do larger areas keep more of the score?"),

@@ -28,9 +28,9 @@ QUICK = {
 }
 
 
-#: They need planted cues or a method that can be rebuilt, and have tests of their own.
-CHEATING = {"label_leakage", "parameter_randomisation", "randomised_classifier", "shortcut"}
-NAMES = sorted(set(plugins.discover(PACKAGE)) - CHEATING)
+#: They need planted cues, a method that can be rebuilt or classes without a region, and have tests of their own.
+APART = {"empty_images", "label_leakage", "parameter_randomisation", "randomised_classifier", "shortcut"}
+NAMES = sorted(set(plugins.discover(PACKAGE)) - APART)
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +303,24 @@ def test_classes_without_a_region_are_not_explained(scene):
     less = replace(scene, dataset=dataset)
     assert torch.equal(less.explained[:, [0, 2]], scene.explained[:, [0, 2]]) and not less.explained[:, 1].any()
     assert scene.explained[:, 1].any()
+
+
+def test_masks_on_images_where_nothing_is_to_be_seen(scene):
+    dataset = SimpleNamespace(no_region=("checks",), class_names=("stripes", "checks", "dots"))
+    targets = torch.zeros_like(scene.batch.targets)
+    targets[0, 1], targets[1, [0, 1]] = 1, 1  # the first shows nothing; the second a class too; the others have no label
+    less = Scene(replace(scene.batch, targets=targets), scene.indices, scene.explanandum, dataset=dataset)
+    protocol = build_protocol("empty_images", None, "paper")
+    wanted = protocol.wanted(less)
+    assert wanted.sum() == 2 and wanted[0].tolist() == [True, False, True]
+    raw = torch.full((len(targets), 3, 2, 2), torch.nan)
+    raw[0, 0] = torch.tensor([[0.1, 0.6], [0.0, 0.0]])
+    raw[0, 2] = torch.tensor([[0.3, 0.2], [-1.0, 0.1]])
+    (row,) = protocol.score(less, Maps(None, less, raw))
+    assert row.row == 0 and row.class_index is None
+    assert row.values == pytest.approx({"area": (0.3 + 0.6 + 0.0 + 0.1) / 4, "area_at_half": 0.25, "marked": 1.0})
+    with pytest.raises(ConfigError, match="no_region"):
+        protocol.wanted(scene)
 
 
 def test_binarised_rows_are_the_hits_of_every_call(scene):
