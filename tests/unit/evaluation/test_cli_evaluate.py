@@ -53,7 +53,7 @@ def tiny(config: EvaluateConfig, out: Path, checkpoint: str) -> EvaluateConfig:
     config.classifier.arch, config.classifier.options, config.classifier.checkpoint = "small_vgg", {"widths": [4, 8]}, None
     config.cache.folder = None
     for m in config.methods.values():
-        m.options = {k: v for k, v in m.options.items() if k != "layer"}  # named layers are of the paper's network
+        m.options = {k: v for k, v in m.options.items() if k not in ("layer", "against")}  # layers and classes are of the paper's network
         if m.checkpoint is not None:
             m.checkpoint = checkpoint
     return config

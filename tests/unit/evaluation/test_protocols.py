@@ -305,6 +305,31 @@ def test_classes_without_a_region_are_not_explained(scene):
     assert scene.explained[:, 1].any()
 
 
+def test_the_best_threshold_is_that_of_the_mean_over_classes():
+    batch = collate([data().dataset("test")[0]])
+    truth = torch.zeros(2, 3, 4, 4)
+    truth[0, 0, :, :2] = 1
+    truth[1, 1, :, :1] = 1
+    targets = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])  # the second image's class 0 has no pixel: it counts nowhere
+    images = batch.images[:, :, :4, :4].expand(2, -1, -1, -1)
+    scene = Scene(type(batch)(images, targets, truth, None, ("a", "b")), [0, 1], explanandum(), dataset=data().dataset("test"))
+    raw = torch.zeros(2, 3, 4, 4)
+    raw[0, 0] = torch.tensor([0.9, 0.32, 0.22, 0.0])
+    raw[1, 1] = torch.tensor([0.62, 0.28, 0.22, 0.12])
+    maps = Maps(method("dense", Dense()), scene, raw)
+    protocol = build_protocol("segmentation_per_class", {"thresholds": {"dense": 0.25}}, "corrected")
+    found = protocol.score(scene, maps)
+    assert [s.values["iou_at"] for s in found if s.values["iou_at"] == s.values["iou_at"]] == [1.0, 0.5]
+    summed = torch.tensor([s.vectors["curve"] for s in found], dtype=torch.float64).sum(0)
+    # class 0 is exact from 0.22 to 0.32, class 1 from 0.28 to 0.62: both at 0.3 alone
+    assert protocol.from_counts("curve", summed).tolist() == pytest.approx([0.3, 1.0])
+    assert protocol.from_counts("curve", torch.stack([summed, 3 * summed]))[1].tolist() == pytest.approx([0.3, 1.0])
+    own = build_protocol("segmentation_per_class", {"thresholds": {"dense/raw": 0.6, "dense": 0.1}}, "corrected")
+    assert own.score(scene, maps)[-1].values["iou_at"] == 1.0
+    with pytest.raises(ConfigError, match=r"lie in \[0,1\], received 3 for dense"):
+        build_protocol("segmentation", {"thresholds": {"dense": 3}}, "corrected")
+
+
 def test_masks_on_images_where_nothing_is_to_be_seen(scene):
     dataset = SimpleNamespace(no_region=("checks",), class_names=("stripes", "checks", "dots"))
     targets = torch.zeros_like(scene.batch.targets)
