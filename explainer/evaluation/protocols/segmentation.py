@@ -140,7 +140,7 @@ class SegmentationPerClass(Segmentation):
         return {"curve": [f"{name} {at}" for name in class_names for at in (*_SEARCHED, "objects")]}
 
     def from_counts(self, vector: str, summed: Tensor) -> Tensor:
-        """The threshold at which the mean over classes is greatest, and that mean. In sample: for a fair comparison choose on other images."""
+        """The threshold at which the mean over classes is greatest, and that mean: optimistic, choose it on other images."""
         per_class = summed.unflatten(-1, (-1, len(_SEARCHED) + 1))
         curve = (per_class[..., :-1] / per_class[..., -1:]).nanmean(dim=-2)
         best, at = curve.max(dim=-1)
