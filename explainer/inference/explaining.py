@@ -66,7 +66,7 @@ def explain(
     treatment: Treatment | None = None,
 ) -> dict[str, Any]:
     """Explain images and write, below ``out``: ``<image>/mask_<class>.png``, ``<image>/overlay_<class>.png``, ``<image>/overlay.png``
-    (all chosen classes), ``<image>/masks.npz`` (all classes, float16, at the network's size, with the picture's box in it; of a model
+    (all chosen classes), ``<image>/masks.npz`` (all classes, float32, at the network's size, with the picture's box in it; of a model
     with more than :data:`MANY` classes the chosen ones only, as in the row's areas, peaks and scores),
     ``contact_sheet_001.png``, ... and ``results.json``. Masks have the resolution of the image, overlays too up to 16 megapixels. Masks
     of wanted areas lie in ``<image>/area_<share>/`` likewise.
@@ -290,7 +290,8 @@ def _pictures(folder: Path, picture: Picture, masks: Array, chosen: Sequence[int
     """``masks.npz`` of all classes, mask and overlay of each chosen class, and the overlay of all."""
     box = np.array(picture.place.target)  # of the picture in the masks: top, left, height, width
     with replacing(folder / "masks.npz", durable=False) as stream:
-        np.savez_compressed(stream, masks=masks.astype(np.float16), classes=np.array(names), box=box)
+        # Not in half precision: an order of pixels near 1 would be lost.
+        np.savez_compressed(stream, masks=masks.astype(np.float32), classes=np.array(names), box=box)
     shown = (int(picture.pixels.shape[1]), int(picture.pixels.shape[2]))
     merged = torch.zeros(shown)
     for k in chosen:  # one at a time: a mask may have 64 million pixels

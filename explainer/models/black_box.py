@@ -1,7 +1,7 @@
 """Classifiers that give scores only: a Python function, a service behind an API, an ONNX file. They look like an Explanandum.
 
-No gradient flows through them. What still works: the losses ``coalition`` and ``distillation`` with the terms that look at masks alone
-(area_bound, total_variation, ...), the methods without gradients (rise, occlusion, ...), and every evaluation of masked images.
+No gradient flows through them. What still works: the losses ``coalition``, ``ranking`` and ``distillation`` with the terms that look at
+masks alone (area_bound, total_variation, ...), the methods without gradients (rise, occlusion, ...), and every evaluation of masked images.
 """
 
 from __future__ import annotations

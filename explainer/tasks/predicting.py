@@ -26,7 +26,9 @@ def file_names(ids: Sequence[str]) -> dict[str, str]:
 
 
 class PredictionWriter(pl.Callback):
-    """Writes ``<folder>/<id>.npz`` with ``id`` and ``masks`` (``[K,H,W]``, float16) or ``logits`` (``[K]``, float32) after each batch.
+    """Writes ``<folder>/<id>.npz`` with ``id`` and ``masks`` (``[K,H,W]``) or ``logits`` (``[K]``, float32) after each batch.
+
+    Masks are float16, and float32 where the loss ``ranking`` trained an order of pixels, which float16 would lose near 1.
 
     Args:
         folder: where.
@@ -46,8 +48,9 @@ class PredictionWriter(pl.Callback):
         import numpy as np
 
         values: Tensor = outputs.float().cpu()
+        ranked = "ranking" in getattr(pl_module, "terms", {})
         for name, value in zip(batch.ids, values, strict=True):
-            array = {"masks": value.half().numpy()} if value.ndim == 3 else {"logits": value.numpy()}
+            array = {"masks": (value if ranked else value.half()).numpy()} if value.ndim == 3 else {"logits": value.numpy()}
             with replacing(self.folder / f"{self.names[name]}.npz", durable=False) as stream:
                 np.savez_compressed(stream, id=np.array(name), **array)
             self.written += 1

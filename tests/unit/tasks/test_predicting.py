@@ -40,3 +40,14 @@ def test_batches_are_written_and_forgotten(tmp_path):
     assert set(found) == {"x/1", "x_1", "y"}
     assert found["x/1"]["masks"].dtype == np.float16 and (found["x/1"]["masks"] == expected[0]).all()
     assert (found["y"]["masks"] == expected[1]).all() and found["x_1"]["logits"].tolist() == [1.0, -2.0]
+
+
+def test_a_trained_order_is_kept(tmp_path):
+    """1 - 2e-5 and 1 - 3e-5 are the same number in float16."""
+    task = type("Task", (), {"terms": {"ranking": None}})()
+    writer = PredictionWriter(tmp_path, file_names(["a"]))
+    masks = torch.tensor([[[[1 - 2e-5, 1 - 3e-5]]]])
+    writer.on_predict_batch_end(None, task, masks, batch_of("a"), 0)
+    with np.load(tmp_path / "a.npz") as content:
+        found = content["masks"]
+    assert found.dtype == np.float32 and found[0, 0, 0] > found[0, 0, 1]
