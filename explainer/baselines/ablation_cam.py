@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from explainer.attribution.layouts import Layout
 from explainer.baselines.kernels.cam import CamBaseline, Convention
 from explainer.baselines.kernels.features import forward_features
-from explainer.baselines.kernels.layouts import Layout
 from explainer.baselines.kernels.maps import Interpolation
 from explainer.errors import ConfigError
 

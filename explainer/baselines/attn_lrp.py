@@ -10,9 +10,9 @@ from torch import Tensor
 
 from explainer.attribution import check_class_index, check_images
 from explainer.attribution.attention import WITHOUT_ATTENTION
+from explainer.attribution.watching import refuse_compiled
 from explainer.baselines.kernels.attention_lrp import AttentionLrp
 from explainer.baselines.kernels.base import Baseline
-from explainer.baselines.kernels.functions import refuse_compiled
 from explainer.baselines.kernels.hooks import capture, find_layer, untouched
 from explainer.baselines.kernels.maps import resize_map
 from explainer.baselines.kernels.token_maps import frozen_graph

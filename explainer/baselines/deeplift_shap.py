@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from explainer.attribution.watching import place_of, refuse_compiled
 from explainer.baselines.gradient_shap import reference_images
 from explainer.baselines.kernels.channels import ChannelBaseline
-from explainer.baselines.kernels.functions import module_stack, place_of, refuse_compiled
+from explainer.baselines.kernels.functions import module_stack
 from explainer.baselines.kernels.maps import Reduction
 from explainer.baselines.kernels.operations import ACTIVATIONS, CLAMPS, PRODUCTS, QUOTIENTS, overwrites, plain_name
 from explainer.errors import ConfigError, UnsupportedLayerError

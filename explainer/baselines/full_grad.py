@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from explainer.attribution.layouts import CHANNELS_FIRST, Layout, decide, record
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.features import class_gradients, watch
-from explainer.baselines.kernels.layouts import CHANNELS_FIRST, Layout, decide, record
 from explainer.baselines.kernels.maps import CAM_EPSILON, resize_map
 from explainer.errors import ConfigError, UnsupportedLayerError
 from explainer.tensors import min_max

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explainer.attribution import check_class_index, check_images
+from explainer.attribution.layouts import Known
 from explainer.baselines.kernels.features import forward_features
 from explainer.baselines.kernels.hooks import find_layer, untouched
-from explainer.baselines.kernels.layouts import Known
 from explainer.errors import ConfigError, ShapeError
 
 Kind = Literal["uniform", "linear", "spread", "accuracy"]

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from explainer.attribution.stages import default_layer
 from explainer.baselines.extremal_perturbation import ExtremalPerturbation
 from explainer.baselines.kernels.extremal_masks import smallest_sufficient
 from explainer.baselines.kernels.features import forward_features
 from explainer.baselines.kernels.hooks import find_layer, untouched
-from explainer.baselines.kernels.stages import default_layer
 from explainer.errors import ConfigError
 from explainer.figures import overlay, panel_sheet, signed_overlay
 from explainer.files import replacing, write_text

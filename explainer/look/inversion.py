@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from explainer.attribution.layouts import Known
 from explainer.baselines.kernels.features import forward_features
 from explainer.baselines.kernels.hooks import find_layer, untouched
-from explainer.baselines.kernels.layouts import Known
 from explainer.errors import ConfigError, ShapeError
 from explainer.geometry import Size, height_width
 

@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explainer.attribution import check_images
-from explainer.baselines.kernels.hooks import capture, find_layer, out_of_place, untouched
-from explainer.baselines.kernels.layouts import Known, layout_of
-from explainer.baselines.kernels.stages import default_layer
+from explainer.attribution.layouts import Known, layout_of
+from explainer.attribution.stages import default_layer
+from explainer.attribution.watching import out_of_place
+from explainer.baselines.kernels.hooks import capture, find_layer, untouched
 from explainer.errors import ConfigError
 from explainer.files import write_text
 from explainer.geometry import Size, height_width

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explainer.attribution.stages import Stage
 from explainer.errors import CheckpointError, ConfigError, UnknownNameError
 from explainer.models.class_layer import with_class_layer
 from explainer.models.classifiers import SmallVGG
 from explainer.models.dpt import DPT
 from explainer.models.shared import FeatureDecoder
-from explainer.models.stages import Stage
 
 _SMP = {
     "deeplabv3": "DeepLabV3",

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explainer.attribution.rest import at_rest
+from explainer.attribution.stages import Stage, find_stages, linear_head, named_stages
 from explainer.errors import ConfigError
 from explainer.models.class_layer import chosen_classes, only_classes, per_image
 from explainer.models.enlarging import resized
 from explainer.models.guided import Guide, guided, make_guide
-from explainer.models.stages import Stage, find_stages, linear_head, named_stages
 
 Decoder = Literal["deeplabv3plus", "panoptic_deeplab", "fpn"]
 Start = Literal["activation", "competition", "foreground", "none"]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from explainer.attribution import Attributor, check_images
 from explainer.attribution.gradients import require_gradients
+from explainer.attribution.layouts import Known
+from explainer.attribution.stages import default_layer
 from explainer.baselines.kernels.hooks import find_layer, untouched
-from explainer.baselines.kernels.layouts import Known
-from explainer.baselines.kernels.stages import default_layer
 
 
 class Baseline(Attributor):
@@ -59,7 +59,7 @@ class Baseline(Attributor):
 
 class LayerBaseline(Baseline):
     """A method that reads one feature map, by default that of the last spatial stage
-    (:func:`~explainer.baselines.kernels.stages.default_layer`). Channels-last maps and tokens are read as ``[B,C,h,w]``, too.
+    (:func:`~explainer.attribution.stages.default_layer`). Channels-last maps and tokens are read as ``[B,C,h,w]``, too.
     """
 
     def __init__(self, explanandum: Any, layer: str | None = None) -> None:

@@ -31,7 +31,7 @@ class CamBaseline(LayerBaseline):
     Args:
         explanandum: the classifier, see :class:`~explainer.baselines.kernels.base.Baseline`.
         layer: module path relative to the user's classifier, several of them, or None for the last spatial stage
-            (:func:`~explainer.baselines.kernels.stages.default_layer`).
+            (:func:`~explainer.attribution.stages.default_layer`).
         convention: what follows the weighted sum of a layer; None: the method's own (``default_convention``).
 
             - ``torchray``: relu, bilinear resize (pixel centres), mean over layers. Not rescaled.

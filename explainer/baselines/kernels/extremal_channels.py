@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explainer.attribution.layouts import layout_of
+from explainer.attribution.watching import out_of_place
 from explainer.baselines.kernels.extremal_game import Game, Reward, class_reward, game_reward
-from explainer.baselines.kernels.hooks import find_layer, out_of_place
-from explainer.baselines.kernels.layouts import layout_of
+from explainer.baselines.kernels.hooks import find_layer
 from explainer.baselines.kernels.mask_search import Ascent, History, Limits, maximise
 from explainer.baselines.kernels.smooth_mask import area_penalty
 from explainer.errors import ConfigError

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainer.baselines.kernels.layouts import Known, Layout, layout_of
+from explainer.attribution.layouts import Known, Layout, layout_of
 from explainer.errors import ConfigError, UnsupportedLayerError
 
 
@@ -91,11 +91,11 @@ def forward_features(
         explanandum: the classifier.
         layers: modules by path.
         images: ``[B,C,H,W]``.
-        known: layouts that earlier calls have found out, see :func:`~explainer.baselines.kernels.layouts.layout_of`.
+        known: layouts that earlier calls have found out, see :func:`~explainer.attribution.layouts.layout_of`.
 
     Raises:
         UnsupportedLayerError: a layer is not called exactly once, or returns no feature map
-            (:func:`~explainer.baselines.kernels.layouts.layout_of`).
+            (:func:`~explainer.attribution.layouts.layout_of`).
     """
     with watch(list(layers.values())) as seen:
         logits = explanandum(images)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from explainer.attribution.watching import place_of, refuse_compiled
 from explainer.baselines.kernels.operations import CLAMPS, RECTIFIERS, bounds, overwrites, plain_name
 from explainer.errors import UnsupportedLayerError
 
@@ -33,21 +34,6 @@ def module_stack(classifier: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]
     finally:
         for handle in handles:
             handle.remove()
-
-
-def refuse_compiled(classifier: nn.Module, method: str) -> None:
-    """Raise :class:`UnsupportedLayerError` for scripted or compiled parts, whose functions cannot be seen."""
-    for path, module in classifier.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
-            raise UnsupportedLayerError(
-                f"{method} must see every activation, but {place_of(path, module)} is scripted or compiled: pass the original "
-                "one, a plain nn.Module."
-            )
-
-
-def place_of(path: str, module: nn.Module) -> str:
-    """How a message names a module."""
-    return f"{type(module).__name__} at {path!r}" if path else type(module).__name__
 
 
 class _RuleRelu(torch.autograd.Function):

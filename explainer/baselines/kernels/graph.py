@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from explainer.baselines.kernels.functions import refuse_compiled
+from explainer.attribution.watching import out_of_place, refuse_compiled
 from explainer.baselines.kernels.graph_calls import AFFINE_MODULES, MODULE_KINDS, Call, Run, function_kind, gated, module_kind, unsupported
 from explainer.baselines.kernels.graph_watch import watch_run
-from explainer.baselines.kernels.hooks import out_of_place
 from explainer.errors import UnsupportedLayerError
 
 _IN_PLACE_OPERATORS = {

@@ -62,19 +62,6 @@ def _restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def out_of_place(model: nn.Module) -> Iterator[None]:
-    """In-place activations write to a fresh tensor inside, so that what a hook has seen stays what it was."""
-    changed = [m for m in model.modules() if getattr(m, "inplace", False) and not isinstance(m, torch.jit.ScriptModule)]
-    for module in changed:
-        module.inplace = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.inplace = True  # type: ignore[assignment]
-
-
-@contextlib.contextmanager
 def capture(*modules: nn.Module) -> Iterator[dict[nn.Module, list[Tensor]]]:
     """Collect every output of the modules, in call order, attached to the graph."""
     seen: dict[nn.Module, list[Tensor]] = {m: [] for m in modules}

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from explainer.attribution import check_class_index, check_images
+from explainer.attribution.layouts import layout_of
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.hooks import find_layer, untouched
-from explainer.baselines.kernels.layouts import layout_of
 from explainer.baselines.kernels.relevance import Trace, trace
 from explainer.baselines.kernels.relevance_rules import FirstLayer, Layer, Rule, Rules, box_rule, square_rule
 from explainer.errors import ConfigError

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from explainer.baselines.kernels.functions import refuse_compiled
-from explainer.baselines.kernels.hooks import out_of_place
+from explainer.attribution.watching import out_of_place, refuse_compiled
 from explainer.baselines.kernels.operations import ACTIVATIONS, DROPOUTS, plain_name, signal_and_gate
 from explainer.baselines.kernels.srd_rules import Add, AvgPool, Cat, Conv, Gate, MaxPool, Norm, Opaque, Pad, Pass, Rule, Source, aten
 from explainer.errors import ConfigError, UnsupportedLayerError

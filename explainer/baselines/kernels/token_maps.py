@@ -15,9 +15,9 @@ from torch import Tensor
 
 from explainer.attribution import check_class_index, check_images
 from explainer.attribution.attention import TokenWatch
+from explainer.attribution.watching import out_of_place, refuse_compiled
 from explainer.baselines.kernels.base import Baseline
-from explainer.baselines.kernels.functions import refuse_compiled
-from explainer.baselines.kernels.hooks import out_of_place, untouched
+from explainer.baselines.kernels.hooks import untouched
 from explainer.baselines.kernels.maps import resize_map
 from explainer.errors import ConfigError, UnsupportedLayerError
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision import ops
 
 from explainer.cli import main
 from explainer.errors import ConfigError, DatasetNotFoundError
@@ -69,6 +70,23 @@ def test_feature_maps_are_those_of_the_layer_and_the_classifier_is_left_alone() 
     assert torch.allclose(found["act#0"], pooled) and torch.allclose(found["act"], 2 * pooled), "first and last call"
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(m._forward_hooks for m in model.modules())
+
+
+class ColoursLast(Colours):
+    """The same with a layer that returns [B,h,w,C], as Swin and ConvNeXt have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = ops.Permute([0, 2, 3, 1])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.act(self.last(self.features(images))).mean(dim=(1, 2)))
+
+
+def test_channels_last_is_read_as_what_it_is() -> None:
+    images = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+    found = feature_maps(Explanandum(ColoursLast(), 3, mean=0.0, std=1.0), images, ["last"])
+    assert torch.allclose(found["last"], nn.functional.avg_pool2d(images, 2), atol=1e-6)
 
 
 def test_wrong_layers_are_answered_with_a_remedy() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import explainer
+from explainer.attribution.stages import Stage, find_stages, linear_head, named_stages
 from explainer.baselines.kernels.maps import guided_filter
 from explainer.data.shapes import Shapes
 from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError, UnsupportedLayerError
@@ -14,7 +15,6 @@ from explainer.models.classifiers import build_classifier
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.shared import FeatureDecoder
-from explainer.models.stages import Stage, find_stages, linear_head, named_stages
 
 
 def resnet(classes: int = 6) -> Explanandum:

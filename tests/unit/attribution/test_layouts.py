@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from explainer import Explanandum
+from explainer.attribution.layouts import Layout, readings
 from explainer.baselines import build
-from explainer.baselines.kernels.layouts import Layout, readings
 from explainer.errors import UnsupportedLayerError
 
 

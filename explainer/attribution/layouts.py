@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from explainer.baselines.kernels.hooks import out_of_place
+from explainer.attribution.watching import out_of_place
 from explainer.errors import UnsupportedLayerError
 
 Size = tuple[int, int]
@@ -48,6 +48,10 @@ class Layout:
         maps: Tensor = tokens[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
         return maps
 
+    def grid_of(self, shape: Sequence[int]) -> Size:
+        """Rows and columns of an output of this shape."""
+        return self.grid or ((shape[2], shape[3]) if self.channels == 1 else (shape[1], shape[2]))
+
 
 CHANNELS_FIRST = Layout(1)
 
@@ -61,6 +65,7 @@ class Call:
         shape: of its output, batch first.
         group: calls that returned one and the same tensor, one after the other (a stage and its last block), share a number.
         grids: sizes of the feature maps seen so far, latest first.
+        given: shape of its first tensor argument; empty without one.
     """
 
     path: str
@@ -68,6 +73,7 @@ class Call:
     shape: tuple[int, ...]
     group: int
     grids: tuple[Size, ...]
+    given: tuple[int, ...] = ()
 
 
 @dataclass
@@ -95,33 +101,47 @@ def input_size(explanandum: Any, images: Tensor) -> Size:
 
 def record(explanandum: Any, images: Tensor) -> tuple[Recording, Tensor]:
     """Run ``images`` once and note every module's output; returns it with the logits."""
-    classifier, found = explanandum.classifier, Recording(input_size(explanandum, images))
+    return record_run(explanandum.classifier, lambda: explanandum(images), len(images), input_size(explanandum, images))
+
+
+def record_run(classifier: nn.Module, run: Callable[[], Tensor], batch: int, size: Size) -> tuple[Recording, Tensor]:
+    """Note every module's output during ``run()``; returns it with what ``run`` returned.
+
+    Args:
+        classifier: whose modules are watched, called without gradients.
+        run: calls it once.
+        batch: number of images.
+        size: of the image that the classifier receives.
+    """
+    found = Recording(size)
     last: list[Any] = [None]
     grids: list[Size] = []
 
-    def note(path: str, module: nn.Module, output: Any) -> None:
-        if not isinstance(output, Tensor) or output.shape[:1] != images.shape[:1]:
+    def note(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not isinstance(output, Tensor) or output.shape[:1] != (batch,):
             last[0] = None
             return
         group = found.calls[-1].group if found.calls and output is last[0] else len(found.calls)
         last[0] = output
-        shape = tuple(output.shape)
-        found.calls.append(Call(path, module, shape, group, tuple(reversed(grids))))
+        shape, given = tuple(output.shape), next((tuple(a.shape) for a in args if isinstance(a, Tensor)), ())
+        found.calls.append(Call(path, module, shape, group, tuple(reversed(grids)), given))
         if output.ndim == 4 and len(read := readings(shape, found.size)) == 1:
-            h, w = read[0].spatial(torch.empty(shape, device="meta")).shape[-2:]
+            h, w = read[0].grid_of(shape)
             if h * w > 1 and h <= found.size[0] and w <= found.size[1] and (not grids or grids[-1] != (h, w)):
                 grids.append((h, w))
 
     handles = [
-        module.register_forward_hook(lambda m, _, out, path=path: note(path, m, out)) for path, module in classifier.named_modules() if path
+        module.register_forward_hook(lambda m, args, out, path=path: note(path, m, args, out))
+        for path, module in classifier.named_modules()
+        if path
     ]
     try:
         with torch.no_grad(), out_of_place(classifier):
-            logits = explanandum(images)
+            result = run()
     finally:
         for handle in handles:
             handle.remove()
-    return found, logits
+    return found, result
 
 
 def readings(shape: Sequence[int], size: Size, grids: Iterable[Size] = (), prefix: int | None = None) -> list[Layout]:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchvision import models
 
 from explainer import Explanandum
+from explainer.attribution.stages import default_layer
 from explainer.baselines.kernels.features import forward_features
 from explainer.baselines.kernels.hooks import find_layer
-from explainer.baselines.kernels.stages import default_layer
 from explainer.errors import UnsupportedLayerError
 
 # name, height x width, layer, channels, rows, columns

@@ -1,23 +1,30 @@
-"""The layer that class-activation maps read by default: the output of the last spatial stage, found by experiment.
+"""The stages of a classifier: the last one, which class-activation maps read, and the last feature map of each stride.
 
 A network's modules do not say which of them ends a stage: a branch of the last block may come later than all others, an
-activation inside it may have the right shape. What distinguishes the stage is that everything the scores know about the image
-has passed through it. So a second image's output there is replaced by the first one's: the scores must become the first one's.
+activation inside it may have the right shape. What distinguishes the last stage is that everything the scores know about the image
+has passed through it. So a second image's output there is replaced by the first one's: the scores must become the first one's
+(:func:`default_layer`). A decoder that reads several strides (:func:`find_stages`) needs no such proof: it takes what leaves a stride last.
+
+Both look at one recording of a forward pass, and read its outputs as :mod:`~explainer.attribution.layouts` says.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from explainer.baselines.kernels.functions import refuse_compiled
-from explainer.baselines.kernels.hooks import out_of_place
-from explainer.baselines.kernels.layouts import Call, Layout, Recording, candidates, decide, record
+from explainer.attribution.layouts import CHANNELS_FIRST, Call, Layout, Recording, candidates, decide, readings, record, record_run
+from explainer.attribution.rest import at_rest
+from explainer.attribution.watching import out_of_place, refuse_compiled
 from explainer.errors import UnsupportedLayerError
 
+STRIDES = (4, 8, 16, 32)
+_POWERS = (1, 2, 4, 8, 16, 32, 64)
 _SAME = 1e-3  # of the difference between two images' scores: what may remain where everything passes through a layer
 _SEED = 7919_2711  # no user's random image is the second one
 _SILENT = 1e-6  # of that difference: rounding
@@ -87,7 +94,7 @@ class _Search:
 
     def _layout(self, call: Call) -> Layout | None:
         options = self.recording.readings(call, self.classifier)
-        sizes = [layout.spatial(torch.empty(call.shape, device="meta")).shape[-2:] for layout in options]
+        sizes = [layout.grid_of(call.shape) for layout in options]
         options = [layout for layout, (h, w) in zip(options, sizes, strict=True) if h * w > 1]
         if len(options) < 2:
             return options[0] if options else None
@@ -180,3 +187,134 @@ def _groups(recording: Recording) -> list[_Group]:
 def _is_minor(module: nn.Module) -> bool:
     kind = type(module).__name__
     return next(module.children(), None) is None and ("Pool" in kind or "Dropout" in kind or isinstance(module, nn.Linear))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The output of one stage.
+
+    Attributes:
+        path: of the module inside the classifier.
+        stride: pixels of the image per position.
+        channels: C.
+        layout: which axis is which.
+    """
+
+    path: str
+    stride: int
+    channels: int
+    layout: Layout = CHANNELS_FIRST
+
+    def spatial(self, output: Tensor) -> Tensor:
+        """The module's output as ``[B,C,h,w]``."""
+        return self.layout.spatial(output)
+
+
+def find_stages(classifier: nn.Module, side: int = 224, strides: Sequence[int] = STRIDES) -> list[Stage]:
+    """The last feature map of each stride, in the order of the strides.
+
+    A module inside a block that changes the stride (an expansion before the strided convolution, a downsampling norm) does not end a
+    stage, so it is left out.
+
+    Args:
+        classifier: takes normalised images ``[1,3,side,side]``.
+        side: of the image it is run on, in pixels; the stages of another size are the same.
+        strides: those looked for.
+
+    Raises:
+        UnsupportedLayerError: fewer than two are found (a transformer of one resolution, a scripted network).
+    """
+    calls = _calls(classifier, side)
+    crossing = [call.path + "." for call in calls if _changes_stride(call, side)]
+    found: dict[int, Stage] = {}
+    for call in calls:
+        stage = _stage(call.path, call.shape, side)
+        if stage is not None and not any(call.path.startswith(prefix) for prefix in crossing):
+            found[stage.stride] = stage
+    stages = [found[stride] for stride in strides if stride in found]
+    if len(stages) < 2:
+        listing = ", ".join(f"{s.path} (stride {s.stride})" for s in found.values()) or "none"
+        raise UnsupportedLayerError(
+            f"{type(classifier).__name__} has feature maps of {len(stages)} of the strides {', '.join(map(str, strides))} (found: "
+            f"{listing}), at least two are needed. Name them with explainer.options.layers, or use an encoder of its own."
+        )
+    return stages
+
+
+def named_stages(classifier: nn.Module, layers: Sequence[str], side: int = 224) -> list[Stage]:
+    """The stages that the user names, in the order of their strides.
+
+    Args:
+        classifier: as in :func:`find_stages`.
+        layers: module paths.
+        side: as in :func:`find_stages`.
+
+    Raises:
+        UnsupportedLayerError: a path does not exist, or its output is no feature map.
+    """
+    stages = [_stage(call.path, call.shape, side) for call in _calls(classifier, side)]
+    known = {stage.path: stage for stage in stages if stage is not None}
+    for path in layers:
+        if path not in known:
+            raise UnsupportedLayerError(
+                f"explainer.options.layers names {path!r}, which gives no feature map of this classifier. Some that do: "
+                f"{', '.join(list(known)[-8:])}."
+            )
+    return sorted((known[path] for path in layers), key=lambda stage: stage.stride)
+
+
+def _calls(classifier: nn.Module, side: int) -> list[Call]:
+    """Every module call on one image, in the order of completion."""
+    parameter = next(classifier.parameters())
+    example = torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device)
+    with at_rest(classifier):
+        return record_run(classifier, lambda: classifier(example), 1, (side, side))[0].calls
+
+
+def _stage(path: str, shape: Sequence[int], side: int) -> Stage | None:
+    """The feature map that an output of this shape is; None: it is none, or could be read in two ways.
+
+    A stride divides the side, up to rounding; one position alone has lost the place.
+    """
+    if len(shape) != 4:
+        return None
+    for layout in readings(shape, (side, side)):
+        (h, w), channels = layout.grid_of(shape), shape[layout.channels]
+        if h == w > 1 and h <= side and -(-side // h) in _POWERS and channels != h:
+            return Stage(path, -(-side // h), int(channels), layout)
+    return None
+
+
+def _changes_stride(call: Call, side: int) -> bool:
+    """Whether the module is one block that leaves the stride it entered with; a sequence of blocks is looked into."""
+    entered, left = _stage(call.path, call.given, side), _stage(call.path, call.shape, side)
+    return entered is not None and left is not None and not isinstance(call.module, nn.Sequential) and left.stride != entered.stride
+
+
+def linear_head(classifier: nn.Module, stage: Stage, num_classes: int, side: int = 224) -> nn.Linear | None:
+    """The classifier's last linear layer, if its scores are that layer's on the mean of the stage's features: then
+    ``W @ features`` at a position is the class's activation there (Zhou et al. 2016). None otherwise.
+
+    Args:
+        classifier: as in :func:`find_stages`.
+        stage: the last one.
+        num_classes: K.
+        side: as in :func:`find_stages`.
+    """
+    heads = [m for m in classifier.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
+    if not heads or heads[-1].in_features != stage.channels:
+        return None
+    head = heads[-1]
+    generator = torch.Generator().manual_seed(0)
+    example = torch.rand(1, 3, side, side, generator=generator).to(head.weight)
+    kept: list[Tensor] = []
+    handle = classifier.get_submodule(stage.path).register_forward_hook(lambda _, __, output: kept.append(output))
+    try:
+        with at_rest(classifier), torch.no_grad():
+            logits = classifier(example)
+    finally:
+        handle.remove()
+    if not isinstance(logits, Tensor):
+        return None
+    pooled = head(stage.spatial(kept[-1]).mean(dim=(2, 3)))
+    return head if torch.allclose(pooled, logits, atol=1e-3 * float(logits.abs().max()), rtol=1e-3) else None
