@@ -201,20 +201,36 @@ class Conv(Rule):
             self.share = inverse(norm, ZERO_NORM), inverse(self._sum_field(norm), ZERO_NORM)
         return self.share
 
-    def pull_shared(self, g: Tensor, u: Tensor, beta: Tensor | None) -> Tensor:
-        """``convT_W(g) + u convT_1(beta/D)/n``: beta is the dot product of the (folded) bias with the cotangent."""
-        back = self._transpose(g, u, self.weight.to(g.dtype), self.groups)
+    def pull_apart(self, g: Tensor, u: Tensor, beta: Tensor | None, scale: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The cotangent at the input, ``convT_W(g) + u t`` with ``t = convT_1(beta/D)/n``, as its two parts.
+
+        Args:
+            g: at the output.
+            u: value at the input.
+            beta: dot product of the (folded) bias with the cotangent, ``[B,1,H,W]``; None without a bias.
+            scale: of each output channel, from a folded BatchNorm.
+
+        Returns:
+            ``convT_W(g)``, which nothing else holds, and ``t`` ``[B,1,H,W]`` (None: 0).
+        """
+        weight = self.weight.to(g.dtype)
+        if scale is not None and weight.numel() < g.numel():  # whichever is smaller is scaled
+            weight = weight * scale.to(g.dtype).view(-1, 1, 1, 1)
+        elif scale is not None:
+            g = g * scale.to(g.dtype).view(1, -1, 1, 1)
+        back = self._transpose(g, u, weight, self.groups)
         if beta is None:
-            return back
+            return back, None
         inverse_norm, inverse_sum = self.shares(u)
-        given = self._spread_field(beta * inverse_sum, inverse_norm)
-        room = None if torch.is_grad_enabled() else back
-        return torch.addcmul(back, u, given * inverse_norm, out=room)
+        return back, self._spread_field(beta * inverse_sum, inverse_norm) * inverse_norm
 
     def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """See :meth:`pull_shared`."""
-        beta = None if self.bias is None else channel_dot(self.bias.to(g.dtype), g)
-        return [self.pull_shared(g, inputs[0], beta)]
+        """See :meth:`pull_apart`."""
+        return [join(*self.pull_apart(g, inputs[0], self.bias_share(g)), inputs[0])]
+
+    def bias_share(self, g: Tensor) -> Tensor | None:
+        """``beta`` of the layer's own bias."""
+        return None if self.bias is None else channel_dot(self.bias.to(g.dtype), g)
 
     def push_parts(self, piece: Tensor | None, u: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Without the bias: the ownerless part of ``W u``, and the ownerless fraction of the bias at each output pixel."""
@@ -229,6 +245,13 @@ class Conv(Rule):
         """``W w + b * fraction``."""
         weighted, fraction = self.push_parts(pieces[0], inputs[0])
         return combine(weighted, self.bias, fraction)
+
+
+def join(back: Tensor, along: Tensor | None, u: Tensor) -> Tensor:
+    """``back + u along``; written into ``back`` where no graph is kept."""
+    if along is None:
+        return back
+    return torch.addcmul(back, u, along, out=None if torch.is_grad_enabled() else back)
 
 
 def combine(weighted: Tensor | None, bias: Tensor | None, fraction: Tensor | None) -> Tensor | None:

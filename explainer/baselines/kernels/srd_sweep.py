@@ -15,14 +15,18 @@ from torch import Tensor
 
 from explainer.baselines.kernels.srd_graph import Graph, Node
 from explainer.baselines.kernels.srd_rules import (
-    ZERO_SQUARE,
+    AvgPool,
     Conv,
+    Gate,
+    MaxPool,
     Norm,
+    Rule,
     channel_dot,
     combine,
     inner,
     inverse,
     inverse_square_norm,
+    join,
 )
 from explainer.errors import ConfigError, UnsupportedLayerError
 
@@ -30,12 +34,15 @@ Start = Literal["paper", "code", "constant"]
 _PLAINLY = 1e-3  # a difference this large beside what it was taken from is no rounding noise
 
 
-def _restart(v: Tensor, relevance: Tensor) -> Tensor:
-    """``v R / ||v||^2`` with R ``[B,h,w]``; zero vectors pass nothing on."""
-    if torch.is_grad_enabled() or v.dtype != relevance.dtype:
-        return v * (relevance.unsqueeze(1) * inverse_square_norm(v))
-    room = v.square()  # large maps are asked of the system anew each time: one is enough
-    return torch.mul(v, relevance.unsqueeze(1) * inverse(room.sum(1, keepdim=True), ZERO_SQUARE), out=room)
+def _restart(v: Tensor, relevance: Tensor, room: Tensor | None = None) -> Tensor:
+    """``v R / ||v||^2`` with R ``[B,h,w]``; zero vectors pass nothing on.
+
+    ``room`` is written over if it fits: large maps that are asked of the system anew cost more than they take to fill.
+    """
+    scale = relevance.unsqueeze(1) * inverse_square_norm(v)
+    if torch.is_grad_enabled() or room is None or room.shape != v.shape or not room.dtype == v.dtype == scale.dtype:
+        return v * scale
+    return torch.mul(v, scale, out=room)
 
 
 def sweep(
@@ -60,10 +67,33 @@ def sweep(
     members, wanted = set(live), set(stops)
     maps: dict[int, Tensor] = {}
     cotangents: dict[int, Tensor] = {}
+    own: set[int] = set()  # nodes whose cotangent no one else holds: it may be written over
+    along: dict[int, Tensor] = {}  # of activations: a part u t of the cotangent is kept as its relevance <u, u t>, [B,1,h,w]
 
-    def send(index: int, g: Tensor) -> None:
-        if index in members:
-            cotangents[index] = cotangents[index] + g if index in cotangents else g
+    def send(index: int, g: Tensor, fresh: bool) -> None:
+        if index not in members:
+            return
+        if index not in cotangents:
+            cotangents[index] = g
+            own.update([index] if fresh else [])
+        else:  # of a sum, what was fresh is filled
+            room = g if fresh and not torch.is_grad_enabled() and g.dtype == cotangents[index].dtype else None
+            cotangents[index] = torch.add(cotangents[index], g, out=room)
+            own.add(index)
+
+    def send_through(conv: Node, g: Tensor, beta: Tensor | None, scale: Tensor | None = None) -> None:
+        assert isinstance(conv.rule, Conv)
+        j = conv.inputs[0]
+        u = nodes[j].out
+        if j not in members:
+            return
+        back, t = conv.rule.pull_apart(g, u, beta, scale)
+        if t is not None and graph.is_source(j):
+            worth = t * inverse(conv.rule.shares(u)[0], 0).square()
+            along[j] = along[j] + worth if j in along else worth
+        else:
+            back = join(back, t, u)
+        send(j, back, fresh=True)
 
     used: Node | None = None
     for i in reversed(live):
@@ -75,36 +105,39 @@ def sweep(
         if i == start:
             maps[i] = relevance
             if source and node.inputs:
-                send(node.inputs[0], _restart(nodes[node.inputs[0]].out, relevance))
+                send(node.inputs[0], _restart(nodes[node.inputs[0]].out, relevance), fresh=True)
                 continue
             g = _restart(node.out, relevance)
         elif i in cotangents:
             g = cotangents.pop(i)
             if source or i in wanted:
-                maps[i] = inner(node.out, g)[:, 0]
+                found = inner(node.out, g)
+                maps[i] = (found + along.pop(i) if i in along else found)[:, 0]
         else:
             continue  # a folded convolution: its BatchNorm has answered for both
         if (one_step and source) or (not members.intersection(node.inputs) and i not in graph.folds):
             continue
         if source:
-            g = _restart(nodes[node.inputs[0]].out, maps[i])
-            send(node.inputs[0], g)
+            send(node.inputs[0], _restart(nodes[node.inputs[0]].out, maps[i], g if i in own else None), fresh=True)
         elif i in graph.folds and graph.folds[i] in members:
-            conv = nodes[graph.folds[i]]
-            send(conv.inputs[0], _pull_folded(node.rule, conv.rule, g, nodes[conv.inputs[0]].out))  # type: ignore[arg-type]
+            conv, norm = nodes[graph.folds[i]], node.rule
+            assert isinstance(norm, Norm)
+            send_through(conv, g, channel_dot(_folded_bias(norm, conv.rule).to(g.dtype), g), norm.scale)
+        elif isinstance(node.rule, Conv):
+            send_through(node, g, node.rule.bias_share(g))
         else:
             pulled = node.rule.pull(g, [nodes[j].out for j in node.inputs])
             for j, back in zip(node.inputs, pulled, strict=True):
-                send(j, back)
+                send(j, back, fresh=isinstance(node.rule, MaxPool | AvgPool | Norm | Gate))
     for i in wanted - maps.keys():
         maps[i] = torch.zeros_like(nodes[i].out[:, 0])
     return {i: maps[i] for i in stops}
 
 
-def _pull_folded(norm: Norm, conv: Conv, g: Tensor, u: Tensor) -> Tensor:
-    """Convolution and BatchNorm as one convolution ``(s W, s b + t)`` (section 3.5), without building its weight."""
-    bias = norm.shift if conv.bias is None else norm.scale * conv.bias + norm.shift
-    return conv.pull_shared(norm.scaled(g), u, channel_dot(bias.to(g.dtype), g))
+def _folded_bias(norm: Norm, conv: Rule) -> Tensor:
+    """Bias of a convolution and its BatchNorm as one convolution ``(s W, s b + t)`` (section 3.5)."""
+    assert isinstance(conv, Conv)
+    return norm.shift if conv.bias is None else norm.scale * conv.bias + norm.shift
 
 
 def mu_sums(graph: Graph, start: int) -> dict[int, Tensor]:
@@ -128,8 +161,7 @@ def mu_sums(graph: Graph, start: int) -> dict[int, Tensor]:
             conv, norm = nodes[graph.folds[i]], node.rule
             assert isinstance(conv.rule, Conv) and isinstance(norm, Norm)
             weighted, fraction = conv.rule.push_parts(ownerless[conv.inputs[0]], nodes[conv.inputs[0]].out)
-            bias = norm.shift if conv.rule.bias is None else norm.scale * conv.rule.bias + norm.shift
-            ownerless[i] = combine(None if weighted is None else norm.scaled(weighted), bias, fraction)
+            ownerless[i] = combine(None if weighted is None else norm.scaled(weighted), _folded_bias(norm, conv.rule), fraction)
         else:
             ownerless[i] = node.rule.push([ownerless.get(j) for j in node.inputs], [nodes[j].out for j in node.inputs])
         if i and (graph.is_source(i) or i == start):
