@@ -1,4 +1,7 @@
-"""The pointing game: does the map's maximum lie on the object? Zhang et al., IJCV 2018; protocol of Fong et al., ICCV 2019 (TorchRay)."""
+"""The pointing game: does the map's maximum lie on the object? Zhang et al., IJCV 2018; protocol of Fong et al., ICCV 2019 (TorchRay).
+
+With ``tolerance`` 15 it is eq. 24 of SRD (Han et al., ICLR 2024).
+"""
 
 from __future__ import annotations
 
