@@ -15,12 +15,15 @@ class OcclusionConfig:
     Attributes:
         probability: share of the images that are occluded.
         kind: blobs (smooth random masks), cutout (one square), hide_and_seek (random cells of a grid); or as in Fong's thesis (appendix
-            C.1): cutout_squares (several squares that may leave the image and overlap) or hide_and_seek_grid (cells of a fixed grid).
+            C.1): cutout_squares (several squares that may leave the image and overlap), hide_and_seek_grid (cells of a fixed grid) or
+            saliency (the square that NormGrad marks most strongly for the image's label, under the weights of the moment).
         max_share: largest occluded share of an image; not of the thesis's kinds.
         squares: how many, of cutout_squares.
-        side: of a square, as share of the image's shorter side; the thesis takes 56, 84 and 112 of 224 pixels.
+        side: of a square, as share of the image's shorter side; the thesis takes 56, 84 and 112 of 224 pixels (of saliency 56: 0.25).
         grid: cells a side, of hide_and_seek_grid.
         keep: probability with which each cell stays, of hide_and_seek_grid.
+        layer: module path of the feature map that saliency reads; null: the last one.
+        jitter: of saliency: the square is moved by up to this share of the shorter side (the thesis: 16 of 224 pixels).
         joint: every batch holds its images twice, as they are and with the occlusion, and the loss is the mean of both. Twice the memory
             of a batch. With probability 0 this is the thesis's joint baseline.
         fill: what replaces the removed pixels; use the fill the Explainer will use.
@@ -29,12 +32,14 @@ class OcclusionConfig:
     """
 
     probability: float = 0.0
-    kind: Literal["blobs", "cutout", "hide_and_seek", "cutout_squares", "hide_and_seek_grid"] = "blobs"
+    kind: Literal["blobs", "cutout", "hide_and_seek", "cutout_squares", "hide_and_seek_grid", "saliency"] = "blobs"
     max_share: float = 0.7
     squares: int = 6
     side: float = 0.375
     grid: int = 4
     keep: float = 0.7
+    layer: str | None = None
+    jitter: float = 16 / 224
     joint: bool = False
     fill: FillKind = "mean"
     blank: float = 0.0

@@ -59,6 +59,9 @@ class DataConfig:
         prefetch_factor: batches that each loader process prepares ahead (default: torch's 2); needs num_workers.
         pin_memory: page-locked batches, which copy faster to a GPU (default: where CUDA is available).
         balance: draw every class equally often in training, whatever its number of images; an epoch keeps its length.
+        copies: batch augmentation (Hoffer et al. 2020): every training image so many times in its batch, each time augmented and
+            occluded by itself. batch_size counts images, so that a batch holds batch_size * copies samples.
+        permute_labels: a seed: the training labels are handed to other images, once. For the sanity test data_randomisation only.
     """
 
     name: str = "shapes"
@@ -76,6 +79,8 @@ class DataConfig:
     prefetch_factor: int | None = None
     pin_memory: bool | None = None
     balance: bool = False
+    copies: int = 1
+    permute_labels: int | None = None
 
 
 @dataclass
@@ -175,7 +180,7 @@ class OptimizerConfig:
         encoder_lr: factor of lr for the Explainer's encoder, or for all of a classifier but its head. Below 1 it keeps what it knows
             (explainer.init_encoder, encoder_weights, classifier.init_from) while the rest learns to read it.
         weight_decay: of adamw and sgd.
-        schedule: constant, one_cycle (warm-up and cosine to 0 over the whole run) or cosine.
+        schedule: constant, one_cycle (warm-up and cosine to 0 over the whole run), cosine, or steps (a tenth at 30, 60 and 90 % of it).
         warmup: share of the run used for warming up (one_cycle).
     """
 
@@ -183,7 +188,7 @@ class OptimizerConfig:
     lr: float = 1e-4
     encoder_lr: float = 1.0
     weight_decay: float = 0.0
-    schedule: Literal["constant", "one_cycle", "cosine"] = "constant"
+    schedule: Literal["constant", "one_cycle", "cosine", "steps"] = "constant"
     warmup: float = 0.2
 
 

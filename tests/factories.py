@@ -189,6 +189,39 @@ def make_image_folder(root: Path, names: tuple[str, ...] = ("cat", "dog"), per_c
     return drawn
 
 
+def make_boxes(root: Path, drawn: list[Drawn]) -> None:
+    """Annotations as ImageNet's localisation task has them, ``root/<split>/<class>/<image>.xml``; the object's name is a WordNet id."""
+    for image in drawn:
+        path = root / Path(image.id).with_suffix(".xml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        objects = "".join(_voc_object("n02084071", box, 0) for box in image.rectangles.values())
+        path.write_text(f"<annotation><filename>{path.stem}</filename>{objects}</annotation>")
+
+
+def make_broden(root: Path) -> None:
+    """``root/{index.csv,label.csv,images}`` with four images and five labels: wall above, red-c on the left, wheel (number 300) in the last
+    pixel of a second map of parts, the scene abbey-s of the first, and an image with a texture and a scene but no map.
+    """
+    folder = root / "images" / "ade20k"
+    folder.mkdir(parents=True)
+    rows = ["image,split,ih,iw,sh,sw,color,object,part,material,scene,texture"]
+    colour, things, parts = (np.zeros((4, 4), dtype=np.int64) for _ in range(3))
+    colour[:, :2], things[:2], parts[3, 3] = 2, 1, 300
+    for i, (split, scene) in enumerate([("train", "3"), ("train", ""), ("val", "")]):
+        Image.fromarray(_draw(i, 8, 8, (i,))[0]).save(folder / f"{i}.jpg")
+        for name, numbers in (("color", colour), ("object", things), ("part_0", np.zeros_like(parts)), ("part_1", parts)):
+            layers = np.stack([numbers % 256, numbers // 256, np.zeros_like(numbers)], 2).astype(np.uint8)
+            Image.fromarray(layers).save(folder / f"{i}_{name}.png")
+        files = {n: f"ade20k/{i}_{n}.png" for n in ("color", "object", "part_0", "part_1")}
+        rows.append(f"ade20k/{i}.jpg,{split},8,8,4,4,{files['color']},{files['object']},{files['part_0']};{files['part_1']},,{scene},")
+    rows.append("ade20k/dtd.jpg,train,8,8,4,4,,,,,3,4")
+    Image.fromarray(_draw(9, 8, 8, ())[0]).save(folder / "dtd.jpg")
+    (root / "index.csv").write_text("\n".join(rows) + "\n")
+    labels = ["1,wall,object(120);part(3),120,0.1,", "2,red-c,color(60),60,0.2,", "3,abbey-s,scene(10),10,,", "300,wheel,part(12),12,0.01,"]
+    header = "number,name,category,frequency,coverage,syns"
+    (root / "label.csv").write_text("\n".join([header, *labels, "4,banded,texture(5),5,,"]) + "\n")
+
+
 def make_csv(root: Path, count: int = 10, split_column: bool = True) -> list[Drawn]:
     """``root/labels.csv`` with ``path,labels[,split]``, images in ``root/photos`` and label maps in ``root/masks/photos``."""
     (root / "photos").mkdir(parents=True, exist_ok=True)
@@ -216,7 +249,7 @@ def dataset_options(name: str, root: Path) -> dict[str, object]:
     if name == "images":
         make_image_folder(root)
         return {"root": str(root), "class_names": 5, "task": "multilabel"}
-    makers = {"coco": make_coco, "cub": make_cub, "image_folder": make_image_folder, "csv": make_csv}
+    makers = {"broden": make_broden, "coco": make_coco, "cub": make_cub, "image_folder": make_image_folder, "csv": make_csv}
     if name not in makers:
         return {}
     makers[name](root)

@@ -10,7 +10,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from explainer.attribution import check_class_index, check_images
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.hooks import find_layer, untouched
 from explainer.baselines.kernels.srd_graph import Graph, record
-from explainer.baselines.kernels.srd_sweep import Start, initial_relevance, mean_class_map, mu_sums, sweep
+from explainer.baselines.kernels.srd_sweep import Start, Unit, initial_relevance, mean_class_map, mu_sums, neuron_relevance, sweep
 from explainer.errors import ConfigError
 
 
@@ -54,6 +54,9 @@ class SRD(Baseline):
         start: initial relevance: ``paper`` (eq. 4), ``code`` (the published code's), ``constant`` (1 everywhere; class-free).
         normalize: divide each map by its maximum (left as it is if that is not positive).
         by_max_abs: divide by the largest magnitude instead (Quantus' convention).
+        unit, vector: the paper's ablations (appendix F), rows of a figure and no methods of their own. ``unit="scalar"``: every neuron
+            shares by itself (LRP-0 with shared biases); noisy, and only with ``start="paper"``. ``vector="post"``: ratios along the vectors
+            behind the activations; too sparse. Receptive fields and trees of vectors are always those of SRD itself.
     """
 
     name = "srd"
@@ -70,8 +73,17 @@ class SRD(Baseline):
         start: Start = "paper",
         normalize: bool = True,
         by_max_abs: bool = False,
+        unit: Unit = "vector",
+        vector: Literal["pre", "post"] = "pre",
     ) -> None:
         super().__init__(explanandum)
+        if unit not in get_args(Unit) or vector not in ("pre", "post"):
+            raise ConfigError(f"srd: unit must be vector or scalar and vector pre or post, received {unit!r} and {vector!r}.")
+        if unit == "scalar" and (start != "paper" or vector == "post"):
+            raise ConfigError(
+                f"srd: unit='scalar' starts at the paper's relevance of neurons: leave start and vector out ({start!r}, {vector!r})."
+            )
+        self.unit, self.post = unit, vector == "post"
         if start not in get_args(Start):
             raise ConfigError(f"start must be one of {', '.join(get_args(Start))}, received {start!r}.")
         for path in [encoder_output] if resolution in ("low", "high", "input") else [encoder_output, resolution.partition("#")[0]]:
@@ -82,7 +94,7 @@ class SRD(Baseline):
 
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
         graph, encoder = self._record(images)
-        relevance = initial_relevance(graph, encoder, class_index, self.start)
+        relevance = self._initial(graph, encoder, class_index)
         graph.release()
         return self._finish(self._sweep_to_resolution(graph, encoder, relevance.detach(), consume=True), images)
 
@@ -96,7 +108,7 @@ class SRD(Baseline):
         with untouched(self.explanandum):
             graph, encoder = self._record(images)
             mean = mean_class_map(graph, encoder) if self.start == "paper" else None
-            starts = [initial_relevance(graph, encoder, index, self.start, mean=mean).detach() for index in indices]
+            starts = [self._initial(graph, encoder, index, mean=mean).detach() for index in indices]
             graph.release()
             maps = [self._finish(self._sweep_to_resolution(graph, encoder, r), images) for r in starts]
         return torch.stack(maps, 1).detach()
@@ -127,14 +139,14 @@ class SRD(Baseline):
         index = check_class_index(class_index, images, self.num_classes)
         with untouched(self.explanandum):
             graph, encoder = self._record(images, create_graph)
-            r = initial_relevance(graph, encoder, index, self.start, create_graph=create_graph) if initial is None else initial
+            r = self._initial(graph, encoder, index, create_graph) if initial is None else initial
             if not create_graph:
                 graph.release()
                 r = r.detach()
             names = [graph.name(i) for i in self._landmarks(graph, encoder)] if layers is None else list(layers)
             stops = [graph.find(name) for name in names]
             with self._precise(images, create_graph):
-                maps = sweep(graph, encoder, r, stops)
+                maps = sweep(graph, encoder, r, stops, post=self.post)
         return {name: maps[stop] for name, stop in zip(names, stops, strict=True)}
 
     def differentiable_map(self, images: Tensor, class_index: Tensor | int | list[int] = 0) -> Tensor:
@@ -143,9 +155,9 @@ class SRD(Baseline):
         index = check_class_index(class_index, images, self.num_classes)
         with untouched(self.explanandum):
             graph, encoder = self._record(images, keep_graph=True)
-            relevance = initial_relevance(graph, encoder, index, self.start, create_graph=True)
+            relevance = self._initial(graph, encoder, index, create_graph=True)
             with self._precise(images, True):
-                maps = sweep(graph, encoder, relevance, [self._stop(graph, encoder)])
+                maps = sweep(graph, encoder, relevance, [self._stop(graph, encoder)], post=self.post)
         return _upsample(next(iter(maps.values())), images)
 
     def erf(self, images: Tensor, layer: str, position: tuple[int, int] | Tensor) -> Tensor:
@@ -231,6 +243,11 @@ class SRD(Baseline):
         encoder = graph.encoder_output() if self.encoder_output is None else graph.find(self.encoder_output, fold=False)
         return graph, encoder
 
+    def _initial(self, graph: Graph, encoder: int, class_index: Tensor, create_graph: bool = False, mean: Tensor | None = None) -> Tensor:
+        """``R^L`` of pixels ``[B,h,w]``, or of neurons ``[B,C,h,w]``."""
+        relevance = initial_relevance(graph, encoder, class_index, self.start, create_graph=create_graph, mean=mean)
+        return relevance if self.unit == "vector" else neuron_relevance(graph, encoder, class_index, relevance, create_graph)
+
     @staticmethod
     @contextlib.contextmanager
     def _precise(images: Tensor, create_graph: bool) -> Iterator[None]:
@@ -240,7 +257,7 @@ class SRD(Baseline):
 
     def _sweep_to_resolution(self, graph: Graph, encoder: int, relevance: Tensor, consume: bool = False) -> Tensor:
         with self._precise(relevance, False):
-            return next(iter(sweep(graph, encoder, relevance, [self._stop(graph, encoder)], consume=consume).values()))
+            return next(iter(sweep(graph, encoder, relevance, [self._stop(graph, encoder)], consume=consume, post=self.post).values()))
 
     @staticmethod
     def _landmarks(graph: Graph, encoder: int) -> list[int]:

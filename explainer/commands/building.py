@@ -63,6 +63,8 @@ def data_module(config: RunConfig) -> DataModule:
         pin_memory=d.pin_memory,
         prefetch_factor=d.prefetch_factor,
         balance=d.balance,
+        copies=d.copies,
+        permute_labels=d.permute_labels,
     )
 
 

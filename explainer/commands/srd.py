@@ -21,6 +21,9 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--vectors", type=positive, default=6, help="vectors of the layer that are shown")
     parser.add_argument("--children", type=positive, default=3, help="of every node of the tree")
     parser.add_argument("--depth", type=positive, default=2, help="levels of vectors below the class")
+    parser.add_argument(
+        "--ablations", action="store_true", help="beside SRD's map those of its ablations: single neurons, vectors behind the activations"
+    )
     parser.add_argument("--data", help="folder of images in which the nearest vectors are looked for")
     parser.add_argument("--neighbours", type=positive, default=3, help="per vector, each from another image")
     parser.add_argument("--limit", type=positive, default=100, help="most images of --data, spread evenly over those found")
@@ -39,6 +42,7 @@ def run(_parser: Parser, args: Namespace) -> int:
         vectors=args.vectors,
         children=args.children,
         depth=args.depth,
+        ablations=args.ablations,
         data=args.data,
         neighbours=args.neighbours,
         limit=args.limit,

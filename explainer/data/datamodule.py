@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from explainer import plugins
 from explainer.data.contract import SPLITS, ExplainerDataset, Sample, Task, collate
+from explainer.data.permuting import labels_of, permuted
 from explainer.data.samplers import ResumableBatchSampler, UnpaddedSampler, members_by_class
 from explainer.errors import ConfigError, CorruptSampleError
 from explainer.geometry import Size
@@ -117,6 +118,8 @@ class DataModule(pl.LightningDataModule):
         pin_memory: page-locked batches; default where CUDA is available.
         balance: draw every class equally often in training (images without a label count as one more class); an epoch keeps its length.
         prefetch_factor: batches each worker prepares ahead (default: torch's 2); needs ``num_workers``.
+        copies: how often a training batch holds each of its images, each copy augmented by itself.
+        permute_labels: seed of a permutation of the training labels (see :mod:`explainer.data.permuting`); None leaves them.
     """
 
     def __init__(
@@ -136,6 +139,8 @@ class DataModule(pl.LightningDataModule):
         pin_memory: bool | None = None,
         prefetch_factor: int | None = None,
         balance: bool = False,
+        copies: int = 1,
+        permute_labels: int | None = None,
     ) -> None:
         super().__init__()
         if on_error not in ("raise", "skip"):
@@ -146,6 +151,8 @@ class DataModule(pl.LightningDataModule):
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size or 1, 1),
             ("num_workers", num_workers, 0),
+            ("copies", copies, 1),
+            ("permute_labels", 0 if permute_labels is None else permute_labels, 0),
             ("prefetch_factor", 1 if prefetch_factor is None else prefetch_factor, 1),
         ):
             if not isinstance(value, int) or value < least:
@@ -162,7 +169,7 @@ class DataModule(pl.LightningDataModule):
         self.train_options, self.eval_options = dict(train_options or {}), dict(eval_options or {})
         if not isinstance(balance, bool):
             raise ConfigError(f"balance must be true or false, got {balance!r}.")
-        self.balance = balance
+        self.balance, self.copies, self.permute_labels = balance, copies, permute_labels
         self.global_batch, self.pin, self.prefetch_factor = global_batch, pin_memory, prefetch_factor
         self.skipped: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
         self._datasets: dict[str, ExplainerDataset] = {}
@@ -176,6 +183,8 @@ class DataModule(pl.LightningDataModule):
             built = plugins.build("explainer.data", str(self.name), split=split, **{**self.options, **extra})
             built.augmentation_seed = self.seed
             self._datasets[split] = built
+            if split == "train" and self.permute_labels is not None:
+                self.set_targets(split, permuted(labels_of(built), self.permute_labels))
         return self._datasets[split]
 
     def set_targets(self, split: str, classes: Sequence[Sequence[int]]) -> None:
@@ -292,6 +301,7 @@ class DataModule(pl.LightningDataModule):
         if world > 1 and brings_own_sampler(self.trainer):
             raise ConfigError("this data module brings its own samplers: build the Trainer with use_distributed_sampler=False.")
         sampler = ResumableBatchSampler(len(self.dataset("train")), self._per_device(world), seed=self.seed, rank=rank, world=world)
+        sampler.copies = self.copies
         sampler.members = self.members("train") if self.balance else None
         if self.trainer is not None:
             sampler.steps = _limited(len(sampler), self.trainer.limit_train_batches)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from explainer.data.decoding import IMAGE_SUFFIXES, read_label_map
+from explainer.data.decoding import IMAGE_SUFFIXES, read_label_map, read_xml
 from explainer.data.files import VOID, ImageFileDataset, Record, checked_names, mask_beside, require_directory
 from explainer.data.listing import image_files, printable, report_links, subfolders
-from explainer.errors import ConfigError, DatasetNotFoundError
+from explainer.data.voc import Box, annotated_boxes
+from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 from explainer.geometry import Geometry
 
 __all__ = ["ImageFolder", "divide"]
@@ -55,6 +58,9 @@ class ImageFolder(ImageFileDataset):
         split_seed: of that division.
         mask_root: folder with a mask for an image at the same relative path, as PNG; 0 is background.
         mask_void: value of undefined mask pixels, or None; every other value is the object.
+        box_root: folder with an annotation in VOC's XML for an image, at the image's relative path or simply ``<the image's name>.xml``, as
+            ImageNet's localisation task has them (``Annotations/CLS-LOC/val``); all its objects are of the image's class. An image without
+            one has no boxes.
         size, augment, masks, cache, geometry, no_region: see :class:`ImageFileDataset`.
     """
 
@@ -73,6 +79,7 @@ class ImageFolder(ImageFileDataset):
         split_seed: int = 0,
         mask_root: str | None = None,
         mask_void: int | None = None,
+        box_root: str | None = None,
         augment: str | Mapping[str, Any] | None = None,
         masks: bool = True,
         cache: Literal["none", "ram"] = "none",
@@ -109,8 +116,25 @@ class ImageFolder(ImageFileDataset):
             chosen = list(paths) if layout == "splits" else divide(paths, fractions, split_seed)[split]
             label = (self.class_names.index(name),)
             self.records += [Record(key, paths[key], label, mask_beside(mask_base, paths[key].relative_to(self.folder))) for key in chosen]
+        if box_root is not None:
+            base = Path(box_root).expanduser()
+            require_directory(base, self.name, "It is given as box_root: one XML per image, named like the image.")
+            for record in self.records:
+                record.extra = _annotation(base, self.folder, record)
+            self.boxes = self._boxes  # an attribute only where there are boxes: their readers ask whether it exists
         report_links(self.folder, (r.image for r in self.records))
         self._ready(top, f"Image files end in {', '.join(sorted(IMAGE_SUFFIXES))}; check fractions in the flat layout.")
+
+    def _boxes(self, index: int) -> tuple[Box, ...]:
+        """The annotated boxes of an image; their frame is ``original_size(index)``."""
+        return tuple(self.records[index].extra)
+
+    def identity(self) -> dict[str, Any]:
+        """Adds the boxes, where there are any."""
+        if not hasattr(self, "boxes"):
+            return super().identity()
+        boxes = json.dumps([[astuple(box) for box in r.extra] for r in self.records])
+        return super().identity() | {"boxes": hashlib.sha256(boxes.encode()).hexdigest()}
 
     def _read_layers(self, index: int, size: tuple[int, int]) -> Tensor:
         record = self.records[index]
@@ -124,6 +148,19 @@ class ImageFolder(ImageFileDataset):
         void = layers[0] == VOID
         masks[self.records[index].labels[0]] = layers[0] == 1
         return masks, void
+
+
+def _annotation(base: Path, folder: Path, record: Record) -> tuple[Box, ...]:
+    """The boxes of an image, all of its class; none without a file. A broken file is raised when the sample is asked for."""
+    beside = (base / record.image.relative_to(folder)).with_suffix(".xml")
+    path = beside if beside.is_file() else base / f"{record.image.stem}.xml"
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(annotated_boxes(read_xml(path), path, lambda _: record.labels[0]))
+    except CorruptSampleError as error:
+        record.problem = error
+        return ()
 
 
 def _names(reference: Path, found: Mapping[str, object], top: Path) -> tuple[str, ...]:

@@ -49,6 +49,8 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         among: gives, for an epoch and a global batch of it, the samples it is drawn from (always the same ones), or None for the
             epoch's permutation. The drawn ones go round in a shuffled order of their own, and the round takes the epoch's place in the
             pairs: an image drawn again is augmented anew.
+        copies: how often a batch holds each of its images; each copy has an epoch of its own in its pair, so that it is augmented by
+            itself.
         members: images of each class, for balanced training: every class is drawn once in each round of classes, and its images in shuffled
             rounds of their own. An epoch keeps its number of batches. None draws every image once an epoch. ``among`` comes first.
 
@@ -68,7 +70,11 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         steps: int | None = None,
         among: Callable[[int, int], Sequence[int] | None] | None = None,
         members: Sequence[Sequence[int]] | None = None,
+        copies: int = 1,
     ) -> None:
+        if copies < 1:
+            raise ConfigError(f"copies must be at least 1, got {copies}.")
+        self.copies = copies
         if batch_size < 2:
             raise ConfigError(
                 f"batch_size must be at least 2 per device in training, got {batch_size}: BatchNorm over one image of 1x1 features "
@@ -143,7 +149,8 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
                 part = [self._balanced(position) for position in range(start, start + stride)]
             else:
                 part = [(epoch, index) for index in order[batch * stride : (batch + 1) * stride]]
-            yield part[self.rank :: self.world]
+            own = part[self.rank :: self.world]
+            yield [(turn * self.copies + copy, index) for turn, index in own for copy in range(self.copies)]
 
     def _drawn(self, among: Sequence[int], start: int, count: int) -> list[tuple[int, int]]:
         """``count`` of the endless row of shuffled rounds through ``among``, from position ``start``."""

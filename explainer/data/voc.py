@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from explainer.data.files import ImageFileDataset, Record, checked_names, held_o
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 from explainer.geometry import Geometry
 
-__all__ = ["VOC_CLASSES", "Box", "Voc"]
+__all__ = ["VOC_CLASSES", "Box", "Voc", "annotated_boxes"]
 
 VOC_CLASSES = (
     "aeroplane",
@@ -157,26 +157,15 @@ class Voc(ImageFileDataset):
         return record
 
     def _boxes(self, root: ElementTree.Element, path: Path) -> list[Box]:
-        boxes = []
-        for item in root.iter("object"):
-            name = (item.findtext("name") or "").strip()
+        def label_of(name: str) -> int | None:
             if name not in self.palette:
                 raise ConfigError(
                     f"{path}: unknown class {name!r}. class_names has {len(self.palette)}: {', '.join(self.palette)}. "
                     "Correct class_names, or the annotation."
                 )
-            if name not in self.class_names:
-                continue
-            try:
-                x0, y0, x1, y1 = (round(float(item.findtext(f"bndbox/{k}") or "")) for k in ("xmin", "ymin", "xmax", "ymax"))
-            except (ValueError, OverflowError) as error:
-                raise CorruptSampleError(f"{path}: an object of class {name!r} has no bndbox of four numbers.") from error
-            if not (-1 <= x0 < x1 <= MAX_SIDE and -1 <= y0 < y1 <= MAX_SIDE):
-                raise CorruptSampleError(f"{path}: an object of class {name!r} has the impossible box {x0}, {y0}, {x1}, {y1}.")
-            difficult = (item.findtext("difficult") or "0").strip() == "1"
-            # VOC counts pixels from 1 and includes the last one
-            boxes.append(Box(self.class_names.index(name), max(0, x0 - 1), max(0, y0 - 1), x1, y1, difficult))
-        return boxes
+            return self.class_names.index(name) if name in self.class_names else None
+
+        return annotated_boxes(root, path, label_of)
 
     def identity(self) -> dict[str, Any]:
         """Adds the boxes, which the pointing game reads."""
@@ -187,6 +176,35 @@ class Voc(ImageFileDataset):
         """The annotated boxes of an image, difficult ones marked (pointing game); their frame is ``original_size(index)``."""
         boxes: tuple[Box, ...] = self.records[index].extra
         return boxes
+
+
+def annotated_boxes(root: ElementTree.Element, path: Path, label_of: Callable[[str], int | None]) -> list[Box]:
+    """The objects of one annotation in VOC's XML, which ImageNet's localisation task uses as well.
+
+    Args:
+        root: of the parsed file.
+        path: the file, for messages.
+        label_of: class index of an object's name; None leaves the object out.
+
+    Raises:
+        CorruptSampleError: an object without a box of four numbers, or an impossible box.
+    """
+    boxes = []
+    for item in root.iter("object"):
+        name = (item.findtext("name") or "").strip()
+        label = label_of(name)
+        if label is None:
+            continue
+        try:
+            x0, y0, x1, y1 = (round(float(item.findtext(f"bndbox/{k}") or "")) for k in ("xmin", "ymin", "xmax", "ymax"))
+        except (ValueError, OverflowError) as error:
+            raise CorruptSampleError(f"{path}: an object of class {name!r} has no bndbox of four numbers.") from error
+        if not (-1 <= x0 < x1 <= MAX_SIDE and -1 <= y0 < y1 <= MAX_SIDE):
+            raise CorruptSampleError(f"{path}: an object of class {name!r} has the impossible box {x0}, {y0}, {x1}, {y1}.")
+        difficult = (item.findtext("difficult") or "0").strip() == "1"
+        # VOC counts pixels from 1 and includes the last one
+        boxes.append(Box(label, max(0, x0 - 1), max(0, y0 - 1), x1, y1, difficult))
+    return boxes
 
 
 def _download(root: Path, year: str) -> None:

@@ -31,6 +31,9 @@ from explainer.files import write_text
 from explainer.geometry import Size, height_width
 from explainer.inference.formats import DEFAULT_SIDE
 from explainer.inference.pictures import Picture, find_pictures, load_picture
+from explainer.look.charts import Series, chart_values, enlargements, rotations
+from explainer.look.components import components, pooled
+from explainer.look.neighbours import nearest
 from explainer.report.page import rendered
 
 _BATCH = 8  # images per forward pass
@@ -48,6 +51,14 @@ class Options:
         grid: most patches a side.
         limit: most images, spread evenly over those found.
         title: of the page.
+        beside: further classifiers with their layers and sides, see :class:`Beside`.
+        components: number of components that the patches of a layer are taken apart into (needs scikit-learn); 0: none.
+        data: folder in which the nearest patches are looked for, or None.
+        data_limit: most images of ``data``, spread evenly over those found.
+        neighbours: nearest patches of each patch, each from another image of ``data``.
+        rotate: the first image is shown turned by 0, so many, ... degrees, with a chart; None: not.
+        zoom: the first image is shown enlarged by 1.35, 1.35 ** 2, ..., this many times, with a chart; None: not.
+        disc: of turned images only the largest disc.
     """
 
     layers: Sequence[str] | None = None
@@ -55,6 +66,51 @@ class Options:
     grid: int = 16
     limit: int = 12
     title: str = "Similarity of patches"
+    beside: Sequence[Beside] = ()
+    components: int = 0
+    data: str | Path | None = None
+    data_limit: int = 200
+    neighbours: int = 12
+    rotate: int | None = None
+    zoom: int | None = None
+    disc: bool = False
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A further classifier on the same page. Similarities are within each one's own layers, never across.
+
+    Attributes:
+        name: on the page.
+        explanandum: the classifier.
+        layers, side: as in :class:`Options`.
+    """
+
+    name: str
+    explanandum: Any
+    layers: Sequence[str] | None = None
+    side: Size | None = None
+
+
+@dataclass
+class Panel:
+    """One row of the page: a layer of a classifier.
+
+    Attributes:
+        name: heading.
+        vectors: of :func:`patch_vectors`, ``[N,h,w,C]``.
+        components: how much each patch holds of each component, ``[N,h,w,R]``, or None.
+        neighbours: nearest patches of each patch, ``[N,h,w,M,3]`` int: image of the folder, patch, cosine times 1000; or None.
+        cells: (height, width) in patches of the folder's images.
+        chart: of :func:`~explainer.look.charts.chart_values`, or None.
+    """
+
+    name: str
+    vectors: Tensor
+    components: Tensor | None = None
+    neighbours: Tensor | None = None
+    cells: tuple[int, int] = (1, 1)
+    chart: Tensor | None = None
 
 
 def feature_maps(explanandum: Any, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -106,9 +162,7 @@ def patch_vectors(features: Tensor, grid: int) -> Tensor:
 
     A map finer than ``grid`` patches a side is averaged to ``grid`` first.
     """
-    size = (min(features.shape[-2], grid), min(features.shape[-1], grid))
-    pooled = F.adaptive_avg_pool2d(features, size) if size != tuple(features.shape[-2:]) else features
-    return F.normalize(pooled, dim=1, eps=1e-12).permute(0, 2, 3, 1).contiguous()
+    return F.normalize(pooled(features, grid), dim=1, eps=1e-12).permute(0, 2, 3, 1).contiguous()
 
 
 def similarities(vectors: Tensor, image: int, row: int, column: int) -> Tensor:
@@ -130,25 +184,67 @@ def eight_bits(vectors: Tensor) -> np.ndarray:
     return (vectors / torch.where(top > 0, top, torch.ones_like(top)) * 127).round().to(torch.int8).cpu().numpy()
 
 
-def overlay_page(pictures: Sequence[Picture], vectors: dict[str, Tensor], title: str) -> str:
+def overlay_page(
+    pictures: Sequence[tuple[str, str]],
+    panels: Sequence[Panel],
+    title: str,
+    *,
+    found: Sequence[tuple[str, str]] = (),
+    chart: Series | None = None,
+) -> str:
     """The file: pictures, vectors and script, nothing from elsewhere.
 
     Args:
-        pictures: N images.
-        vectors: ``{layer: [N,h,w,C]}`` of :func:`patch_vectors`.
+        pictures: N names and pictures (data URIs).
+        panels: the rows.
         title: of the page.
+        found: names and pictures of the folder's images, in the numbering of the panels' ``neighbours``.
+        chart: the states that the pictures are, where panels have charts.
     """
     layers = []
-    for name, values in vectors.items():
-        encoded = base64.b64encode(eight_bits(values).tobytes()).decode()
-        layers.append({"name": name, "height": values.shape[1], "width": values.shape[2], "channels": values.shape[3], "data": encoded})
-    shown = [{"name": p.name, "picture": _embedded(p)} for p in pictures]
-    data = json.dumps({"images": shown, "layers": layers}).replace("<", "\\u003c")
+    for panel in panels:
+        values = panel.vectors
+        entry: dict[str, Any] = {"name": panel.name, "height": values.shape[1], "width": values.shape[2], "channels": values.shape[3]}
+        entry["data"] = _base64(eight_bits(values))
+        if panel.components is not None:
+            top = panel.components.max()
+            shares = panel.components / (top if float(top) > 0 else 1)
+            entry["components"] = {
+                "count": shares.shape[3],
+                "data": _base64((shares * 255).round().to(torch.uint8).numpy()),
+            }
+        if panel.neighbours is not None:
+            entry["neighbours"] = {
+                "count": panel.neighbours.shape[3],
+                "height": panel.cells[0],
+                "width": panel.cells[1],
+                "data": _base64(panel.neighbours.to(torch.int16).numpy().astype("<i2")),
+            }
+        if panel.chart is not None:
+            hundredths = torch.where(panel.chart.isnan(), torch.full_like(panel.chart, -128), (panel.chart * 100).round())
+            entry["chart"] = _base64(hundredths.to(torch.int8).numpy())
+        layers.append(entry)
+    content: dict[str, Any] = {"images": _shown(pictures), "layers": layers, "found": _shown(found)}
+    if chart is not None:
+        content["chart"] = {"labels": chart.labels, "title": chart.title}
+    data = json.dumps(content).replace("<", "\\u003c")
     return rendered("look/similarity.html", title=title, data=Markup(data))  # its only character that HTML could see is escaped above
 
 
+def _shown(pictures: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"name": name, "picture": picture} for name, picture in pictures]
+
+
+def _base64(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+
+
 def _embedded(picture: Picture) -> str:
-    return data_uri(Image.fromarray(picture.pixels.permute(1, 2, 0).numpy()))
+    return _picture_uri(picture.pixels)
+
+
+def _picture_uri(pixels: Tensor) -> str:
+    return data_uri(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
 
 
 def data_uri(image: Image.Image) -> str:
@@ -164,19 +260,100 @@ def write_overlay(inputs: Sequence[str | Path], explanandum: Any, out: str | Pat
     """Write the page for images and folders; returns its path.
 
     Raises:
-        ConfigError: the classifier gives scores only, or a layer cannot be shown.
+        ConfigError: a classifier gives scores only, a layer cannot be shown, or options exclude each other.
         CorruptSampleError: an image cannot be read.
     """
     o, out = options or Options(), Path(out)
-    if not explanandum.differentiable:
+    models = [Beside("", explanandum, o.layers, o.side), *o.beside]
+    if any(not m.explanandum.differentiable for m in models):
         raise ConfigError("this classifier gives scores only: it has no layers that could be looked at. Give a checkpoint.")
-    size = height_width(o.side or explanandum.input_size or DEFAULT_SIDE)
     files = list(find_pictures(inputs).items())
-    count = min(o.limit, len(files))
-    pictures = [load_picture(*files[i * len(files) // count], size) for i in range(count)]
-    images = torch.from_numpy(np.stack([p.small for p in pictures])).to(explanandum.mean)
-    layers = list(dict.fromkeys(o.layers)) if o.layers else [default_layer(explanandum, images)]
-    features = feature_maps(explanandum, images, layers)
-    vectors = {name: patch_vectors(values, o.grid) for name, values in features.items()}
-    write_text(out, overlay_page(pictures, vectors, o.title))
+    if o.rotate is not None or o.zoom is not None:
+        return _write_chart(files, models, out, o)
+    chosen = _spread(files, o.limit)
+    others = [] if o.data is None else _spread(list(find_pictures([o.data]).items()), o.data_limit)
+    panels: list[Panel] = []
+    for model in models:
+        size = _size(model)
+        pictures = [load_picture(*file, size) for file in chosen]
+        images = torch.from_numpy(np.stack([p.small for p in pictures])).to(model.explanandum.mean)
+        layers = list(dict.fromkeys(model.layers)) if model.layers else [default_layer(model.explanandum, images)]
+        features = {name: pooled(values, o.grid) for name, values in feature_maps(model.explanandum, images, layers).items()}
+        database = _database(model.explanandum, others, size, layers, o.grid) if others else {}
+        for name, values in features.items():
+            panel = Panel(f"{model.name}: {name}" if model.name else name, patch_vectors(values, o.grid))
+            if o.components:
+                panel.components = components(values, o.components)[0]
+            if others:
+                panel.neighbours = _neighbours(panel.vectors, database[name], o.neighbours)
+                panel.cells = (database[name].shape[-2], database[name].shape[-1])
+            panels.append(panel)
+    used = sorted({int(n) for p in panels if p.neighbours is not None for n in p.neighbours[..., 0].unique()})
+    numbers = {n: i for i, n in enumerate(used)}
+    for panel in panels:
+        if panel.neighbours is not None:
+            panel.neighbours[..., 0] = panel.neighbours[..., 0].apply_(lambda n: numbers[int(n)])
+    found = [(others[n][0], _embedded(load_picture(*others[n], (8, 8)))) for n in used]
+    shown = [(name, _embedded(load_picture(name, path, (8, 8)))) for name, path in chosen]
+    write_text(out, overlay_page(shown, panels, o.title, found=found))
     return out
+
+
+def _write_chart(files: Sequence[tuple[str, Path]], models: Sequence[Beside], out: Path, o: Options) -> Path:
+    """The page of one picture in several states."""
+    if (o.rotate is not None and o.zoom is not None) or o.data is not None or o.components:
+        raise ConfigError("a page turns one image (rotate) or enlarges it (zoom): one of both, without data and components.")
+    if len(files) != 1:
+        raise ConfigError(f"rotate and zoom show one image in several states, received {len(files)}. Name one image.")
+    panels: list[Panel] = []
+    first: Series | None = None
+    for model in models:
+        size = _size(model)
+        picture = load_picture(*files[0], size)
+        mean = [float(v) for v in model.explanandum.mean.expand(3)]
+        if o.rotate is not None:
+            series = rotations(torch.from_numpy(picture.small), o.rotate, mean, o.disc)
+        else:
+            series = enlargements(picture.pixels, size, o.zoom or 0)
+        first = first or series
+        images = series.images.to(model.explanandum.mean)
+        layers = list(dict.fromkeys(model.layers)) if model.layers else [default_layer(model.explanandum, images)]
+        for name, values in feature_maps(model.explanandum, images, layers).items():
+            values = pooled(values, o.grid)
+            title = f"{model.name}: {name}" if model.name else name
+            panels.append(Panel(title, patch_vectors(values, o.grid), chart=chart_values(values.cpu(), series)))
+    assert first is not None
+    shown = [(label, _picture_uri((x * 255).round().to(torch.uint8))) for label, x in zip(first.labels, first.images, strict=True)]
+    write_text(out, overlay_page(shown, panels, o.title, chart=first))
+    return out
+
+
+def _size(model: Beside) -> tuple[int, int]:
+    return height_width(model.side or model.explanandum.input_size or DEFAULT_SIDE)
+
+
+def _spread(files: Sequence[tuple[str, Path]], limit: int) -> list[tuple[str, Path]]:
+    count = min(limit, len(files))
+    return [files[i * len(files) // count] for i in range(count)]
+
+
+def _database(
+    explanandum: Any, files: Sequence[tuple[str, Path]], size: tuple[int, int], layers: Sequence[str], grid: int
+) -> dict[str, Tensor]:
+    """Patches of every image of a folder, ``{layer: [N,C,h,w]}`` in half precision: the largest thing here."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for start in range(0, len(files), _BATCH):
+        images = torch.from_numpy(np.stack([load_picture(*f, size).small for f in files[start : start + _BATCH]])).to(explanandum.mean)
+        for name, values in feature_maps(explanandum, images, layers).items():
+            # Directions: large activations would overflow.
+            parts[name].append(F.normalize(pooled(values, grid), dim=1, eps=1e-12).to(torch.float16))
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def _neighbours(vectors: Tensor, database: Tensor, count: int) -> Tensor:
+    """``[N,h,w,M,3]`` int64, see :class:`Panel`."""
+    N, h, w, C = vectors.shape
+    width = database.shape[3]
+    answers = nearest(vectors.reshape(-1, C), database, count)
+    rows = [[(n, r * width + c, round(1000 * cosine)) for n, r, c, cosine in answer] for answer in answers]
+    return torch.tensor(rows).view(N, h, w, -1, 3)

@@ -29,11 +29,13 @@ from explainer.geometry import Size, height_width
 from explainer.inference.explaining import class_indices
 from explainer.inference.formats import DEFAULT_SIDE
 from explainer.inference.pictures import Picture, find_pictures, load_picture
+from explainer.look.neighbours import nearest
 from explainer.look.similarity import data_uri
 from explainer.report.page import rendered
 
 _BATCH = 8  # images per pass: a recorded pass keeps every activation
 _MASS = 0.9  # share of a receptive field's positive part that its box holds
+_ABLATIONS: tuple[tuple[str, dict[str, Any]], ...] = (("single neurons", {"unit": "scalar"}), ("behind activations", {"vector": "post"}))
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Options:
         neighbours: per vector, each from another image.
         limit: most images of ``data``, spread evenly over those found.
         side: in pixels, of the squares that the classifier sees, or (height, width); None: its own, or 224.
+        ablations: show SRD's two ablations beside its map.
     """
 
     class_name: str | None = None
@@ -61,6 +64,7 @@ class Options:
     neighbours: int = 3
     limit: int = 100
     side: Size | None = None
+    ablations: bool = False
 
 
 @dataclass
@@ -197,28 +201,6 @@ def all_nodes(roots: Sequence[VectorNode]) -> list[VectorNode]:
     return [node for root in roots for node in (root, *all_nodes(root.children))]
 
 
-def nearest(queries: Tensor, database: Tensor, count: int) -> list[list[tuple[int, int, int, float]]]:
-    """The nearest vectors by cosine, one per image.
-
-    Args:
-        queries: ``[Q,C]``.
-        database: ``[N,C,h,w]``, vectors of N images.
-        count: at most so many per query.
-
-    Returns:
-        Per query (image, row, column, cosine), nearest first. A vector of zeros has the cosine 0 with everything.
-    """
-    directions = F.normalize(database.float(), dim=1, eps=1e-12).flatten(2)
-    cosines = torch.einsum("qc,nci->qni", F.normalize(queries.float(), dim=1, eps=1e-12), directions)
-    best, where = cosines.max(2)
-    width = database.shape[3]
-    answers = []
-    for row, places in zip(best, where, strict=True):
-        order = row.argsort(descending=True, stable=True)[:count].tolist()
-        answers.append([(n, int(places[n]) // width, int(places[n]) % width, float(row[n])) for n in order])
-    return answers
-
-
 def add_neighbours(srd: SRD, image: Tensor, roots: Sequence[VectorNode], others: Tensor, count: int) -> None:
     """Give every node of the tree its nearest vectors in other images.
 
@@ -294,8 +276,12 @@ def write_view(file: str | Path, explanandum: Any, out: str | Path, options: Opt
         "rest": rest,
     }
     top = f"{described['class']}: SRD"
+    maps = [(top, srd_map)]
+    if o.ablations:
+        maps += [(f"{described['class']}: {title}", SRD(explanandum, **way)(image[None], class_index)[0]) for title, way in _ABLATIONS]
     panels = [(f"{layer} ({r}, {c})", _under(image, erf)) for (r, c), erf in zip(places, fields, strict=True)]
-    panel_sheet([(picture.name, overlay(image, torch.ones_like(srd_map))), (top, signed_overlay(image, srd_map))], out / "srd.png")
+    shown = [(title, signed_overlay(image, values)) for title, values in maps]
+    panel_sheet([(picture.name, overlay(image, torch.ones_like(srd_map))), *shown], out / "srd.png")
     panel_sheet(panels, out / "fields.png")
     with replacing(out / "srd.npy", durable=False) as stream:
         np.save(stream, srd_map.cpu().numpy())
@@ -305,7 +291,7 @@ def write_view(file: str | Path, explanandum: Any, out: str | Path, options: Opt
         title=f"{picture.name}: why {described['class']}",
         described=described,
         photograph=_uri(overlay(image, torch.ones_like(srd_map))),
-        srd_map=_uri(signed_overlay(image, srd_map)),
+        maps=[{"title": title, "picture": _uri(pixels)} for title, pixels in shown],
         fields=[{"title": title, "picture": _uri(pixels)} for title, pixels in panels],
         nodes=[_shown(node, image, others) for node in roots],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -79,6 +80,36 @@ def cutout_squares(batch: int, size: tuple[int, int], generator: torch.Generator
     top, left = corner[..., 0].view(batch, squares, 1, 1), corner[..., 1].view(batch, squares, 1, 1)
     inside = (rows >= top) & (rows < top + pixels) & (columns >= left) & (columns < left + pixels)
     return (~inside.any(1)).float()
+
+
+def salient_squares(saliency: Tensor, generators: Sequence[torch.Generator], side: float = 0.25, jitter: float = 16 / 224) -> Tensor:
+    """Masks that remove the square with the largest sum of a map (Fong's thesis, appendix C.1).
+
+    Squares lie inside the image, their corners on a grid of a 28th of the shorter side (8 pixels at 224). Both coordinates are then
+    moved by a whole number of pixels, uniform in +- ``jitter``, and kept inside.
+
+    Args:
+        saliency: ``[B,H,W]``; larger is more important.
+        generators: one per image, on the CPU.
+        side: of a square as share of the shorter side, in (0,1].
+        jitter: as share of the shorter side, at least 0.
+
+    Returns:
+        ``[B,H,W]`` float in {0,1}, 1 keeps, on the CPU.
+    """
+    if not 0 < side <= 1 or jitter < 0:
+        raise ConfigError(f"salient_squares needs side in (0,1] and jitter >= 0, received {side} and {jitter}.")
+    B, H, W = saliency.shape
+    short = min(H, W)
+    pixels, step, reach = max(1, round(side * short)), max(1, round(short / 28)), round(jitter * short)
+    sums = F.avg_pool2d(saliency[:, None].double(), pixels, step)[:, 0]
+    best = sums.flatten(1).argmax(1).cpu()
+    moves = torch.stack([torch.randint(-reach, reach + 1, (2,), generator=g) for g in generators])
+    corner = torch.stack([best // sums.shape[2], best % sums.shape[2]], 1) * step + moves
+    top, left = corner[:, 0].clamp(0, H - pixels).view(B, 1, 1), corner[:, 1].clamp(0, W - pixels).view(B, 1, 1)
+    rows, columns = torch.arange(H).view(1, H, 1), torch.arange(W).view(1, 1, W)
+    inside = (rows >= top) & (rows < top + pixels) & (columns >= left) & (columns < left + pixels)
+    return (~inside).float()
 
 
 def hide_and_seek_grid(batch: int, size: tuple[int, int], generator: torch.Generator, grid: int = 4, keep: float = 0.7) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from explainer.config import ClassifierConfig, MaskAugmentationConfig, OcclusionConfig, OptimizerConfig
+from explainer.config import ClassifierConfig, MaskAugmentationConfig, OptimizerConfig
 from explainer.errors import CheckpointError, ConfigError, NumericalError
 from explainer.fills import blend, make_fill
 from explainer.geometry import Size
@@ -20,7 +20,6 @@ from explainer.losses.training import balanced_weights, classifier_loss
 from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, require_same_order
 from explainer.models.classifiers import build_classifier
 from explainer.models.masking import aggregate
-from explainer.models.occlusion import cutout_squares, hide_and_seek_grid, random_masks
 from explainer.models.preprocessing import differ, normalization, recorded
 from explainer.models.scores import AUXILIARY_WEIGHTS, auxiliary_logits, logits_of
 from explainer.models.transfer import body_names, calm_head, freeze, has_fresh_head, init_from, still
@@ -28,6 +27,7 @@ from explainer.models.untrusted import without_files, without_start
 from explainer.tasks.class_report import ClassReport
 from explainer.tasks.classifier_scores import nothing, scores
 from explainer.tasks.draws import Draws
+from explainer.tasks.occluding import Occluder
 from explainer.tasks.optim import configure
 from explainer.tasks.ranks import mean_over_ranks
 from explainer.tensors import Batch
@@ -81,7 +81,7 @@ class ClassifyTask(pl.LightningModule):
         self._given = (config.mean, config.std)
         mean, std = normalization(config.arch, config.options, config.mean, config.std)
         config = replace(config, mean=mean, std=std, options=dict(config.options))
-        for name in ("probability", "max_share", "keep", "blank"):
+        for name in ("probability", "max_share", "keep", "jitter", "blank"):
             if not 0 <= getattr(config.occlusion, name) <= 1:
                 raise ConfigError(f"classifier.occlusion.{name} is a share between 0 and 1, received {getattr(config.occlusion, name)}.")
         self.config, self.task, self.seed = config, task, seed
@@ -109,6 +109,7 @@ class ClassifyTask(pl.LightningModule):
         freeze(self.classifier, config.freeze, num_classes)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self._occluder = Occluder(config, self.classifier, num_classes, task)
         weights = _class_weights(config, task, class_names, class_counts)
         self.register_buffer("class_weights", weights, persistent=False)
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("fit", "val", "test")})
@@ -221,8 +222,8 @@ class ClassifyTask(pl.LightningModule):
         o = self.config.occlusion
         if o.probability == 0 and o.blank == 0:
             return images, targets
-        draws, size = Draws(self.seed, self.global_step, batch), (images.shape[-2], images.shape[-1])
-        masks = torch.cat([_occlusion(o, size, g) for g in draws.each])
+        draws = Draws(self.seed, self.global_step, batch)
+        masks = self._occluder(batch, draws)
         masks[draws.uniform() >= o.probability] = 1.0
         fill = make_fill(images, o.fill, mean=self.mean, generator=draws.each)
         if o.blank > 0:
@@ -307,15 +308,6 @@ class ClassifyTask(pl.LightningModule):
         body = [named[name] for name in body_names(self.classifier, self.hparams["num_classes"]) if name in named]
         total = lambda: int(self.trainer.estimated_stepping_batches)  # noqa: E731
         return configure(self.classifier.parameters(), self.optimizer_config, total, body)
-
-
-def _occlusion(o: OcclusionConfig, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """One mask ``[1,H,W]``, 1 keeps."""
-    if o.kind == "cutout_squares":
-        return cutout_squares(1, size, generator, o.squares, o.side)
-    if o.kind == "hide_and_seek_grid":
-        return hide_and_seek_grid(1, size, generator, o.grid, o.keep)
-    return random_masks(1, size, generator, o.kind, o.max_share)
 
 
 def _class_weights(

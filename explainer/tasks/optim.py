@@ -46,7 +46,12 @@ def configure(
         optimizer = torch.optim.SGD(trained, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     if config.schedule == "constant":
         return {"optimizer": optimizer}
-    shape = partial(one_cycle, warmup=config.warmup) if config.schedule == "one_cycle" else cosine
+    shapes: dict[str, Callable[[int, int], float]] = {
+        "one_cycle": partial(one_cycle, warmup=config.warmup),
+        "cosine": cosine,
+        "steps": steps,
+    }
+    shape = shapes[config.schedule]
 
     def factor(step: int) -> float:
         # The total is asked for only once training has begun: Lightning builds the loaders to know it, and a resumed run must not
@@ -69,3 +74,8 @@ def one_cycle(step: int, total: int, warmup: float) -> float:
 def cosine(step: int, total: int) -> float:
     """Learning-rate factor: cosine from 1 to 0 over ``total`` steps, 0 afterwards."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
+
+
+def steps(step: int, total: int) -> float:
+    """Learning-rate factor: a tenth from each of 30, 60 and 90 % of ``total`` steps on."""
+    return 0.1 ** sum(10 * step >= tenths * total for tenths in (3, 6, 9))

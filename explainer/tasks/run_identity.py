@@ -45,6 +45,8 @@ RULES: dict[str, Rule] = {
     "data.prefetch_factor": "free",
     "data.pin_memory": "free",
     "data.balance": "refuse",
+    "data.copies": "refuse",
+    "data.permute_labels": "refuse",
     "classifier.arch": "refuse",
     "classifier.options": "refuse",
     # Of the classifier to be explained the fingerprint is compared, whatever file it is read from.
@@ -66,6 +68,8 @@ RULES: dict[str, Rule] = {
     "classifier.occlusion.side": "refuse",
     "classifier.occlusion.grid": "refuse",
     "classifier.occlusion.keep": "refuse",
+    "classifier.occlusion.layer": "refuse",
+    "classifier.occlusion.jitter": "refuse",
     "classifier.occlusion.joint": "refuse",
     "classifier.occlusion.fill": "refuse",
     "classifier.occlusion.blank": "refuse",

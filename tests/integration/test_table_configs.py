@@ -14,7 +14,7 @@ from explainer.cli import main
 from explainer.data.voc import VOC_CLASSES
 from explainer.inference.loading import CONFIG, WEIGHTS
 from explainer.models.explainer import Explainer
-from tests.factories import make_coco, make_image_folder, make_voc
+from tests.factories import make_boxes, make_coco, make_image_folder, make_voc
 from tests.unit.evaluation.test_cli_evaluate import FEWER, FEWER_PROTOCOL
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +32,9 @@ def place(tmp_path_factory):
     make_voc(data / "voc", VOC_CLASSES, (2, 2, 20))
     make_voc(data / "voc", VOC_CLASSES, (2, 6, 2), year=2012)
     make_coco(data / "coco", val=8)
-    make_image_folder(data / "imagenet")
+    drawn = make_image_folder(data / "imagenet")
     (data / "masks").rename(data / "imagenet_masks")
+    make_boxes(data / "imagenet_boxes", drawn)
     make_image_folder(data / "cifar100")
     return base
 
@@ -85,8 +86,8 @@ def command(path: Path, place: Path) -> list[str]:
         name = method.get("name", label)
         if "checkpoint" in method:
             arguments += [f"--methods.{label}.checkpoint", explainer_for(CLASSES[table["data"]["name"]], place / table["data"]["name"])]
-        options = {k: v for k, v in method.get("options", {}).items() if k != "layer"} | FEWER.get(name, {})
-        if options or "layer" in method.get("options", {}):
+        options = {k: v for k, v in method.get("options", {}).items() if k not in ("layer", "layers")} | FEWER.get(name, {})
+        if options or {"layer", "layers"} & set(method.get("options", {})):
             arguments += [f"--methods.{label}.options", json.dumps(options)]
     return arguments
 

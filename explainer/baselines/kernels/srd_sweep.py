@@ -31,14 +31,19 @@ from explainer.baselines.kernels.srd_rules import (
 from explainer.errors import ConfigError, UnsupportedLayerError
 
 Start = Literal["paper", "code", "constant"]
+Unit = Literal["vector", "scalar"]
+_NO_SCALAR = 1e-9  # a neuron of at most this magnitude passes nothing on
 _PLAINLY = 1e-3  # a difference this large beside what it was taken from is no rounding noise
 
 
 def _restart(v: Tensor, relevance: Tensor, room: Tensor | None = None) -> Tensor:
-    """``v R / ||v||^2`` with R ``[B,h,w]``; zero vectors pass nothing on.
+    """``v R / ||v||^2`` with R ``[B,h,w]``, or ``R / v`` with R ``[B,C,h,w]`` of single neurons; zeros pass nothing on.
 
     ``room`` is written over if it fits: large maps that are asked of the system anew cost more than they take to fill.
     """
+    if relevance.ndim == 4:
+        live = v.abs() > _NO_SCALAR
+        return torch.where(live, relevance / torch.where(live, v, torch.ones_like(v)), torch.zeros_like(v))
     scale = relevance.unsqueeze(1) * inverse_square_norm(v)
     if torch.is_grad_enabled() or room is None or room.shape != v.shape or not room.dtype == v.dtype == scale.dtype:
         return v * scale
@@ -46,9 +51,17 @@ def _restart(v: Tensor, relevance: Tensor, room: Tensor | None = None) -> Tensor
 
 
 def sweep(
-    graph: Graph, start: int, relevance: Tensor, stops: Sequence[int], *, one_step: bool = False, consume: bool = False
+    graph: Graph,
+    start: int,
+    relevance: Tensor,
+    stops: Sequence[int],
+    *,
+    one_step: bool = False,
+    consume: bool = False,
+    post: bool = False,
 ) -> dict[int, Tensor]:
-    """Relevance at ``stops`` when node ``start`` has relevance ``[B,h,w]``.
+    """Relevance at ``stops`` when node ``start`` has relevance ``[B,h,w]``, or ``[B,C,h,w]``: then every neuron shares by itself
+    (appendix F's ablation, LRP-0 with the bias shared), and only the maps that are returned are summed over channels.
 
     Args:
         graph: the recorded pass.
@@ -56,6 +69,7 @@ def sweep(
         relevance: of its pixels.
         stops: nodes.
         one_step: let nothing cross an activation: a one-hot relevance then gives the ratios mu_{i->j} themselves (eq. 6).
+        post: shares are along the vectors behind the activations, not before them (appendix F's other ablation).
         consume: the graph is not needed afterwards: values are let go as soon as they have been used, which makes room for the next ones.
 
     Returns:
@@ -65,6 +79,7 @@ def sweep(
     live = graph.between(list(stops), start)
     graph.require_rules(live, list(stops))
     members, wanted = set(live), set(stops)
+    scalar = relevance.ndim == 4
     maps: dict[int, Tensor] = {}
     cotangents: dict[int, Tensor] = {}
     own: set[int] = set()  # nodes whose cotangent no one else holds: it may be written over
@@ -88,12 +103,16 @@ def sweep(
         if j not in members:
             return
         back, t = conv.rule.pull_apart(g, u, beta, scale)
-        if t is not None and graph.is_source(j):
+        if t is not None and graph.is_source(j) and not scalar:
             worth = t * inverse(conv.rule.shares(u)[0], 0).square()
             along[j] = along[j] + worth if j in along else worth
         else:
             back = join(back, t, u)
         send(j, back, fresh=True)
+
+    def target(node: Node) -> Tensor:
+        """What relevance is shared along at an activation."""
+        return node.out if post else nodes[node.inputs[0]].out
 
     used: Node | None = None
     for i in reversed(live):
@@ -103,9 +122,9 @@ def sweep(
         used = None if i in wanted else node
         source = graph.is_source(i)
         if i == start:
-            maps[i] = relevance
+            maps[i] = relevance.sum(1) if scalar else relevance
             if source and node.inputs:
-                send(node.inputs[0], _restart(nodes[node.inputs[0]].out, relevance), fresh=True)
+                send(node.inputs[0], _restart(target(node), relevance), fresh=True)
                 continue
             g = _restart(node.out, relevance)
         elif i in cotangents:
@@ -118,7 +137,8 @@ def sweep(
         if (one_step and source) or (not members.intersection(node.inputs) and i not in graph.folds):
             continue
         if source:
-            send(node.inputs[0], _restart(nodes[node.inputs[0]].out, maps[i], g if i in own else None), fresh=True)
+            shared = node.out * g if scalar else maps[i]
+            send(node.inputs[0], _restart(target(node), shared, g if i in own else None), fresh=True)
         elif i in graph.folds and graph.folds[i] in members:
             conv, norm = nodes[graph.folds[i]], node.rule
             assert isinstance(norm, Norm)
@@ -238,6 +258,13 @@ def initial_relevance(
     relevance = (phi - mean).relu()
     noise = 100 * torch.finfo(relevance.dtype).eps * phi.abs().amax((1, 2), keepdim=True)
     return torch.where(relevance.amax((1, 2), keepdim=True) <= noise, torch.zeros_like(relevance), relevance)
+
+
+def neuron_relevance(graph: Graph, encoder: int, class_index: Tensor, relevance: Tensor, create_graph: bool = False) -> Tensor:
+    """``R^L`` ``[B,C,h,w]`` of single neurons: ``(alpha_a^c - mean_k alpha_a^k) A_a,i`` where pixel i has relevance ``[B,h,w]``, else 0."""
+    own = torch.nn.functional.one_hot(class_index, graph.logits.shape[1]).to(graph.logits)
+    parts = _by_channel(graph, encoder, own - torch.full_like(own, 1 / own.shape[1]), create_graph)
+    return torch.where(relevance[:, None] > 0, parts, torch.zeros_like(parts))
 
 
 def mean_class_map(graph: Graph, encoder: int, create_graph: bool = False) -> Tensor:

@@ -53,7 +53,8 @@ def tiny(config: EvaluateConfig, out: Path, checkpoint: str) -> EvaluateConfig:
     config.classifier.arch, config.classifier.options, config.classifier.checkpoint = "small_vgg", {"widths": [4, 8]}, None
     config.cache.folder = None
     for m in config.methods.values():
-        m.options = {k: v for k, v in m.options.items() if k not in ("layer", "against")}  # layers and classes are of the paper's network
+        # Layers and classes are of the paper's network.
+        m.options = {k: v for k, v in m.options.items() if k not in ("layer", "layers", "against")}
         if m.checkpoint is not None:
             m.checkpoint = checkpoint
     return config
@@ -76,7 +77,8 @@ FEWER = {
     "extremal_perturbation": {"iterations": 3},
     "igos_pp": {"iterations": 2, "size": 8},
     "agf_self_supervised": {"candidates": 4},
-    "meaningful_perturbation": {"iterations": 2},
+    "occlusion": {"window": 16, "stride": 8},
+    "meaningful_perturbation": {"iterations": 2, "top": 2},
     "smooth_grad": {"samples": 2},
     "integrated_gradients": {"steps": 4},
 }

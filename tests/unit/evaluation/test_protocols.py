@@ -29,7 +29,15 @@ QUICK = {
 
 
 #: They need planted cues, a method that can be rebuilt or classes without a region, and have tests of their own.
-APART = {"empty_images", "label_leakage", "parameter_randomisation", "randomised_classifier", "shortcut"}
+APART = {
+    "empty_images",
+    "label_leakage",
+    "parameter_randomisation",
+    "randomised_classifier",
+    "shortcut",
+    "constant_shift",
+    "data_randomisation",
+}
 NAMES = sorted(set(plugins.discover(PACKAGE)) - APART)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -16,7 +17,9 @@ from torchvision import ops
 
 from explainer.cli import main
 from explainer.errors import ConfigError, DatasetNotFoundError
-from explainer.look.similarity import Options, eight_bits, feature_maps, overlay_page, patch_vectors, similarities, write_overlay
+from explainer.look.charts import chart_values, enlargements, rotations
+from explainer.look.components import components
+from explainer.look.similarity import Beside, Options, eight_bits, feature_maps, patch_vectors, similarities, write_overlay
 from explainer.models.black_box import BlackBox
 from explainer.models.explanandum import Explanandum
 from tests.unit.look.quadrants import QUADRANTS, Colours, quadrants
@@ -159,11 +162,146 @@ def test_quadrants_are_as_similar_as_their_colours() -> None:
         assert torch.allclose(similarities(vectors, 0, index // 2, index % 2).flatten(), directions @ directions[index], atol=1e-5)
 
 
-def test_page_without_pictures_of_other_kinds(tmp_path: Path) -> None:
-    """A large photograph is embedded small."""
-    from explainer.inference.pictures import load_picture
-
+def test_large_photographs_are_embedded_small(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((600, 900, 3), np.uint8)).save(tmp_path / "big.png")
-    picture = load_picture("big.png", tmp_path / "big.png", (8, 8))
-    text = overlay_page([picture], {"x": torch.ones(1, 2, 2, 3)}, "t")
-    assert "data:image/jpeg" in text and len(text) < 60_000
+    text = write_overlay([tmp_path / "big.png"], explanandum(), tmp_path / "o.html", Options(["features.1"], side=8)).read_text()
+    assert "data:image/jpeg" in text and len(text) < 80_000
+
+
+def content(file: Path) -> dict[str, Any]:
+    return json.loads(re.search(r'id="data">(.*?)</script>', file.read_text(), re.DOTALL).group(1))
+
+
+def array(text: str, dtype: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype=dtype)
+
+
+def test_several_classifiers_side_by_side(photos: Path, tmp_path: Path) -> None:
+    beside = [Beside("other", explanandum(), ["features.1", "act"], side=4)]
+    data = content(write_overlay([photos], explanandum(), tmp_path / "o.html", Options(["features.0"], side=8, beside=beside)))
+    rows = [(layer["name"], layer["height"]) for layer in data["layers"]]
+    assert rows == [("features.0", 8), ("other: features.1", 2), ("other: act", 2)] and len(data["images"]) == 4
+    with pytest.raises(ConfigError, match="scores only"):
+        write_overlay([photos], explanandum(), tmp_path / "o.html", Options(beside=[Beside("x", BlackBox(lambda x: x, 3))]))
+
+
+def test_components_are_found_in_a_planted_factorisation(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two directions, mixed by known amounts."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.tensor([[1.0, 0, 1, 0], [0, 2, 0, 0]])
+    amounts = torch.rand(3, 5, 5, 2, generator=generator) * torch.tensor([3.0, 1.0])
+    amounts[0, 0, :, 0], amounts[0, 1, :, 1] = 0, 0
+    features = (amounts @ directions).permute(0, 3, 1, 2)
+    weights, parts = components(features, 2)
+    torch.testing.assert_close((weights @ parts).permute(0, 3, 1, 2), features, atol=2e-3, rtol=1e-2)
+    torch.testing.assert_close(parts, torch.nn.functional.normalize(directions, dim=1), atol=2e-2, rtol=0)
+    assert weights[0, 0, :, 0].max() < 0.05, "the heavier component comes first and is not in this row"
+    assert (weights >= 0).all() and not caplog.text
+    components(features - 0.1, 2)
+    assert "negative activations count as 0" in caplog.text
+    assert not components(torch.zeros(1, 4, 2, 2), 2)[0].any()
+    with pytest.raises(ConfigError, match=r"components must lie in 1\.\.4"):
+        components(features, 5)
+    (layer,) = content(write_overlay([photos], explanandum(), tmp_path / "o.html", Options(["features.1"], side=8, components=2)))["layers"]
+    shares = array(layer["components"]["data"], "u1").reshape(4, 4, 4, 2)
+    assert layer["components"]["count"] == 2 and shares.max() == 255
+
+
+def test_nearest_patches_of_a_folder(photos: Path, tmp_path: Path) -> None:
+    """Of a red patch the nearest are red, one per image, at cosine 1."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for n in range(3):
+        Image.fromarray(quadrants(shift=n)).save(folder / f"{n}.png")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "black.png")
+    options = Options(["features.1"], side=8, grid=2, limit=1, data=folder, neighbours=2)
+    data = content(write_overlay([photos], explanandum(), tmp_path / "o.html", options))
+    (layer,) = data["layers"]
+    near = array(layer["neighbours"]["data"], "<i2").reshape(1, 2, 2, 2, 3)
+    assert (layer["neighbours"]["height"], layer["neighbours"]["width"], layer["neighbours"]["count"]) == (2, 2, 2)
+    # Red is the first place of image 0 and the last of image 1, whose colours are moved on by one.
+    found = {data["found"][image]["name"]: int(place) for image, place, _ in near[0, 0, 0]}
+    assert near[0, 0, 0, :, 2].tolist() == [1000, 1000] and found == {"0.png": 0, "1.png": 3}
+    assert "black.png" not in {f["name"] for f in data["found"]} and len(data["found"]) <= 3
+    assert all(f["picture"].startswith("data:image/png") for f in data["found"])
+
+
+@pytest.mark.parametrize("angle", [30, 90])
+def test_turned_pictures_show_the_same_patch_where_it_has_gone(angle: int) -> None:
+    """A picture of smooth colours: the patch that has turned along is the same, the one at the same place is not."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, 32), torch.linspace(0, 1, 32), indexing="ij")
+    small = 0.5 + 0.4 * torch.stack([(6 * x).sin(), (6 * y).sin(), (6 * (x + y)).cos()])
+    series = rotations(small, angle, (0.5, 0.5, 0.5))
+    assert series.labels[1] == f"{angle}°" and len(series.labels) == 360 // angle
+    assert torch.equal(series.images[0], small)
+    values = chart_values(series.images, series)
+    assert values.shape == (len(series.labels), 32, 32, len(series.labels))
+    middle = values[:, 10:22, 10:22]
+    assert torch.allclose(torch.stack([middle[a, ..., a] for a in range(len(values))]), torch.tensor(1.0).double(), atol=1e-6)
+    assert float(middle.nan_to_num(1).min()) > 0.99, "what has turned along is the same"
+    still = torch.nn.functional.cosine_similarity(series.images[0], series.images[1], dim=0)[10:22, 10:22]
+    assert float(still.min()) < 0.97
+    if angle == 30:
+        assert values[0, 0, 0, 1].isnan(), "a corner turns out of the picture"
+    round_ones = rotations(small, angle, (0.5, 0.5, 0.5), disc=True).images
+    assert torch.equal(round_ones[:, :, 0, 0], torch.full((len(values), 3), 0.5)) and torch.equal(
+        round_ones[0, :, 16, 16], small[:, 16, 16]
+    )
+    with pytest.raises(ConfigError, match="divide 360"):
+        rotations(small, 50, (0, 0, 0))
+
+
+def test_enlarged_pictures_show_the_same_patch_further_out() -> None:
+    y, x = torch.meshgrid(torch.linspace(0, 255, 200), torch.linspace(0, 255, 301), indexing="ij")
+    pixels = torch.stack([x, y, 255 - x]).to(torch.uint8)
+    series = enlargements(pixels, (32, 32), 3)
+    assert series.labels == ["1.0x", "1.4x", "1.8x", "2.5x"] and series.images.shape == (4, 3, 32, 32)
+    values = chart_values(series.images, series)
+    assert float(values.nan_to_num(1).min()) > 0.995
+    assert values[0, 0, 0, 1].isnan() and not values[1, 0, 0, 0].isnan(), "the corner leaves the enlarged picture, not the other way round"
+    assert values[0, 16, 16].isfinite().all()
+
+
+def test_pages_of_one_picture_in_several_states(photos: Path, tmp_path: Path) -> None:
+    out = write_overlay([photos / "0.png"], explanandum(), tmp_path / "o.html", Options(["features.1"], side=8, rotate=90))
+    data = content(out)
+    assert [i["name"] for i in data["images"]] == data["chart"]["labels"] == ["0°", "90°", "180°", "270°"]
+    curves = array(data["layers"][0]["chart"], "i1").reshape(4, 4, 4, 4)
+    assert (curves[:, 0, 0] == 100).sum() >= 4
+    # A corner of the quadrants turned by right angles: the same colour wherever it has gone. The black one is similar to nothing.
+    assert sorted(curves[0, 0, 0].tolist()) == [100] * 4 and set(curves[0, 3, 3].tolist()) == {0}
+    zoomed = content(write_overlay([photos / "0.png"], explanandum(), out, Options(["features.1"], side=8, zoom=2)))
+    assert zoomed["chart"]["title"] == "enlargement" and len(zoomed["images"]) == 3
+    with pytest.raises(ConfigError, match="one image in several states, received 4"):
+        write_overlay([photos], explanandum(), out, Options(rotate=90))
+    for more in ({"zoom": 2}, {"components": 2}, {"data": photos}):
+        with pytest.raises(ConfigError, match="one of both, without data and components"):
+            write_overlay([photos / "0.png"], explanandum(), out, Options(rotate=90, **more))
+
+
+def test_the_command_with_everything(photos: Path, classifier_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "o.html"
+    base = ["overlay", str(photos), "--classifier", str(classifier_checkpoint), "--out", str(out), "--grid", "4"]
+    more = [
+        "--beside",
+        str(classifier_checkpoint),
+        "--beside_layers",
+        "['features.2']",
+        "--components",
+        "2",
+        "--data",
+        str(photos),
+        "--neighbours",
+        "2",
+    ]
+    assert main([*base, "--layers", "features.2", *more]) == 0
+    data = content(out)
+    assert [layer["name"] for layer in data["layers"]] == ["features.2", f"{classifier_checkpoint.stem}: features.2"]
+    assert all("components" in layer and "neighbours" in layer for layer in data["layers"])
+    assert (
+        main([*base[:1], str(photos / "0.png"), *base[2:], "--rotate", "120", "--disc"]) == 0
+        and content(out)["chart"]["labels"][1] == "120°"
+    )
+    assert main([*base, "--beside", str(classifier_checkpoint), "--beside_layers", "['a', 'b']"]) == 2
+    assert "--beside_layers has 2 entries for 1" in capsys.readouterr().err
+    assert main([*base, "--disc"]) == 2 and "--disc belongs to --rotate" in capsys.readouterr().err

@@ -94,3 +94,28 @@ def test_the_page_fits(page: Page, file: Path, tmp_path: Path, width: int) -> No
     page.wait("document.body.dataset.drawn")
     assert page.run("document.documentElement.scrollWidth") <= width and page.errors == []
     page.screenshot(screenshots(tmp_path) / f"overlay_{width}.png")
+
+
+def test_components_neighbours_and_charts(page: Page, tmp_path: Path) -> None:
+    for n in range(3):
+        Image.fromarray(quadrants(shift=n)).save(tmp_path / f"{n}.png")
+    model = Explanandum(Colours(), 3, mean=0.0, std=1.0)
+    options = Options(["act"], side=8, grid=2, limit=1, components=2, data=tmp_path, neighbours=2)
+    page.size(1280, 900)
+    page.open(write_overlay([tmp_path], model, tmp_path / "o.html", options).as_uri())
+    page.wait("document.body.dataset.drawn")
+    page.point(selector("act", 0), 0.25, 0.25)  # red
+    page.wait("document.body.dataset.drawn.startsWith('0/0/0/')")
+    assert page.run("[...document.querySelectorAll('.near canvas')].map(c => c.dataset.found.split('/')[2]).join()") == "1000,1000"
+    before = brightness(page, "act", 0)
+    page.run("(e => { e.checked = true; e.dispatchEvent(new Event('change')); })(document.querySelector('#parts'))")
+    page.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert not np.allclose(before[:3], brightness(page, "act", 0)[:3], atol=0.02)
+    shares = page.run("[...document.querySelectorAll('.legend span')].map(s => s.textContent).join()")
+    assert shares.startswith("1: ") and ",2: " in shares
+    page.open(write_overlay([tmp_path / "0.png"], model, tmp_path / "r.html", Options(["act"], side=8, grid=2, rotate=90)).as_uri())
+    page.wait("document.body.dataset.drawn")
+    page.point(selector("act", 1), 0.25, 0.25)
+    page.wait("document.body.dataset.drawn.startsWith('1/0/0/')")
+    assert page.run("document.querySelector('.plot').dataset.values") == "1.00 1.00 1.00 1.00"
+    assert page.errors == []

@@ -14,7 +14,8 @@ from torch import nn
 
 from explainer.baselines.srd import SRD
 from explainer.cli import main
-from explainer.look.vectors import add_neighbours, all_nodes, explain_recursively, mass_box, nearest, receptive_fields, strongest
+from explainer.look.neighbours import nearest
+from explainer.look.vectors import add_neighbours, all_nodes, explain_recursively, mass_box, receptive_fields, strongest
 from explainer.models.explanandum import Explanandum
 from tests.unit.look.conftest import photograph
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from explainer.errors import ConfigError
-from explainer.models.occlusion import cutout_squares, hide_and_seek_grid
+from explainer.models.occlusion import cutout_squares, hide_and_seek_grid, salient_squares
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -49,3 +49,18 @@ def test_refusals() -> None:
     for wrong in ({"grid": 0}, {"grid": 9}, {"keep": 1.1}):
         with pytest.raises(ConfigError, match="hide_and_seek_grid needs"):
             hide_and_seek_grid(1, (8, 8), generator(), **wrong)
+
+
+def test_the_square_with_the_largest_sum_is_removed() -> None:
+    saliency = torch.zeros(2, 56, 84)  # the shorter side 56: corners every 2 pixels, squares of 14
+    saliency[0, 20:34, 40:54] = 1.0
+    saliency[1, 0:3, 80:84] = 1.0  # in a corner: the square stays inside
+    masks = salient_squares(saliency, [generator(), generator(1)], side=0.25, jitter=0.0)
+    removed = 1 - masks
+    assert torch.equal(removed[0], saliency[0]) and removed.sum((1, 2)).tolist() == [196, 196]
+    assert removed[1, :14, 70:].sum() == 196
+    moved = torch.stack([1 - salient_squares(saliency[:1], [generator(i)], side=0.25, jitter=4 / 56)[0] for i in range(40)])
+    tops = moved.amax(2).argmax(1)
+    assert set(tops.tolist()) <= set(range(16, 25)) and len(set(tops.tolist())) > 4 and moved.sum((1, 2)).eq(196).all()
+    with pytest.raises(ConfigError, match="salient_squares needs"):
+        salient_squares(saliency, [generator(), generator()], side=0.0)
