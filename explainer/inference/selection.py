@@ -47,6 +47,7 @@ from explainer.errors import CheckpointError, ConfigError, ShapeError
 from explainer.files import write_text
 from explainer.fills import FillKind
 from explainer.inference.refinement import quality, refine, starting_masks
+from explainer.metrics.classifier import predicted_classes
 from explainer.tensors import Batch
 from explainer.vocabulary import RefineMethod
 
@@ -344,8 +345,11 @@ def calibration_pairs(
             raise ConfigError(
                 "calibration needs ground-truth masks: use a data set that has them, or give scores and losses to calibrate()."
             )
-        labels = batch.targets > 0.5
-        candidates = labels if classes == "labels" else predicted_classes(explanandum, batch.images, predicted_from)
+        candidates = labels = batch.targets > 0.5
+        if classes == "predicted":
+            with torch.no_grad():
+                logits = explanandum(batch.images)
+            candidates = predicted_classes(logits, explanandum.task, predicted_from, at_least_one=False)
         usable = candidates.any(dim=1).nonzero()[:, 0]
         if len(usable) == 0:
             continue
@@ -366,12 +370,3 @@ def calibration_pairs(
     if not scores:
         raise ConfigError(f"no calibration image has a {'label' if classes == 'labels' else 'predicted class'}.")
     return torch.cat(scores), torch.cat(losses)
-
-
-@torch.no_grad()
-def predicted_classes(explanandum: Any, images: Tensor, predicted_from: float = 0.5) -> Tensor:
-    """Bool ``[B,K]``: what ``explainer explain`` explains of its own accord."""
-    p: Tensor = explanandum.probabilities(explanandum(images))
-    if explanandum.task == "multiclass":
-        return torch.nn.functional.one_hot(p.argmax(dim=1), p.shape[1]).bool()
-    return p >= predicted_from

@@ -52,10 +52,21 @@ def class_scores(explanandum: Classifier, images: Tensor, class_index: Tensor | 
     return class_outputs(explanandum, images, output).gather(1, index[:, None])[:, 0]
 
 
-def predicted_classes(logits: Tensor, task: str) -> Tensor:
-    """Predicted classes of logits ``[B,K]``, bool ``[B,K]``: the largest logit; multi-label also every other logit >= 0."""
+def predicted_classes(logits: Tensor, task: str, threshold: float = 0.5, at_least_one: bool = True) -> Tensor:
+    """Predicted classes, bool ``[B,K]``; the one definition of evaluation, selection and predicted targets.
+
+    Args:
+        logits: ``[B,K]``.
+        task: ``multiclass``: the class with the largest logit; ``multilabel``: all with a probability of at least ``threshold``.
+        threshold: of the probability, in (0,1).
+        at_least_one: multi-label: the most probable class counts even below the threshold, so that an evaluation leaves no image out.
+            ``explainer explain`` and predicted targets leave such an image without a class.
+    """
     best = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
-    return best if task == "multiclass" else (logits >= 0) | best
+    if task == "multiclass":
+        return best
+    seen = logits.sigmoid() >= threshold
+    return seen | best if at_least_one else seen
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from explainer.data.datamodule import DataModule
 from explainer.errors import ConfigError
+from explainer.metrics.classifier import predicted_classes
 from explainer.models.explanandum import Explanandum
 
 log = logging.getLogger(__name__)
@@ -40,12 +41,12 @@ def decide(logits: Tensor, task: str, top: int = 1, threshold: float = 0.5) -> l
         logits: ``[B,K]``.
         task: ``multiclass``: the ``top`` most probable classes; ``multilabel``: all with a probability of at least ``threshold``.
         top: number of classes of an image, single-label only.
-        threshold: of the probability, multi-label only.
+        threshold: of the probability, multi-label only; see :func:`~explainer.metrics.classifier.predicted_classes`.
     """
     if task == "multiclass":
         return [tuple(row) for row in logits.topk(min(top, logits.shape[1]), dim=1).indices.tolist()]
     order = logits.argsort(dim=1, descending=True, stable=True)
-    seen = logits.sigmoid() >= threshold
+    seen = predicted_classes(logits, task, threshold, at_least_one=False)
     return [tuple(k for k in ranked if seen[i, k]) for i, ranked in enumerate(order.tolist())]
 
 

@@ -20,9 +20,9 @@ from explainer.inference.selection import (
     calibrate,
     calibration_pairs,
     explain_selectively,
-    predicted_classes,
     truth_loss,
 )
+from explainer.metrics.classifier import predicted_classes
 from explainer.tensors import Batch
 
 
@@ -256,7 +256,7 @@ def test_calibration_draws_what_explain_explains():
     with pytest.raises(ConfigError, match="predicted or labels"):
         calibration_pairs(Net(), e, [Batch(images, targets, truth)], classes="all")
     single = explainer.Explanandum(Sure(), 2, task="multiclass", mean=0.0, std=1.0)
-    assert predicted_classes(single, images[[0, 1, 3]]).tolist() == [[True, False]] * 2 + [[False, True]]
+    assert predicted_classes(single(images[[0, 1, 3]]), "multiclass").tolist() == [[True, False]] * 2 + [[False, True]]
 
 
 def test_marginal_guarantee_where_the_classifier_invents_classes():

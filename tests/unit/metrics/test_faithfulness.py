@@ -13,7 +13,7 @@ from torch import nn
 from explainer.errors import ConfigError, ShapeError
 from explainer.metrics.captum_metrics import infidelity, max_sensitivity
 from explainer.metrics.classification_kept import ClassificationKept, image_f1, micro_counts, scores_from_counts
-from explainer.metrics.classifier import class_outputs, class_scores, correct, masked, removal_fill
+from explainer.metrics.classifier import class_outputs, class_scores, correct, masked, predicted_classes, removal_fill
 from explainer.metrics.fidelity import fidelity
 from explainer.metrics.masking_matrix import MaskingMatrix, masking_contrast, masking_scores
 from explainer.metrics.monotonicity import Monotonicity, monotone_scores, monotonicity
@@ -77,6 +77,15 @@ def test_outputs_of_the_classifier(quadrants):
     assert class_scores(net, images, [1], "logit").tolist() == [4]
     with pytest.raises(ConfigError, match="output must be one of"):
         class_outputs(net, images, "odds")
+
+
+def test_predicted_classes_by_hand():
+    logits = torch.tensor([[2.0, -1.0, 0.0], [-3.0, -1.0, -2.0]])  # probabilities .88 .27 .5 and .05 .27 .12
+    assert predicted_classes(logits, "multiclass").int().tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert predicted_classes(logits, "multilabel").int().tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert predicted_classes(logits, "multilabel", at_least_one=False).int().tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert predicted_classes(logits, "multilabel", threshold=0.8, at_least_one=False).int().tolist() == [[1, 0, 0], [0, 0, 0]]
+    assert predicted_classes(logits, "multilabel", threshold=0.25).int().tolist() == [[1, 1, 1], [0, 1, 0]]
 
 
 def test_correct_depends_on_the_task(quadrants):
