@@ -70,7 +70,8 @@ class ClassifierLossConfig:
     """The loss a classifier is trained with.
 
     Attributes:
-        gamma: of the focal loss, which lowers the weight of images that are classified well already (2 is usual); 0 is cross-entropy.
+        gamma: exponent in the focal loss, which lowers the weight of images that are classified well already (2 is usual); 0 is
+            cross-entropy.
         class_weights: null weighs all classes alike; balanced by their number of training images; or {class name: weight} (1 where not
             named). Multi-label: weight of the images that have the class, against those that do not.
         label_smoothing: share of each label that is spread over all classes; against scores that are too sure.
@@ -92,7 +93,7 @@ class ClassifierConfig:
             onnx:<file> or callable:package.module:function (options: scores, normalize, budget, cache_file, ...; see
             explainer.models.black_box). A checkpoint knows its own, but code of yours (package.module:function) is run only where it is
             named here as well, with the same options: a file must not choose what runs.
-        options: of the builder (weights, widths, ...).
+        options: keyword options of the builder (weights, widths, ...).
         checkpoint: a checkpoint written by this project, or a file with a plain state_dict (.pt, .pth, .safetensors). With task classify,
             training goes on from it; all of it must fit.
         init_from: with task classify: file whose weights training starts from as far as they fit (state_dict, safetensors, a checkpoint).

@@ -45,7 +45,8 @@ class DataConfig:
         batch_size: training images per device and step.
         eval_batch_size: images per step in validation, test and prediction (default: batch_size).
         num_workers: loader processes; 0 loads in the main process.
-        options: of the data set (root, size, class_names, ...). size is the side of square images in pixels, or [height, width]. Those of
+        options: keyword options of the data set (root, size, class_names, ...). size is the side of square images in pixels, or [height,
+            width]. Those of
             image files also take geometry (squash, letterbox or crop: how a picture becomes an image of that size) and no_region
             (names of classes that no pixel belongs to, e.g. [free]).
         train_options: further options for the training split only (augmentation).
@@ -93,7 +94,7 @@ class ExplainerConfig:
         network: deeplabv3, deeplabv3plus, unet, fpn, ... (segmentation-models-pytorch), torchvision_deeplabv3, vgg_deeplab or vgg_unet
             (the encoder of small_vgg).
             With a shared encoder its decoder: fpn, deeplabv3plus or panoptic_deeplab.
-        options: of the network (encoder_name, encoder_weights, decoder_channels, ...); of a shared encoder width, layers, start.
+        options: options of the network (encoder_name, encoder_weights, decoder_channels, ...); of a shared encoder width, layers, start.
             encoder_name: auto is the classifier's own architecture (timm's, torchvision's, efficientnet_lite).
         downscale: run at 1/downscale of the resolution and upsample the masks.
         stride: multiple to which images are padded.
@@ -124,8 +125,7 @@ class MaskingConfig:
             right order of pixels for any area (explainer.models.area_conditioned). 0 switches it off.
         areas: least and greatest of these areas, log-uniform.
         area_temperature: softness of the cut, in mask logits.
-        absent_classes: of each image, in training, the masks of this many absent classes are computed, drawn at random, besides those of
-            all present ones: it bounds time and memory for many classes. Default: all of up to 100 classes, 20 of more.
+        absent_classes: how many absent classes of each training image get a mask, drawn at random, besides all present ones: it bounds time and memory for many classes. Default: all of up to 100 classes, 20 of more.
     """
 
     fill: Literal[FillKind, "random", "alternative", "tokens"] = "mean"
@@ -144,12 +144,12 @@ class TeacherConfig:
     Attributes:
         name: a baseline, e.g. grad_cam, rise, extremal_perturbation, or guided_filter around one (srd, agf, guided_backprop: their
             relevance is sparse and makes a poor mask as it is).
-        options: of the baseline.
-        weight: in the average of the teachers that know a class.
+        options: keyword options of the baseline.
+        weight: weight in the average of the teachers that know a class.
         cache: folder of maps, filled by ``explainer maps`` or by the run (images); null asks the baseline at every step (for cheap ones:
             the CAM family).
-        dtype: of the cache.
-        seed: of the cache.
+        dtype: number format of the cache.
+        seed: random seed of the cache.
         scale: how a raw map becomes [0,1]: minmax, max (negative to 0, maximum to 1; right for CAMs) or clamp.
         images: number of training images, drawn from all over the split, to learn from; the run computes their maps into the cache
             before it trains, where they are missing. 0 takes all that are in the cache. While maps alone are copied, batches hold only
@@ -274,7 +274,7 @@ class RunConfig:
     Attributes:
         task: explain trains an Explainer, classify trains a classifier to be explained.
         run_dir: folder of this run: config.yaml, checkpoints, metrics.csv, pictures.
-        seed: of weights, order, augmentation and random masks.
+        seed: random seed of weights, order, augmentation and random masks.
         data: images.
         classifier: the Explanandum (or the classifier to train).
         explainer: the Explainer network.

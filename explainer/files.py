@@ -30,7 +30,7 @@ class Owner:
 
     Args:
         host: name of the machine.
-        pid: of the process.
+        pid: number that the system gave the process.
         start: when it started, in the system's own unit (0 where the system does not say): a number that is used again
             belongs to another process then.
     """

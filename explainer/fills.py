@@ -96,7 +96,7 @@ def alternative_fill(
 
     Args:
         images: ``[B,3,H,W]`` in [0,1].
-        mean, std: of the classifier's normalisation, ``[3]`` or one number.
+        mean, std: mean and standard deviation of the classifier's normalisation, ``[3]`` or one number.
         generator: one for the batch, one for each image (then ``kind`` says which image is made), or None: torch's own.
         kind: which of the two.
         blur_sigma: pixels.

@@ -45,7 +45,7 @@ def provenance(config: Mapping[str, Any], fingerprints: Mapping[str, Any], devic
 
     Args:
         config: the resolved configuration.
-        fingerprints: of classifier, data and methods.
+        fingerprints: fingerprints of classifier, data and methods.
         device: where it ran.
         world: number of processes.
         seconds: wall time of this run (a resumed run counts its last part).

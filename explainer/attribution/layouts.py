@@ -62,7 +62,7 @@ class Call:
 
     Attributes:
         path, module: which; paths are relative to the user's classifier.
-        shape: of its output, batch first.
+        shape: shape of its output, batch first.
         group: calls that returned one and the same tensor, one after the other (a stage and its last block), share a number.
         grids: sizes of the feature maps seen so far, latest first.
         given: shape of its first tensor argument; empty without one.
@@ -81,7 +81,7 @@ class Recording:
     """What one forward pass called, in the order of completion.
 
     Attributes:
-        size: of the image that the classifier received.
+        size: size of the image that the classifier received.
         calls: those that returned one tensor with the batch in front.
     """
 
@@ -148,7 +148,7 @@ def readings(shape: Sequence[int], size: Size, grids: Iterable[Size] = (), prefi
     """All layouts that an output of this shape can have.
 
     Args:
-        shape: of the output, batch first.
+        shape: shape of the output, batch first.
         size: height and width of the image.
         grids: sizes of feature maps that the network had before; a token grid is looked for there first.
         prefix: number of prefix tokens that the network says it has.
@@ -210,7 +210,7 @@ def layout_of(
     Args:
         explanandum: the classifier; asked again (one image, no gradients) only where the shape alone does not decide.
         path, module: the layer.
-        shape: of its output for ``images``.
+        shape: shape of its output for ``images``.
         images: ``[B,C,H,W]``.
         known: answers of earlier calls for this classifier; this one is added.
 

@@ -98,10 +98,11 @@ def cache_key(classifier: str, data: str, method: Mapping[str, Any], *, split: s
 
     Args:
         classifier, data: fingerprints.
-        method: see :func:`method_key`; of a trained Explainer its name, configuration and a hash of its weights.
-        split: of the data.
-        seed: of random methods.
-        version: of this package.
+        method: what identifies the method; see :func:`method_key`; of a trained Explainer its name, configuration and a hash of its
+            weights.
+        split: split of the data: train, val or test.
+        seed: seed of random methods.
+        version: version of this package.
     """
     return {"classifier": classifier, "data": data, "method": dict(method), "seed": seed, "split": split, "version": version}
 
@@ -113,7 +114,7 @@ class MapCache:
         folder: shared by all keys; this key's shards are in ``folder/<hash of the key>``.
         key: plain values that decide the maps, e.g. ``{"classifier": ..., "method": ..., "options": ..., "data": ...}``.
         dtype: how maps are stored (part of the key); see :func:`quantise`.
-        rank: of this process, in the shards' names.
+        rank: rank of this process, in the shards' names.
 
     Raises:
         FingerprintMismatchError: the folder's ``key.json`` is of another key.
@@ -335,12 +336,12 @@ def cached_maps(
     Maps that were not wanted are NaN. Values are those of the stored precision, whether they were just computed or read.
 
     Args:
-        cache: see :class:`MapCache`; its key must name this attributor, its classifier and the data.
+        cache: the maps, or None; see :class:`MapCache`; its key must name this attributor, its classifier and the data.
         attributor: the method.
         batches: with ``ids`` that are unique over all batches (no random augmentation: the ids stand for the pixels).
         wanted: ``batch -> [B,K]`` bool; None wants all classes.
-        generator: see :func:`compute_pairs`.
-        batch_size: see :func:`compute_pairs`.
+        generator: makes the random generator of one method; see :func:`compute_pairs`.
+        batch_size: images per call; see :func:`compute_pairs`.
     """
     for batch in batches:
         B, _, H, W = batch.images.shape

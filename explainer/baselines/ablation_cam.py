@@ -23,7 +23,8 @@ class AblationCam(CamBaseline):
     not divided by. The ablated scores hold every class, so :meth:`all_classes` costs no more than one class.
 
     Args:
-        layer, convention, relu, interpolation: see :class:`~explainer.baselines.kernels.cam.CamBaseline`.
+        layer, convention, relu, interpolation: where the maps are read, and how they become one; see
+            :class:`~explainer.baselines.kernels.cam.CamBaseline`.
         batch_size: ablated copies per forward pass.
     """
 

@@ -56,13 +56,13 @@ class AGF(Baseline):
             concatenations and squeeze-and-excitation gates.
         mode: the differences between the published ``"code"`` (default) and the ``"paper"`` as printed; they correlate weakly. The
             options below change single ones (None: as the mode says; code | paper).
-        gain: in ``sigmoid(gain * y / max y)`` of eq. 7 (10 | 1).
+        gain: factor in ``sigmoid(gain * y / max y)`` of eq. 7 (10 | 1).
         ridge: added to the normal equations of eq. 7 (1 | 1e-9); 0 uses the pseudo-inverse.
         background: pixels with attribution ``"negative"`` (code) or ``"nonpositive"`` (paper) form the background.
         mask_gradient: the gradient that is factorized comes only from outputs with attribution (True | False).
         shift: the residual is added and its mean subtracted where attribution is (``"masked"``, code) or ``"everywhere"`` (paper).
         first_conv: ``"zb"``: the rule with the image's bounds and no residual (code); ``"full"``: like any other (paper).
-        flat: in residual blocks, 1x1 convolutions and those that feed the sum get no residual (True | False).
+        flat: whether, in residual blocks, 1x1 convolutions and those that feed the sum get no residual (True | False).
         abs_guard: a map whose maximum is not positive is not normalised, instead of changing sign (False | False).
         no_a, no_fx, no_fdx, no_m: leave out one term of the residual, eq. 13 (Table 5).
         no_reg: leave out the gate ``sigmoid(C)`` of eq. 13 (Table 5).

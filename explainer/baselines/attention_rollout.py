@@ -26,7 +26,8 @@ class AttentionRollout(TokenBaseline):
         head_fusion: ``mean``, ``max`` or ``min`` over heads.
         discard_ratio: share of the ``N x N`` entries of each fused matrix, the smallest, that are set to 0;
             the class token's attention to itself is kept. In [0,1).
-        row, start_layer: see :class:`~explainer.baselines.kernels.token_maps.TokenBaseline`.
+        row, start_layer: which token is read, and the first block that counts; see
+            :class:`~explainer.baselines.kernels.token_maps.TokenBaseline`.
     """
 
     name = "attention_rollout"

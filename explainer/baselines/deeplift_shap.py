@@ -161,7 +161,8 @@ class DeepLiftShap(ChannelBaseline):
     Args:
         baselines: ``[N,C,H,W]`` references in [0,1]; None: black, grey, white and the classifier's mean colour.
         batch_size: pairs of image and reference per pass.
-        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
+        reduction, smooth: how channels become one map, and the width of a final Gaussian blur; see
+            :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
 
     Raises:
         UnsupportedLayerError: products of activations (gates, attention), layer or group norms, softmax, scripted or compiled parts.

@@ -42,7 +42,7 @@ class ContrastiveExcitationBackprop(ExcitationBackprop):
 
     Args:
         explanandum: the classifier.
-        layer: see :class:`ExcitationBackprop`.
+        layer: module path; see :class:`ExcitationBackprop`.
         contrast_layer: where the two signals are subtracted; None: at the input of the last weighted layer. It must lie between
             ``layer`` and that layer. Because the rules are linear in the signal, the place does not change the map.
     """

@@ -18,7 +18,7 @@ class GradCamPlusPlus(GradientCamBaseline):
     name = "grad_cam_pp"
 
     def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """See the class."""
+        """``sum_c w_c A_c`` ``[B,h,w]``; ``w_c`` sums the positive gradients, weighted by alpha."""
         square = gradients**2
         alpha = square / (2 * square + features.sum((2, 3), keepdim=True) * square * gradients + 1e-6)
         alpha = torch.where(gradients != 0, alpha, 0)

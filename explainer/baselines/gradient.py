@@ -19,7 +19,8 @@ class Gradient(GradientBaseline):
 
     Args:
         layer: None for the image, or a module path: the gradient at that layer's output, resized.
-        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
+        reduction, smooth: how channels become one map, and the width of a final Gaussian blur; see
+            :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
         absolute: take absolute values before the reduction.
     """
 

@@ -36,7 +36,8 @@ class GradientShap(ChannelBaseline):
         samples: number of draws.
         stdev: standard deviation of the noise added to the image.
         batch_size: images per forward pass.
-        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
+        reduction, smooth: how channels become one map, and the width of a final Gaussian blur; see
+            :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
     """
 
     name = "gradient_shap"

@@ -24,7 +24,8 @@ class GuidedBackprop(GradientBaseline):
     Args:
         layer: None for the image, or a module path: the modified gradient at that layer's output, resized.
         convention: ``torchray`` (default) lets the gradient pass where the ReLU's input is exactly 0, ``captum`` does not.
-        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`. :meth:`channels` keeps the
+        reduction, smooth: how channels become one map, and the width of a final Gaussian blur; see
+            :class:`~explainer.baselines.kernels.channels.ChannelBaseline`. :meth:`channels` keeps the
             channels, as captum.
     """
 

@@ -25,10 +25,10 @@ class GuidedFilter(Baseline):
 
     Args:
         method: a baseline's name.
-        options: of that method.
+        options: keyword options of that method.
         smooth: standard deviation of the Gaussian, as a share of the longer side; 0: none.
-        radius: of the guided filter's windows (``2 radius + 1`` wide), as a share of the longer side; 0: no guided filter.
-        eps: see :func:`~explainer.baselines.kernels.maps.guided_filter`.
+        radius: radius of the guided filter's windows (``2 radius + 1`` wide), as a share of the longer side; 0: no guided filter.
+        eps: variance below which a window counts as flat; see :func:`~explainer.baselines.kernels.maps.guided_filter`.
     """
 
     name = "guided_filter"

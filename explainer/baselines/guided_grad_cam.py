@@ -21,9 +21,10 @@ class GuidedGradCam(ChannelBaseline):
 
     Args:
         layer: Grad-CAM's layer; None: the last feature map.
-        convention: of the guided ReLU, see :class:`~explainer.baselines.guided_backprop.GuidedBackprop`.
-        interpolation: of the Grad-CAM map: ``nearest`` (captum) or ``bilinear`` (the paper).
-        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
+        convention: which rule the guided ReLU follows, see :class:`~explainer.baselines.guided_backprop.GuidedBackprop`.
+        interpolation: resampling of the Grad-CAM map: ``nearest`` (captum) or ``bilinear`` (the paper).
+        reduction, smooth: how channels become one map, and the width of a final Gaussian blur; see
+            :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
     """
 
     name = "guided_grad_cam"

@@ -13,7 +13,7 @@ class HiResCam(GradientCamBaseline):
     name = "hires_cam"
 
     def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """See the class."""
+        """``sum_c G_c * A_c``, ``[B,h,w]``."""
         return (gradients * features).sum(1)
 
 
@@ -23,5 +23,5 @@ class ElementwiseGradCam(GradientCamBaseline):
     name = "grad_cam_elementwise"
 
     def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """See the class."""
+        """``sum_c relu(G_c * A_c)``, ``[B,h,w]``."""
         return (gradients * features).clamp(min=0).sum(1)

@@ -33,7 +33,7 @@ def total_variation(mask: Tensor, weights: Sequence[Tensor | float] = (1.0, 1.0)
 
     Args:
         mask: ``[B,1,H,W]``.
-        weights: of the vertical ``[B,1,H-1,W]`` and horizontal ``[B,1,H,W-1]`` differences, see :func:`edge_weights`.
+        weights: weights of the vertical ``[B,1,H-1,W]`` and horizontal ``[B,1,H,W-1]`` differences, see :func:`edge_weights`.
     """
     vertical, horizontal = ((w * mask.diff(dim=d).square()).flatten(1).mean(1) for d, w in zip((-2, -1), weights, strict=True))
     return vertical + horizontal
@@ -47,7 +47,7 @@ def edge_weights(normalized: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
 
     Args:
         normalized: ``[B,C,H,W]``, images as the classifier sees them.
-        sigma: in squared normalised units.
+        sigma: difference at which a weight has fallen to 1/e, in squared normalised units.
 
     Returns:
         ``[B,1,H-1,W]`` and ``[B,1,H,W-1]``.
@@ -63,7 +63,7 @@ class NoiseTape:
 
     Args:
         generator: where the noise comes from; a generator of the images' device saves the copy.
-        shape: of one draw.
+        shape: shape of one draw.
         scale: standard deviation, broadcastable to ``shape``; its dtype and device are used.
         keep: how many draws are remembered; older ones are drawn again.
     """

@@ -24,7 +24,8 @@ class IntegratedGradients(ChannelBaseline):
         steps: points of the quadrature.
         method: captum's quadrature.
         batch_size: images per forward pass (at least two per image of the batch).
-        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
+        reduction, smooth: how channels become one map, and the width of a final Gaussian blur; see
+            :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
     """
 
     name = "integrated_gradients"

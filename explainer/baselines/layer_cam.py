@@ -13,5 +13,5 @@ class LayerCam(GradientCamBaseline):
     name = "layer_cam"
 
     def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """See the class."""
+        """``sum_c relu(G_c) * A_c``, ``[B,h,w]``."""
         return (gradients.clamp(min=0) * features).sum(1)

@@ -41,10 +41,10 @@ def layer_weights(
     Args:
         explanandum: the classifier.
         layers: module paths of feature maps, from the image to the logits.
-        kind: see above.
+        kind: which of the four rules above.
         images: ``[M,3,H,W]`` in [0,1], for ``spread`` and ``accuracy``; the paper takes as many of each class.
         labels: ``[M]``, classes, for ``accuracy``.
-        seed: of the folds.
+        seed: random seed of the folds.
 
     Raises:
         ConfigError: an unknown kind or layer, no images or labels where they are needed, or features that are all alike.

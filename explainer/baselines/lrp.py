@@ -109,14 +109,14 @@ class Lrp(_LrpFamily):
         rule: ``epsilon`` (with a tiny epsilon and ReLUs this is input x gradient; 0.1 to 0.25 damps noise), ``gamma``,
             ``epsilon_plus`` (z+ in convolutions, epsilon in linear layers) or ``zplus_zero_bias`` (z+ everywhere without biases,
             which conserves relevance exactly).
-        epsilon: of the epsilon rule and stabiliser of the others. None: 1e-9, in composites 1e-6.
-        gamma: of the gamma rule.
+        epsilon: epsilon of the epsilon rule, and what keeps the other rules' denominators from 0. None: 1e-9, in composites 1e-6.
+        gamma: how much more positive weights count, in the gamma rule.
         start: relevance of the class's logit: ``logit`` its value, ``one``.
         bias: ``keep``, ``rule`` or ``zero`` in the denominators. None: see the module's table.
         max_pool: ``stabilized``, ``winner`` or ``proportional``. None: see the module's table.
         first_layer: ``same``, ``z_box`` (pixels bounded by black and white) or ``w_square``.
         residual: how sums of feature maps are shared. None: ``ratio`` for epsilon and gamma, ``positive`` for composites.
-        stabilizer: of pooling layers and sums. None: 1e-9, in composites 1e-6.
+        stabilizer: what keeps the denominators of pooling layers and sums from 0. None: 1e-9, in composites 1e-6.
     """
 
     name = "lrp"
@@ -157,7 +157,8 @@ class LrpAlphaBeta(_LrpFamily):
     Args:
         explanandum: the classifier.
         alpha: weight of positive contributions, at least 1 (1 is the z+ rule, 2 the usual choice).
-        start, first_layer, bias, max_pool, residual, epsilon: see :class:`Lrp`; the default bias counts with its own sign.
+        start, first_layer, bias, max_pool, residual, epsilon: as for :class:`Lrp`; the default bias
+            counts with its own sign.
     """
 
     name = "lrp_alpha_beta"
@@ -193,7 +194,7 @@ class LrpZPlus(_LrpFamily):
         explanandum: the classifier.
         contributions: ``weights`` counts x w+ (captum; the formula for inputs that are not negative), ``positive`` counts (x w)+, which
             differs where inputs can be negative: at the normalised pixels and after other activations than ReLU.
-        start, bias, max_pool, residual, epsilon: see :class:`Lrp`.
+        start, bias, max_pool, residual, epsilon: as for :class:`Lrp`.
         first_layer: ``same``, or ``z_box`` for the paper's rule at the pixels.
     """
 

@@ -85,7 +85,8 @@ class MeaningfulPerturbation(Baseline):
         game: ``delete`` or ``preserve``.
         perturbation: ``blur``, ``constant`` (the image's mean colour) or ``noise`` (Gaussian around it, independent per pixel and channel;
             the same draw for all images, so that a map does not depend on the batch).
-        blend: of blur: ``mix`` (public code; default, because its masks find planted evidence where ``width`` leaves fringes) or
+        blend: how a mask value blurs: ``mix`` (public code; default, because its masks find planted evidence where ``width`` leaves
+            fringes) or
             ``width`` (paper), see the module.
         iterations: Adam steps.
         rate: step size of Adam.
@@ -94,7 +95,7 @@ class MeaningfulPerturbation(Baseline):
         beta: exponent of the variation.
         grid: mask cells along the shorter side (8 pixels each at 224).
         mask_sigma: smoothing of the upsampled mask in pixels. None: 5 at 224.
-        blur_sigma: in pixels. None: 10 at 224.
+        blur_sigma: standard deviation of the blur, in pixels. None: 10 at 224.
         jitter: the image is shifted by 0..jitter-1 pixels down and right at each step; 1 or 0: never.
         init: ``disc`` (the smallest centred disc that has 99 % of the effect of perturbing everything), or evidence (1 where the class
             is) as grid maps ``[B,h,w]``, full-size maps ``[B,H,W]``, one number, or a callable (images, class_index) -> ``[B,H,W]``.
@@ -103,7 +104,7 @@ class MeaningfulPerturbation(Baseline):
             whatever the class; the paper's tables of localisation and pointing take 5 (with ``l1`` 1e-3 and ``beta`` 2).
 
     Attributes:
-        history: of the last search.
+        history: values of the last search, step by step.
     """
 
     name = "meaningful_perturbation"
@@ -161,7 +162,7 @@ class MeaningfulPerturbation(Baseline):
             images: ``[B,3,H,W]`` in [0,1].
             class_index: class per image, ``[B]`` or one int for all.
             init: overrides the constructor's.
-            generator: of the shifts and the noise; None: seed 0.
+            generator: random generator of the shifts and the noise; None: seed 0.
         """
         check_images(images)
         index = check_class_index(class_index, images, self.num_classes)

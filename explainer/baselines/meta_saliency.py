@@ -27,7 +27,7 @@ class MetaSaliency(Baseline):
     Args:
         explanandum: the classifier.
         method: a baseline that reads the classifier: gradient and CAM methods, excitation backpropagation, relevance propagation, NormGrad.
-        options: of that method.
+        options: keyword options of that method.
         eps: half the rate of the step.
     """
 

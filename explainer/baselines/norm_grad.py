@@ -42,7 +42,8 @@ class NormGrad(GradientCamBaseline):
     without touching the model's weights. The maps become more sensitive to the class. A negative rate is the authors' negated loss.
 
     Args:
-        layer, convention, relu, interpolation: see :class:`~explainer.baselines.kernels.cam.CamBaseline`; default convention: TorchRay's.
+        layer, convention, relu, interpolation: where the maps are read, and how they become one; see
+            :class:`~explainer.baselines.kernels.cam.CamBaseline`; default convention: TorchRay's.
         contribution: which virtual layer, see above.
         kernel_size: odd side of the virtual convolution.
         combine: over layers.
@@ -101,7 +102,7 @@ class NormGrad(GradientCamBaseline):
         return ((own * others.sum(1, keepdim=True) - others) * logits).sum(1)
 
     def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """See the class."""
+        """Length over channels of the chosen contribution to the gradient at each position, ``[B,h,w]``."""
         strength: Tensor
         if self.contribution in ("scaling", "selective"):
             product = features * gradients
@@ -117,7 +118,7 @@ class NormGrad(GradientCamBaseline):
         return strength * energy[:, 0].sqrt()
 
     def combine(self, maps: list[Tensor]) -> Tensor:
-        """See the class; a single layer's map stays as it is."""
+        """Maps of several layers, each divided by its maximum, as a weighted product or sum; a single layer's map stays as it is."""
         if len(maps) == 1:
             return maps[0]
         tiny = torch.finfo(maps[0].dtype).tiny

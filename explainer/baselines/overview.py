@@ -45,7 +45,7 @@ def options_as_yaml(name: str) -> str:
     """A method's entry for ``methods:`` of an evaluation (or ``teachers:`` of a training), with the defaults of its options.
 
     Args:
-        name: of the method.
+        name: name of the method.
 
     Returns:
         YAML. Options whose default is decided by the method (None) are listed in a comment.

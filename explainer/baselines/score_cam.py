@@ -24,7 +24,8 @@ class ScoreCam(CamBaseline):
     class, so :meth:`all_classes` costs no more than one class.
 
     Args:
-        layer, convention, relu, interpolation: see :class:`~explainer.baselines.kernels.cam.CamBaseline`.
+        layer, convention, relu, interpolation: where the maps are read, and how they become one; see
+            :class:`~explainer.baselines.kernels.cam.CamBaseline`.
         batch_size: masked images per forward pass.
         fill: what the mask leaves; ``mean`` is 0 after normalisation.
     """

@@ -31,7 +31,8 @@ class SmoothGrad(ChannelBaseline):
         noise: given standard normal noise instead of drawn: ``[samples,C,H,W]`` for all images, or ``[B*samples,C,H,W]`` with the
             rows of image b at ``b*samples..(b+1)*samples-1`` (captum's order).
         batch_size: copies per forward pass.
-        reduction, smooth: see :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
+        reduction, smooth: how channels become one map, and the width of a final Gaussian blur; see
+            :class:`~explainer.baselines.kernels.channels.ChannelBaseline`.
     """
 
     name = "smooth_grad"

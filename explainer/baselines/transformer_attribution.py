@@ -32,7 +32,7 @@ class TransformerAttribution(TokenBaseline):
             ``G_l * C_l``), ``last_layer`` (the last layer's ``mean_heads(C+)`` without the identity),
             ``last_layer_ablation`` (its ``(G * C)+``) and ``last_layer_attn`` (its attention); ``full``: the
             relevance of the pixels, summed over channels (signed; ``row`` and ``start_layer`` have no say).
-        row: see :class:`~explainer.baselines.kernels.token_maps.TokenBaseline`.
+        row: which token is read; see :class:`~explainer.baselines.kernels.token_maps.TokenBaseline`.
     """
 
     name = "transformer_attribution"

@@ -13,6 +13,6 @@ class XGradCam(GradientCamBaseline):
     name = "x_grad_cam"
 
     def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """See the class."""
+        """``sum_c w_c A_c`` ``[B,h,w]``; ``w_c`` is the mean of ``G_c`` weighted by ``A_c``."""
         weights = (gradients * features).sum((2, 3), keepdim=True) / (features.sum((2, 3), keepdim=True) + 1e-7)
         return (features * weights).sum(1)

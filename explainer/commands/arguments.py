@@ -47,7 +47,7 @@ def add_classifier_options(parser: Parser, use: str, required: bool = False) -> 
     """Declare ``--classifier`` and ``--classifier_options``.
 
     Args:
-        parser: of the command.
+        parser: parser of the command.
         use: completes the help text "file of the classifier: ...".
         required: whether the command needs a classifier.
     """

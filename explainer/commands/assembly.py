@@ -96,7 +96,7 @@ def build_method(
     """One entry of ``methods``.
 
     Args:
-        label: of the method in the tables.
+        label: label of the method in the tables.
         method: its entry.
         config: the evaluation.
         explanandum: the classifier.

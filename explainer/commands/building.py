@@ -175,7 +175,7 @@ def build_task(config: RunConfig, data: DataModule, fitting: bool = True, networ
         config: the run.
         data: its images.
         fitting: whether it will train; else the teachers' caches of the training split are left alone.
-        networks: of :func:`build_networks`; built here by default. The teachers' caches must be filled by now.
+        networks: the run's networks (:func:`build_networks`); built here by default. The teachers' caches must be filled by now.
     """
     if config.task == "classify":
         return _classify_task(config, data, fitting)

@@ -23,17 +23,17 @@ class CalibrateConfig:
         alpha: bound on the risk.
         kind: marginal (no more than alpha of all explanations are given and bad) or selective (of those given, no more than alpha are bad,
             with confidence 1 - delta).
-        delta: of selective.
+        delta: for selective: probability with which the guarantee may fail.
         least_iou: an explanation is bad if its soft IoU with the ground truth is smaller; null: the loss is 1 - IoU (marginal only).
         fallback: what happens to masks that are not accepted: abstain, or refine (and then abstain).
         classes: predicted (one predicted class per image, drawn at random; bad where the image does not have it): the guarantee for what
             `explainer explain` explains of its own accord. labels (one true label per image): for classes that are known to be there.
         predicted_from: probability from which a class counts as predicted (multi-label), as `explainer explain --threshold`.
-        fill: of the quality score; null: the one the Explainer was trained with.
-        method: of the refinement.
-        iterations: of the refinement, if it is a search.
+        fill: what replaces removed pixels when the quality score is computed; null: the one the Explainer was trained with.
+        method: name of the refinement method.
+        iterations: number of iterations of the refinement, if it is a search.
         batch_size: images per step.
-        seed: of the class drawn per image.
+        seed: random seed of the class drawn per image.
     """
 
     model: str = ""

@@ -24,7 +24,7 @@ class ConceptsConfig:
         tau: share of a filter's activations above its threshold; 0: the threshold is 0.
         mask_side: side of the masks in pixels; null: half the images' side.
         void: ignore leaves void pixels out of every sum; background counts them as not the concept.
-        pooling: of activations for classification.
+        pooling: how activations become one number per filter, for classification.
         train_split: split on which filters are chosen and weights fitted.
         val_split: split on which all numbers are reported.
         limit: images per split, drawn from all over it; null: all.
@@ -34,10 +34,10 @@ class ConceptsConfig:
         clusters: groups of concept vectors (k-means).
         pictures: images shown for each concept, and at each tenth of its single-image IoU; 0: none.
         bootstrap: resamples of validation images behind the intervals.
-        confidence: of the intervals.
+        confidence: confidence level of the intervals.
         store: folder for activations as files, for data sets that do not fit into memory; null: memory.
-        seed: of initial weights, order, draws and resamples.
-        device: of the classifier: auto, cpu, cuda, ...
+        seed: random seed of initial weights, order, draws and resamples.
+        device: torch device of the classifier: auto, cpu, cuda, ...
         batch_size: images per pass through the classifier.
         threads: CPU threads of torch.
     """

@@ -36,7 +36,7 @@ class Probed:
         halves: the same, fitted on either half of the training images; empty if not asked for.
         limits: ``[K]`` thresholds; None for classification.
         images: per concept, what pictures are chosen by: ``[N_val]`` share of the image (segmentation), or the logit.
-        supports: of the validation split, for pictures.
+        supports: filter supports of the validation split, for pictures.
         best: per concept, the single filter.
     """
 
@@ -105,7 +105,7 @@ def probe_segmentation(
 
     Args:
         config: the command's.
-        supports, truth: of the splits ``train`` and ``val``.
+        supports, truth: filter supports and concept masks of the splits ``train`` and ``val``.
         concepts: numbers of those with masks in both.
         limits: the thresholds.
     """

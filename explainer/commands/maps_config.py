@@ -16,13 +16,13 @@ class MapsConfig:
     Attributes:
         method: the baseline (or trained Explainer) whose maps are wanted.
         data: images; augmentation is switched off, because the cache knows an image by its id.
-        split: of the data.
+        split: split of the data: train, val or test.
         limit: number of images; null takes all.
         spread: take them from all over the split, as ``teachers: images`` does, instead of from its start.
         classifier: the Explanandum.
         classes: explain the image's labels, the classes that the classifier predicts, or all.
         cache: where to; the folder is needed.
-        seed: of random methods; distillation asks for the same (teachers: seed).
+        seed: seed of random methods; distillation asks for the same (teachers: seed).
         device: auto, cpu, cuda, ...
         batch_size: images per step.
         time_budget: seconds after which no new batch is started; running again goes on.

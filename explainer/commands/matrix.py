@@ -111,7 +111,7 @@ def compute(
     """The cells by family and method.
 
     Args:
-        families: of :data:`~explainer.models.families.FAMILIES`; None: all.
+        families: names of :data:`~explainer.models.families.FAMILIES`; None: all.
         methods: None: all.
         progress: called with the number of cells done and of all.
 

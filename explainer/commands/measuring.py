@@ -31,7 +31,7 @@ class Contestant:
     """One thing that is timed.
 
     Attributes:
-        name: of the row.
+        name: name of the row.
         call: images ``[B,3,H,W]`` -> anything.
         size: ``(height, width)`` it accepts, or None.
         file_bytes: on disk, 0 if unknown.
@@ -50,7 +50,7 @@ class Timing:
     """Medians of one contestant at one batch size.
 
     Attributes:
-        wall_ms, cpu_ms: of one call; on a busy machine the processor time of the whole process is the steadier one.
+        wall_ms, cpu_ms: wall and processor time of one call; on a busy machine the processor time of the whole process is the steadier one.
         images_per_s: from ``wall_ms``.
     """
 

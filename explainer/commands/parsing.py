@@ -175,7 +175,7 @@ def add_config_options(parser: Parser, config: type) -> None:
     """Declare ``--config`` and an option for each field of a configuration, nested ones with dots.
 
     Args:
-        parser: of the command.
+        parser: parser of the command.
         config: a dataclass; its docstring is the help text.
     """
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later files and options override earlier ones")
@@ -209,7 +209,7 @@ def add_run_options(parser: Parser, fit: bool) -> None:
     """Declare the options of a training run.
 
     Args:
-        parser: of ``fit``, ``validate``, ``test`` or ``predict``.
+        parser: parser of ``fit``, ``validate``, ``test`` or ``predict``.
         fit: whether it is ``fit``, which alone can overwrite.
     """
     add_config_options(parser, RunConfig)

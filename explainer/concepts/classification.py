@@ -49,7 +49,7 @@ def balanced(labels: Tensor, seed: int, *key: int) -> Tensor:
 
     Args:
         labels: ``[N]`` bool.
-        seed, key: of the draw (the seed, the concept and the epoch).
+        seed, key: what the draw depends on (the seed, the concept and the epoch).
     """
     generator = torch.Generator().manual_seed(sample_seed(seed, *key))
     yes, no = labels.nonzero().flatten(), (~labels).nonzero().flatten()

@@ -75,8 +75,9 @@ def segmentation_loss(logits: Tensor, target: Tensor, alpha: float, kind: Litera
     Args:
         logits: ``[n,hs,ws]``.
         target: ``[n,hs,ws]`` bool.
-        alpha: see :func:`background_share`; 0 (the masks are everything) leaves the weights out.
-        kind: see above.
+        alpha: weight of the concept's pixels against the others; see :func:`background_share`; 0 (the masks are everything) leaves the
+            weights out.
+        kind: ``linear`` (equation 4 as printed) or ``bce`` (with logarithms).
         valid: ``[n,hs,ws]`` bool, pixels that count; None: all.
     """
     inside, outside = (1.0, 1.0) if alpha <= 0 else (alpha, 1 - alpha)

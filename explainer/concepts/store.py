@@ -87,7 +87,7 @@ def collect(
         batches: with labels, and masks where there are any.
         features: images ``[B,3,H,W]`` in [0,1] -> ``{layer: [B,K,h,w]}``.
         number: images that ``batches`` will give at most.
-        side: of the stored masks in pixels; smaller than the images' (the paper: half), by nearest pixel.
+        side: side of the stored masks in pixels; smaller than the images' (the paper: half), by nearest pixel.
         folder: where activations are kept as float16 files instead of in memory.
         ignore_void: leave void pixels out of every sum; False counts them as background.
 

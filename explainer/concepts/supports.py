@@ -19,7 +19,7 @@ def thresholds(maps: Sequence[Tensor], tau: float = 0.005) -> Tensor:
 
     Args:
         maps: ``[N,K,h,w]`` of each split (the paper: all probe images, train and val, with the concept or without).
-        tau: in [0,1). 0 is the option T = 0: a filter is on wherever it is positive.
+        tau: share of the largest activations that counts as on, in [0,1). 0 is the option T = 0: a filter is on wherever it is positive.
 
     Returns:
         ``[K]`` float32. A dead filter (all activations equal) has T = its maximum, so that it is on nowhere.

@@ -22,7 +22,7 @@ class SampleFacts:
     """What one sample turned out to be.
 
     Attributes:
-        id: of the sample.
+        id: identifier of the sample.
         error: why it cannot be read, or None.
         size: (height, width) of the picture, None for generated ones.
         mode: colour mode and format of the file, e.g. "RGB JPEG".
@@ -47,9 +47,9 @@ class SplitCheck:
     """All that was found in a split.
 
     Attributes:
-        dataset: of the split.
-        samples: in its order.
-        digests: of the images' content, in its order; empty for generated data.
+        dataset: data set of the split.
+        samples: what was found in each image, in the data set's order.
+        digests: hashes of the images' content, in its order; empty for generated data.
     """
 
     dataset: ExplainerDataset

@@ -71,11 +71,12 @@ class Coco(ImageFileDataset):
     Args:
         root: the folder that holds ``train2014``, ``val2014`` and ``annotations``.
         unannotated: "drop" leaves images without any object out, "keep" serves them with an empty target.
-        split_seed: of the 90/10 choice.
+        split_seed: random seed of the 90/10 choice.
         val_fraction: share of ``train2014`` in the val split.
         split_file: JSON ``{"train": [ids], "val": [ids]}`` that replaces seed and fraction.
         require_masks: drop images whose objects are all crowds, so that every image has object pixels.
-        size, augment, masks, cache, geometry, no_region: see :class:`ImageFileDataset`; the cache holds images only.
+        size, augment, masks, cache, geometry, no_region: how files become samples; see :class:`ImageFileDataset`; the cache holds images
+            only.
     """
 
     name = "coco"

@@ -35,7 +35,7 @@ class Sample:
         masks: ``[K,H,W]`` in {0,1} of any dtype (bool travels fastest), object pixels of each class, or None without ground truth.
         void: ``[H,W]`` bool, True where the ground truth is undefined, or None where it is defined everywhere.
         cues: ``[K,H,W]`` in {0,1}, pixels of planted shortcut cues, or None.
-        epoch: of the augmentation; the loaders set it.
+        epoch: epoch of the augmentation; the loaders set it.
     """
 
     image: Tensor
@@ -100,7 +100,7 @@ class ExplainerDataset(Dataset[Sample], ABC):
         class_names: K names, in the order of the targets.
         task: "multilabel" (several classes an image) or "multiclass" (exactly one).
         split: "train", "val" or "test".
-        size: of the images in pixels: the side of squares, or (height, width).
+        size: size of the images in pixels: the side of squares, or (height, width).
         geometry: how a picture becomes the image, see :mod:`explainer.geometry`.
         no_region: names of the classes that no pixel belongs to ("no defect", "background"): they need no mask of their own.
         epoch, augmentation_seed: with the index, all that random augmentation may depend on.

@@ -45,8 +45,8 @@ class CsvDataset(ImageFileDataset):
         separator: between labels.
         mask_folder: folder with ``<path without suffix>.png`` label maps (0 background, i + 1 class i, 255 void), relative to ``root``.
         fractions: shares of train, val and test where the CSV does not say.
-        split_seed: of that division.
-        size, augment, masks, cache, geometry, no_region: see :class:`ImageFileDataset`.
+        split_seed: random seed of that division.
+        size, augment, masks, cache, geometry, no_region: how files become samples; see :class:`ImageFileDataset`.
     """
 
     name = "csv"

@@ -32,9 +32,9 @@ class Cub(ImageFileDataset):
     Args:
         root: the folder that holds ``CUB_200_2011``.
         val_fraction: share of the training part in the val split.
-        split_seed: of that choice.
+        split_seed: random seed of that choice.
         require_masks: keep only images with a segmentation.
-        size, augment, masks, cache, geometry, no_region: see :class:`ImageFileDataset`.
+        size, augment, masks, cache, geometry, no_region: how files become samples; see :class:`ImageFileDataset`.
     """
 
     name = "cub"

@@ -108,7 +108,7 @@ class DataModule(pl.LightningDataModule):
         batch_size: samples per batch and device (at least 2 in training).
         eval_batch_size: the same for validation, test and prediction; default ``batch_size``.
         num_workers: worker processes per loader; the samples do not depend on it.
-        seed: of the order and the augmentation.
+        seed: random seed of the order and the augmentation.
         options: keywords of the data set, for all splits.
         train_options: keywords that replace or add to ``options`` for the training split (augmentation).
         eval_options: the same for the val and test splits.

@@ -132,7 +132,7 @@ class ImageFileDataset(ExplainerDataset):
 
     Args:
         split: "train", "val" or "test".
-        size: of the images in pixels: the side of squares, or (height, width), for pictures that are mostly portraits or landscapes.
+        size: size of the images in pixels: the side of squares, or (height, width), for pictures that are mostly portraits or landscapes.
         augment: None, "light", "standard" or a mapping, see :class:`~explainer.data.transforms.Augmentation`.
         masks: False leaves the ground-truth masks out (training needs none: faster batches).
         cache: "ram" keeps each decoded, resized image after its first use; "none" decodes every time. The samples are the same.

@@ -55,7 +55,7 @@ class ImageFolder(ImageFileDataset):
         class_names: the classes in order; default the sorted names of the folders that hold an image (of the training split).
         layout: "splits", "flat", or "auto": splits if ``root/train`` holds folders.
         fractions: shares of train, val and test in the flat layout.
-        split_seed: of that division.
+        split_seed: random seed of that division.
         mask_root: folder with a mask for an image at the same relative path, as PNG; 0 is background.
         mask_void: value of undefined mask pixels, or None; every other value is the object.
         box_root: folder with an annotation in VOC's XML for an image, at the image's relative path or simply ``<the image's name>.xml``, as

@@ -29,8 +29,8 @@ class Images(ImageFileDataset):
         class_names: the classifier's classes in their order, ``imagenet`` for the 1000 of ILSVRC-2012, or their number.
         task: ``multiclass`` or ``multilabel``: what the classifier's scores mean.
         fractions: shares of train, val and test.
-        split_seed: of that division.
-        size, augment, cache, geometry: see :class:`~explainer.data.files.ImageFileDataset`.
+        split_seed: random seed of that division.
+        size, augment, cache, geometry: how files become samples; see :class:`~explainer.data.files.ImageFileDataset`.
     """
 
     name = "images"

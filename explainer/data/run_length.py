@@ -17,8 +17,8 @@ def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Args:
         points: ``[N,2]`` corners (x, y) in pixels, the closing edge implied.
-        height: of the image.
-        width: of the image; parts outside the image are cut off.
+        height: height of the image.
+        width: width of the image; parts outside the image are cut off.
     """
     toggles = np.zeros((height, width + 1), dtype=bool)
     x0, y0 = points[:, 0], points[:, 1]

@@ -41,8 +41,8 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     Args:
         length: number of samples of the data set.
         batch_size: samples per batch and rank, at least 2.
-        seed: of the permutations.
-        rank: of this process.
+        seed: random seed of the permutations.
+        rank: rank of this process.
         world: number of processes.
         shuffle: False keeps the data set's order in every epoch.
         steps: batches an epoch is cut to (``Trainer(limit_train_batches=...)``), None for all: for :meth:`start_at` and ``among``.
@@ -196,8 +196,8 @@ def class_by_class(members: Sequence[Sequence[int]], seed: int = 0) -> list[int]
     """All positions once, in an order whose every beginning is spread over the classes: each class in turn gives its next one.
 
     Args:
-        members: of :func:`members_by_class`.
-        seed: of the order within each class.
+        members: what :func:`members_by_class` returns.
+        seed: random seed of the order within each class.
     """
     queues = [deque(own[i] for i in _shuffled(len(own), seed, label)) for label, own in enumerate(members) if len(own)]
     chosen: dict[int, None] = {}
@@ -215,9 +215,9 @@ def spread_over_classes(members: Sequence[Sequence[int]], number: int, seed: int
     """``number`` positions, in the data's order, drawn from all classes in turn, so that none is forgotten. A larger number adds some.
 
     Args:
-        members: of :func:`members_by_class`.
+        members: what :func:`members_by_class` returns.
         number: how many, at most all.
-        seed: of the choice within each class.
+        seed: random seed of the choice within each class.
     """
     return sorted(class_by_class(members, seed)[:number])
 

@@ -92,7 +92,7 @@ class Shapes(ExplainerDataset):
         split: ``train``, ``val`` or ``test``.
         size: side in pixels, 32 to 512. All lengths scale with it.
         length: number of images; default 4000 / 400 / 1000 for train / val / test.
-        seed: of the whole data set.
+        seed: random seed of the whole data set.
         class_names: textures that are classes, out of :data:`TEXTURES`.
         max_objects: 1 to ``max_objects`` objects an image.
         max_distractors: 0 to ``max_distractors`` texture-free blobs an image.

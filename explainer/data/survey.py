@@ -30,7 +30,7 @@ class SplitSurvey:
     Attributes:
         split: its name.
         images: number of samples.
-        counted: of how many the labels were counted: all of them, where that costs nothing.
+        counted: number of samples whose labels were counted: all of them, where that costs nothing.
         labels: number of counted images of each class, in the order of the classes.
         unlabelled: counted images without a label.
         masks: images with ground truth, None where it is not known without reading them.

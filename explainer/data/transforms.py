@@ -73,7 +73,7 @@ def to_picture(masks: Tensor, place: Placement, outside: float = 0.0) -> Tensor:
 
     Args:
         masks: at the network's size, or at another one of the same frame.
-        place: of the picture.
+        place: place of the picture.
         outside: value of the picture's pixels that the network did not see (geometry "crop").
     """
     masks = masks.float()

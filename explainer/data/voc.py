@@ -70,9 +70,9 @@ class Voc(ImageFileDataset):
         lists: names of the ImageSets lists by split, e.g. ``{"train": "trainval"}``. Where train and val name the same list, val is a
             fixed random ``holdout`` of it and train the rest (the default for 2012, which has no public test annotations).
         holdout: that share.
-        split_seed: of that choice.
+        split_seed: random seed of that choice.
         download: fetch and unpack the official archives (2007: 0.9 GB, 2012: 2 GB) through torchvision where they are missing.
-        size, augment, masks, cache, geometry, no_region: see :class:`ImageFileDataset`.
+        size, augment, masks, cache, geometry, no_region: how files become samples; see :class:`ImageFileDataset`.
     """
 
     name = "voc"

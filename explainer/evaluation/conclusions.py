@@ -44,7 +44,8 @@ def conclusions(
         protocols: by label.
         trained: methods that are trained Explainers.
         references: rows that ask no classifier and read no ground truth (constants, centre, random).
-        confidence, seed, bootstrap: of the intervals, the same as in the tables. Without resamples nothing is compared.
+        confidence, seed, bootstrap: level, seed and number of resamples of the intervals, the same as in the tables. Without resamples
+            nothing is compared.
     """
     sentences: list[str] = []
     for method in trained:

@@ -14,8 +14,8 @@ class MethodConfig:
 
     Attributes:
         name: explainer (a trained Explainer), or a baseline such as grad_cam, rise, constant; default: the label itself.
-        options: of the baseline (layer, n_masks, value, ...).
-        checkpoint: of a trained Explainer: a .ckpt, a .safetensors file or an export folder.
+        options: keyword options of the baseline (layer, n_masks, value, ...).
+        checkpoint: file of a trained Explainer: a .ckpt, a .safetensors file or an export folder.
         train_with: configuration that trains the Explainer; named in the message when the checkpoint is missing.
         rescale: overrides the evaluation's rescale for this method.
         threshold: where agf_segmentation cuts this method's maps: zero (the positive part) or mean (of the map); null: zero for methods
@@ -39,7 +39,7 @@ class CacheConfig:
     """Where maps are kept, so that each is computed once.
 
     Attributes:
-        folder: of the cache, shared between evaluations and distillation; null computes maps without keeping them.
+        folder: folder of the cache, shared between evaluations and distillation; null computes maps without keeping them.
         dtype: float32 (exact), float16 (relative to each map's maximum) or uint8 (256 steps between minimum and maximum).
     """
 
@@ -54,7 +54,7 @@ class EvaluateConfig:
     Attributes:
         out: results folder: results.jsonl, summary.json, summary.csv, table.md.
         data: images.
-        split: of the data.
+        split: split of the data: train, val or test.
         limit: number of images; null takes all. Where labels are known without decoding, every class in turn gives one (by ``seed``), else
             they come from the start of the split.
         sample: number of images drawn at random from the whole split (by ``seed``, in the data's order), before ``limit``; null: all.
@@ -64,11 +64,11 @@ class EvaluateConfig:
         mode: paper, code (where the public code differs from its paper) or corrected; protocols without differences ignore it.
         classes: explain the image's labels or the classes that the classifier predicts.
         rescale: raw maps clamped to [0,1], maps rescaled per map to [0,1] (minmax), or both, where a protocol needs masks.
-        seed: of random methods and of the bootstrap.
+        seed: seed of random methods and of the bootstrap.
         device: auto, cpu, cuda, cuda:1, ...
         batch_size: images per step. Batches are fixed, so it is part of what identifies a result.
         bootstrap: resamples of the images behind each interval; 0 gives none.
-        confidence: of the intervals.
+        confidence: confidence level of the intervals.
         cache: map cache.
         time_budget: seconds after which no new batch is started; running again goes on. null: none.
         threads: CPU threads of torch; null leaves torch's choice.

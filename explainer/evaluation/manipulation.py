@@ -32,7 +32,7 @@ class AttackSettings:
 
     Attributes:
         map_weight, output_weight: lam1 and lam2.
-        learning_rate: of Adam, in normalised units.
+        learning_rate: step size of Adam, in normalised units.
         max_iterations: at most that many steps.
         stop_mse: stop an image at the first step with MSE(x_adv, x_org) >= this, in normalised units (in [0,1] units 8/255 caps the MSE
             below the paper's 0.001, so the stop could never fire).
@@ -154,7 +154,8 @@ def manipulate(explanandum: Any, explain: MapFunction, images: Tensor, targets: 
 
     Args:
         explanandum: images in [0,1] -> logits ``[B,K]``; not changed.
-        explain: see :data:`MapFunction`. The class is the prediction for the original image throughout; the target map explains the
+        explain: the map that is attacked; see :data:`MapFunction`. The class is the prediction for the original image throughout; the
+            target map explains the
             target image's own prediction.
         images, targets: ``[B,3,H,W]`` in [0,1].
 

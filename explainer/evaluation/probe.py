@@ -70,11 +70,11 @@ def probe(
         features: ``[N,D]``.
         labels: class of each sample; classes with fewer than ``folds`` samples are left out.
         groups: samples of one group (image) are never split between training and test.
-        folds: of the cross-validation.
+        folds: number of folds of the cross-validation.
         strength: ridge penalty, relative to the mean variance of the features.
         permutations: label shuffles for the threshold; 0 gives NaN.
         level: quantile of the shuffled accuracies.
-        seed: of folds and shuffles.
+        seed: random seed of folds and shuffles.
     """
     values, counts = np.unique(np.asarray(labels), return_counts=True)
     kept = np.isin(labels, values[counts >= folds])

@@ -30,7 +30,7 @@ class Column:
         average: over all rows, or ``classes``: the mean over classes of each class's mean.
         value: name in ``Row.values`` where it is not the column's own (one value averaged in two ways).
         counts: ``(vector, entry)``: computed from a summed vector of counts instead of averaged (see :meth:`Protocol.from_counts`).
-        shown: in the printed tables (the files have all columns).
+        shown: whether the column is in the printed tables (the files have all columns).
     """
 
     title: str

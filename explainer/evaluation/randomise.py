@@ -68,7 +68,7 @@ def randomised(explanandum: Any, seed: int = 0, images: Tensor | None = None) ->
 
     Args:
         explanandum: :class:`explainer.Explanandum` or any module that maps images to logits.
-        seed: of the noise.
+        seed: random seed of the noise.
         images: ``[B,3,H,W]``; if given, the running statistics of batch norms are measured again on them, as trained statistics do not fit
             random weights.
     """
@@ -112,9 +112,9 @@ def randomise_checkpoint(checkpoint: str | Path, out: str | Path, seed: int = 0,
     takes it, to train an Explainer that has nothing to explain (see :mod:`explainer.evaluation.protocols.implausible`).
 
     Args:
-        checkpoint: of a classifier that this project has trained.
+        checkpoint: file of a classifier that this project has trained.
         out: the copy.
-        seed: of the noise.
+        seed: random seed of the noise.
         size: side of the images on which batch norms are measured again; None: the classifier's input size, or 64.
 
     Raises:
@@ -172,9 +172,9 @@ def cascade(
         attributor: an :class:`~explainer.attribution.Attributor` that holds its classifier as ``explanandum``.
         images: ``[B,3,H,W]``.
         class_index: ``[B]``.
-        steps: of the cascade.
-        seed: of the noise.
-        method_seed: of a random method; the same at every step, so that only the classifier differs.
+        steps: number of steps of the cascade.
+        seed: random seed of the noise.
+        method_seed: random seed of a random method; the same at every step, so that only the classifier differs.
         masks: ground truth, for methods that read it.
 
     Returns:

@@ -124,7 +124,7 @@ class RowStore:
 
     Args:
         folder: the results folder.
-        rank: of this process, in the file's name.
+        rank: rank of this process, in the file's name.
     """
 
     def __init__(self, folder: str | Path, rank: int = 0) -> None:

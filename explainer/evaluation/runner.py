@@ -42,8 +42,8 @@ class Settings:
         out: results folder.
         split, limit, classes, seed, batch_size, device, time_budget, progress, gallery: as in the configuration.
         cache: folder of the map cache, or None.
-        cache_dtype: of the cache.
-        rank, world: of this process.
+        cache_dtype: number format of the cache.
+        rank, world: this process, and the number of processes.
     """
 
     out: Path
@@ -72,7 +72,7 @@ class Outcome:
         failures: ``{method: message}`` of methods that refused this classifier or these images.
         skipped: ``{(method, protocol): reason}`` of combinations that do not apply.
         refused: ``{(method, protocol): message}`` of combinations that turned out not to work; the method's other protocols go on.
-        notices: of the map cache.
+        notices: messages of the map cache.
     """
 
     complete: bool = False

@@ -79,7 +79,7 @@ class Scene:
         indices: the samples' positions in the data set.
         explanandum: the classifier.
         classes: explain the ``labels`` or the ``predicted`` classes.
-        seed: of whatever a protocol draws.
+        seed: random seed of whatever a protocol draws.
         dataset: the data set, for protocols that need more than the batch (boxes at the original resolution); or None.
     """
 
@@ -168,7 +168,7 @@ class Maps:
 
     Attributes:
         method: whose maps.
-        scene: of which batch.
+        scene: the batch that the maps explain.
         raw: ``[B,K,H,W]``; NaN where a class was not asked for.
         scale: how :meth:`mask` turns maps into masks.
         generator: makes a fresh generator for further calls of the method.

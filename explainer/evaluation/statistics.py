@@ -71,12 +71,12 @@ def statistic(
 
     Args:
         rows: all of them; rows that do not have the column do not count as excluded.
-        name: of the column.
+        name: name of the column.
         column: how it is averaged.
         protocol: scores summed counts (only for columns with ``counts``).
         bootstrap: number of resamples; 0 gives no interval.
-        confidence: of the interval.
-        seed: of the resamples.
+        confidence: confidence level of the interval.
+        seed: random seed of the resamples.
     """
     images = {index: i for i, index in enumerate(sorted({r.index for r in rows}))}
     if column.counts is not None:

@@ -177,7 +177,7 @@ def rows_of_table(summary: Mapping[str, Any], label: str, bounds: bool = True, h
 
     Args:
         summary: content of ``summary.json``.
-        label: of the protocol.
+        label: label of the protocol.
         bounds: with intervals.
         hidden: also columns that are not shown by default.
     """

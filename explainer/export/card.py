@@ -38,10 +38,10 @@ def write_card(folder: Path, description: dict[str, Any], metrics: dict[str, Any
     Metrics and licence that are not given are taken over from the card that is replaced, if it is of the same weights.
 
     Args:
-        folder: of the files.
-        description: of :func:`explainer.inference.describe.describe`.
+        folder: folder of the files.
+        description: what :func:`explainer.inference.describe.describe` says of the network.
         metrics: numbers by name; other values, and those of training steps (``train/``), are left out.
-        licence: of the weights, as text or as a name that the Hub knows.
+        licence: licence of the weights, as text or as a name that the Hub knows.
     """
     path = folder / CARD
     # A name that would break out of the card's tables and code is left out; no file of ours has one.

@@ -60,7 +60,7 @@ def export(
         precision: fp32, fp16 or int8.
         fused: put the classifier into the same file; needs ``explanandum``, unless the encoder is shared with it.
         explanandum: the classifier; also used to measure the change in faithfulness.
-        threshold: of the probabilities in a fused multi-label model.
+        threshold: least probability of a predicted class, in a fused multi-label model.
         top: a fused model computes the masks of the most probable classes only, this many.
         full_size: a fused model with a shared encoder gives masks at the image's resolution; otherwise at its decoder's.
         calibration: ``[N,3,H,W]`` images for int8, and to measure drift on; for int8 every fourth is kept for that.

@@ -29,7 +29,7 @@ class FusedExplainer(nn.Module):
     Args:
         explainer: trained for this classifier: its stored fingerprint, if any, is checked.
         explanandum: the classifier.
-        threshold: of the probabilities, multi-label only.
+        threshold: least probability of a predicted class, multi-label only.
         top: number of classes, or None for all.
         full_size: masks have the image's resolution.
 
@@ -75,7 +75,7 @@ class FusedExplainer(nn.Module):
         return None if self.top is None else logits.topk(self.top, dim=1).indices
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
+        """Images ``[B,3,H,W]`` in [0,1] -> the outputs that the class lists, in their order."""
         if self.one_pass:
             logits, classes, maps = self.explainer.with_scores(images, self.choose, self.full_size)
         else:

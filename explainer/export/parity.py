@@ -38,8 +38,8 @@ class DriftReport:
         file, format, precision: what was checked.
         shapes: ``[B,H,W]`` of each run.
         real_images: the images were given (calibration), not generated.
-        max_difference, mean_difference: of the class masks, absolute.
-        iou: of the class masks at 0.5 against eager, mean over masks that are not empty in both; 1 if all are.
+        max_difference, mean_difference: largest and mean difference of the class masks, absolute.
+        iou: intersection over union of the class masks at 0.5 against eager, mean over masks that are not empty in both; 1 if all are.
         probability_difference: largest, of a fused model; None of others.
         changed_predictions: share of pairs of image and class that are predicted by one of both only (multi-label: at the threshold that is
             baked in; single-label: of images whose most probable class differs).

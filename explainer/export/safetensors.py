@@ -83,7 +83,7 @@ def push_to_hub(net: Explainer, repository: str, private: bool = True, api: Any 
     """Upload what :func:`save_pretrained` writes to the Hub repository ``user/name``, created if needed; returns its address.
 
     Args:
-        private: of a repository that is created.
+        private: whether a repository that is created is private.
         api: a ``huggingface_hub.HfApi``, default one with the user's own login.
     """
     import tempfile

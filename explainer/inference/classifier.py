@@ -19,7 +19,8 @@ def open_classifier(path: str | None, options: str | None = None, description: d
 
     Args:
         options: YAML of what the file does not say; wins over the description.
-        description: of the model it belongs to (``Runtime.description``), or None: its classes, its task, and how its classifier was built.
+        description: description of the model it belongs to (``Runtime.description``), or None: its classes, its task, and how its
+            classifier was built.
 
     Raises:
         ConfigError: the options are of another kind, or the classes are not the model's.

@@ -43,7 +43,7 @@ class ExplainOptions:
         threshold: probability from which a class counts as predicted (multi-label).
         on_error: raise stops at an unreadable file, skip leaves it out and reports it.
         areas: shares of the image in (0,1): masks of these areas are written too, for networks whose logits are at hand.
-        top: of a single-label classifier the most probable classes, this many, are chosen.
+        top: how many of a single-label classifier's most probable classes are chosen.
     """
 
     classes: list[str] | None = None

@@ -27,7 +27,7 @@ class Judge:
 
     Args:
         explanandum: the classifier; without one, or with one that gives scores only (each may have its price), it is not asked.
-        class_names: of the model.
+        class_names: names of the model's classes.
         fill: what replaces removed pixels; the training's.
     """
 

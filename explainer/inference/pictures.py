@@ -120,7 +120,7 @@ def batches(
         batch_size: pictures per list, at most.
         on_error: "raise" stops at an unreadable file, "skip" leaves it out.
         failed: receives name -> reason of every file that was skipped.
-        geometry: of :mod:`explainer.geometry`.
+        geometry: how a picture becomes an image (:mod:`explainer.geometry`).
 
     Raises:
         CorruptSampleError: the first unreadable file, if ``on_error`` is "raise".

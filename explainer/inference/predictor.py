@@ -30,8 +30,8 @@ class Predictor:
 
     Args:
         path: the file, or the export folder that holds it.
-        threads: of one call; None lets onnxruntime choose.
-        providers: of onnxruntime, default the CPU's.
+        threads: number of threads in one call; None lets onnxruntime choose.
+        providers: execution providers of onnxruntime, default the CPU's.
 
     Attributes:
         classes: names in the order of the masks.

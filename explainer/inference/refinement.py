@@ -75,7 +75,7 @@ class Refined:
         start: ``[B,H,W]`` the Explainer's.
         before, after: quality of ``start`` and ``masks``.
         improved: ``[B]`` bool, the new mask was kept.
-        seconds: of the whole refinement.
+        seconds: duration of the whole refinement.
     """
 
     masks: Tensor
@@ -120,9 +120,11 @@ def refine(
         start: masks ``[B,H,W]`` in [0,1] to begin with instead of the net's.
         keep_better: keep the start where :func:`quality` says that it was better, by more than ``tolerance``.
         fill: by which that is judged.
-        tolerance: of that score, how much the new mask may lose and still be kept. None: 0 for a search, whose aim is the score; 0.05 for
+        tolerance: how much of that score the new mask may lose and still be kept. None: 0 for a search, whose aim is the score;
+            0.05 for
             the filter, whose aim is borders.
-        options: of the method (``areas=[a]`` fixes the area of extremal perturbations; ``radius``, ``eps`` of the guided filter).
+        options: keyword options of the method (``areas=[a]`` fixes the area of extremal perturbations; ``radius``, ``eps`` of the guided
+            filter).
 
     Raises:
         ConfigError: an unknown method or option of the filter, a negative tolerance; a search without gradients.

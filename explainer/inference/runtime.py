@@ -29,7 +29,7 @@ def open_model(path: str | Path, threads: int | None = None) -> Runtime:
 
     Args:
         path: a ``.ckpt`` of train.py, an export folder (its ``model.safetensors``, or its only model file), or an exported file.
-        threads: of one call, where the runtime can be told.
+        threads: number of threads in one call, where the runtime can be told.
 
     Raises:
         CheckpointError: nothing usable there, or several files of which one must be chosen.

@@ -68,8 +68,8 @@ class Selector:
         kind: which guarantee, see the module.
         delta: probability with which ``selective`` may fail; None for ``marginal``.
         images: calibration images.
-        fallback: of the calibrated pipeline.
-        fill: of the score.
+        fallback: what the calibrated pipeline does with a mask that is not accepted.
+        fill: what replaces removed pixels when the score is computed.
         refinement: options of the calibrated refinement.
         classes: which class of an image was drawn, see the module.
         predicted_from: probability from which a class counted as predicted (multi-label).
@@ -121,7 +121,7 @@ class Selector:
         """Refuse to judge by this selector what it was not calibrated for.
 
         Args:
-            description: of the Explainer (``Runtime.description``).
+            description: description of the Explainer (``Runtime.description``).
             explanandum: the classifier.
             predicted_from: probability from which classes count as predicted now.
             source: the selector's file.
@@ -296,7 +296,7 @@ def explain_selectively(
     """Masks of one class per image, each accepted, refined and then accepted, or withheld.
 
     Args:
-        net, explanandum, images, classes, start: see :func:`explainer.inference.refinement.refine`.
+        net, explanandum, images, classes, start: the pipeline and what it explains; see :func:`explainer.inference.refinement.refine`.
         selector: its ``fallback`` and ``refinement`` say what happens to masks that are not accepted.
     """
     index = check_class_index(classes, images, explanandum.num_classes)
@@ -328,10 +328,10 @@ def calibration_pairs(
     """Scores and losses ``[n,S]`` for :func:`calibrate`: one class per image, drawn at random, so that the pairs are exchangeable.
 
     Args:
-        net, explanandum: of the pipeline.
+        net, explanandum: the Explainer and the classifier of the pipeline.
         batches: labelled images with ground-truth masks.
         loss: (masks ``[N,H,W]``, truth ``[N,H,W]``) -> ``[N]`` in [0,1].
-        fallback, fill, refinement: of the pipeline; with ``refine`` every mask is refined too (S = 2).
+        fallback, fill, refinement: settings of the pipeline; with ``refine`` every mask is refined too (S = 2).
         generator: CPU generator of the classes drawn; None: seed 0.
         classes: among which; a predicted class that the image does not have is a loss of 1. Images without any are left out.
         predicted_from: probability from which a class is predicted (multi-label; single-label: the most probable).

@@ -22,9 +22,10 @@ class Treatment:
     Attributes:
         explanandum: the classifier.
         method: refine every chosen mask with it, or None.
-        iterations: of the method.
+        iterations: number of iterations of the method.
         budget_s: seconds per image for refinement, or None.
-        selector: of :mod:`explainer.inference.selection`, or None. Its own fallback is applied to masks that it does not accept.
+        selector: accepts or withholds masks (:mod:`explainer.inference.selection`), or None. Its own fallback is applied to masks that it
+            does not accept.
         fill: by which quality is judged without a selector (which has its own): the training's.
 
     Raises:

@@ -38,8 +38,8 @@ class Application:
 
     Args:
         uploads: what is shown.
-        max_bytes: of an upload.
-        title: of the page.
+        max_bytes: largest size of an upload.
+        title: title of the page.
         notice: shown on the page, or empty.
 
     Attributes:

@@ -43,11 +43,11 @@ class Options:
         classes: names; None: of each image the class with the highest score.
         layer: module path; None: the last feature map.
         areas: fractions of the channels in (0,1), or numbers of channels.
-        iterations: of the search of each mask.
+        iterations: number of iterations of the search of each mask.
         top: channels an image and class that are inverted by themselves.
-        prior, objective, steps, seed: see :func:`~explainer.look.inversion.invert`.
+        prior, objective, steps, seed: settings of the feature inversion; see :func:`~explainer.look.inversion.invert`.
         limit: most images, spread evenly over those found.
-        side: in pixels, of the squares that the classifier sees, or (height, width); None: its own, or 224.
+        side: side length in pixels, of the squares that the classifier sees, or (height, width); None: its own, or 224.
     """
 
     classes: Sequence[str] | None = None
@@ -106,7 +106,7 @@ def attribute(
         class_index: ``[B]``.
         layer: module path of a layer that runs once and returns a feature map.
         areas: fractions of the channels in (0,1), or numbers of channels.
-        iterations: of the search.
+        iterations: number of iterations of the search.
 
     Raises:
         ConfigError: areas or layer cannot be used.
@@ -161,7 +161,7 @@ def inversions(
         features: ``[C,h,w]``.
         mask: ``[C]``.
         channels: K numbers.
-        size: of the images.
+        size: size of the images.
         how: options of :func:`~explainer.look.inversion.invert`.
 
     Returns:

@@ -155,7 +155,7 @@ def failure(status: int, message: str, headers: Any = None) -> JSONResponse:
 
     Args:
         status: HTTP's code.
-        message: in words.
+        message: what is wrong, in words.
         headers: further ones.
     """
     return JSONResponse({"error": message, "status": int(status)}, int(status), headers)

@@ -28,7 +28,7 @@ class Intake:
     """Bodies and work of one server. Its methods are called from the server's event loop.
 
     Args:
-        max_bytes: of a picture's file.
+        max_bytes: largest size of a picture's file.
     """
 
     def __init__(self, max_bytes: int) -> None:

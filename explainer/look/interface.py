@@ -49,7 +49,8 @@ def parse_options(pairs: Iterable[tuple[str, str]]) -> Options:
     """The options in an address.
 
     Args:
-        pairs: of the query. ``classes`` may be given several times, or with commas; a name with a comma stands in double quotes.
+        pairs: name and value pairs of the query. ``classes`` may be given several times, or with commas; a name with a comma stands in
+            double quotes.
 
     Raises:
         ConfigError: an unknown option, one given twice, or a value that breaks its rule.

@@ -102,7 +102,7 @@ def invert(
         objective: ``dot`` (eq. 12) or ``match`` (minus the squared distance to d over the square of d).
         steps: None: 512 with ``fourier``, 200 with ``pixel``.
         colours: ``[3,3]`` of :func:`colour_matrix`; None: the identity. For ``fourier``.
-        seed: of the noise and the shifts.
+        seed: random seed of the noise and the shifts.
 
     Raises:
         ConfigError: an unknown option or layer.

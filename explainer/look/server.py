@@ -23,8 +23,8 @@ class Server:
         uploads: what is shown.
         host: address to bind.
         port: 0 takes any free one.
-        max_bytes: of an upload.
-        title: of the page.
+        max_bytes: largest size of an upload.
+        title: title of the page.
         notice: shown on the page, or empty.
         names: further host names under which it may be addressed.
 

@@ -47,7 +47,7 @@ class Options:
     Attributes:
         layers: module paths (``relu#0`` is the first call of a module that is called several times; default its last). None: the last
             feature map.
-        side: in pixels, of the squares that the classifier sees, or (height, width); None: its own, or 224.
+        side: side length in pixels, of the squares that the classifier sees, or (height, width); None: its own, or 224.
         grid: most patches a side.
         limit: most images, spread evenly over those found.
         title: of the page.
@@ -119,7 +119,7 @@ def feature_maps(explanandum: Any, images: Tensor, layers: Sequence[str]) -> dic
     Args:
         explanandum: the classifier; left as it was.
         images: ``[N,3,H,W]`` in [0,1].
-        layers: see :class:`Options`.
+        layers: module paths; see :class:`Options`.
 
     Returns:
         ``{layer: [N,C,h,w]}``.
@@ -169,8 +169,8 @@ def similarities(vectors: Tensor, image: int, row: int, column: int) -> Tensor:
     """Cosine of one patch with every patch, ``[N,h,w]`` in [-1,1]; 0 where either vector is zero.
 
     Args:
-        vectors: of :func:`patch_vectors`.
-        image, row, column: of the one patch.
+        vectors: what :func:`patch_vectors` returns.
+        image, row, column: place of the one patch.
     """
     return torch.einsum("nhwc,c->nhw", vectors, vectors[image, row, column])
 

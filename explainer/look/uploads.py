@@ -104,13 +104,13 @@ class Uploads:
     """The pictures of one running page. Not thread-safe: the server calls it from one thread.
 
     Args:
-        runtime: of :func:`explainer.inference.runtime.open_model`.
+        runtime: an opened model (:func:`explainer.inference.runtime.open_model`).
         explanandum: the classifier; gives probabilities and what other methods need.
         compare: names of per-image methods, and ``refined``; None: those the classifier allows.
         side: at which the network runs, for models that take any size.
         threshold: probability from which a class counts as predicted.
-        max_pixels: of a picture.
-        refine_iterations, refine_budget: of ``refined``; seconds.
+        max_pixels: largest number of pixels of a picture.
+        refine_iterations, refine_budget: most iterations and seconds of ``refined``.
     """
 
     def __init__(

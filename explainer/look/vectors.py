@@ -46,7 +46,7 @@ class Options:
         class_name: None: the class with the highest score.
         layer: whose strongest vectors are shown; None: the encoder's output.
         vectors: how many of them.
-        children: of every node of the tree.
+        children: largest number of children of every node of the tree.
         depth: levels of vectors below the class.
         data: folder in which the nearest vectors are looked for, or None.
         neighbours: per vector, each from another image.
@@ -74,7 +74,7 @@ class VectorNode:
     Attributes:
         layer: module path.
         row, column: pixel of its map.
-        share: of the parent, see the module.
+        share: this vector's share in the parent's relevance, see the module.
         path_share: product of the shares from the root down to here.
         field: its effective receptive field ``[h_0,w_0]``, sum 1.
         rest: 1 minus the shares of the children that are shown; None without children.
@@ -125,7 +125,7 @@ def mass_box(receptive: Tensor, mass: float = _MASS) -> tuple[int, int, int, int
 
     Args:
         receptive: ``[h,w]``. Without a positive value the box is the whole map.
-        mass: in (0,1].
+        mass: share of the positive part that the pixels hold, in (0,1].
     """
     positive = receptive.double().clamp(min=0)
     total = float(positive.sum())
@@ -158,7 +158,7 @@ def explain_recursively(srd: SRD, image: Tensor, class_index: int, children: int
         srd: the method.
         image: ``[3,H,W]`` in [0,1].
         class_index: the root.
-        children: of every node, at most.
+        children: largest number of children of every node.
         depth: levels below the root, at least 1.
 
     Returns:
@@ -207,7 +207,7 @@ def add_neighbours(srd: SRD, image: Tensor, roots: Sequence[VectorNode], others:
     Args:
         srd: the method.
         image: ``[3,H,W]``, the explained one.
-        roots: of :func:`explain_recursively`.
+        roots: what :func:`explain_recursively` returns.
         others: ``[N,3,H,W]``.
         count: per node, each from another image.
     """

@@ -29,11 +29,11 @@ class Explanation:
         logits_masked: ``[B,K]`` classifier on the image with only the shown classes' masks kept.
         logits_inverse: ``[B,K]`` classifier on the image with the shown classes' masks removed.
         shown: ``[B,K]`` the classes whose masks were shown: ``targets``, or a random part of them (``subset`` option).
-        task: of the Explanandum.
+        task: the Explanandum's task, ``multilabel`` or ``multiclass``.
         explanandum: the frozen classifier, for terms that query it themselves.
         generators: one CPU generator for each image, so that its draws do not depend on the others of its batch.
         progress: share of the training done, in [0,1].
-        ids: of the images.
+        ids: identifiers of the images.
         teacher: like ``class_masks``, other methods' maps in [0,1], NaN where there is none; None while no term asks for them.
         classes: ``[B,n]`` which classes the masks belong to, where only a sample of many classes is computed; None: all K in order.
         no_region: ``[K]`` bool, classes that no pixel belongs to (no defect, background). ``targets`` never has them, so that they have no

@@ -27,7 +27,7 @@ def sample_coalitions(number: int, cells: int, generator: torch.Generator, paire
     """Random coalitions from the Shapley kernel, never empty and never full.
 
     Args:
-        number: of coalitions.
+        number: number of coalitions.
         cells: G >= 2.
         generator: CPU generator.
         paired: every second one is the complement of the one before it (halves the variance).
@@ -104,10 +104,10 @@ class Coalition(LossTerm):
         weight: number or schedule.
         grid: cells a side.
         coalitions: per image and step.
-        efficiency: see :func:`efficient`.
+        efficiency: how the values are made to add up to the gap; see :func:`efficient`.
         score: ``probability`` or ``logit``.
-        fill: of the cells outside the coalition.
-        paired: see :func:`sample_coalitions`.
+        fill: what replaces the cells outside the coalition.
+        paired: whether each coalition comes with its complement; see :func:`sample_coalitions`.
         batch_size: most images per call of the classifier.
     """
 

@@ -49,7 +49,7 @@ def distillation_loss(class_masks: Tensor, targets: Tensor, teacher: Tensor, kin
         class_masks: ``[B,K,H,W]`` in [0,1].
         targets: multi-hot ``[B,K]``.
         teacher: ``[B,K,H,W]`` in [0,1], NaN where there is no map.
-        kind: see :func:`map_distance`.
+        kind: distance of two maps; see :func:`map_distance`.
         absent: weight of pushing the masks of absent classes without map to 0; 0 leaves them alone.
 
     Returns:
@@ -76,7 +76,7 @@ class Distillation(LossTerm):
     Args:
         weight: number or schedule.
         kind: ``bce``, ``mse`` or ``dice``.
-        absent: see :func:`distillation_loss`.
+        absent: weight of the masks of absent classes without a map; see :func:`distillation_loss`.
     """
 
     name = "distillation"

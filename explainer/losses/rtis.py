@@ -64,10 +64,10 @@ class RTIS(LossTerm):
     published mixture of blur and coloured noise.
 
     Args:
-        weight: of the whole objective.
+        weight: weight of the whole objective.
         tv, area, preserver, destroyer: weights of its parts.
-        power: of the destroyer.
-        padding: of the total variation.
+        power: exponent in the destroyer's term.
+        padding: how the total variation treats the border.
     """
 
     name = "rtis"

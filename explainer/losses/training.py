@@ -32,7 +32,7 @@ def classifier_loss(
         targets: ``[B,K]`` in [0,1]; single-label rows sum to 1.
         task: softmax or sigmoid.
         class_weights: ``[K]``, positive; None weighs all alike.
-        gamma: of the focal loss; 0 is cross-entropy.
+        gamma: exponent in the focal loss; 0 is cross-entropy.
         label_smoothing: s in [0,1): targets become ``(1 - s) t + s / K`` (single-label) or ``(1 - s) t + s / 2``.
     """
     K = logits.shape[1]

@@ -175,7 +175,7 @@ def apop_logits(
     Args:
         classifier: ReLU network in eval mode, *normalised* images ``[B,C,H,W]`` -> logits ``[B,K]`` (an Explanandum's ``classifier``).
         images: normalised images (``explanandum.normalize(images)``).
-        substitute: see :func:`make_substitute`; in normalised space.
+        substitute: the image of pass 2, in normalised units; see :func:`make_substitute`.
         mode: ``apop`` keeps negative values under an open mask, ``apop_relu`` clips them.
 
     Returns:
@@ -252,7 +252,7 @@ def binarized_call_logits(classifier: Callable[[Tensor], Tensor], images: Tensor
     """Logits when one activation call passes ``[a > 0]`` instead of a, on the same image (SRD, Fig. 6).
 
     Args:
-        classifier: in eval mode, *normalised* images ``[B,C,H,W]`` -> logits ``[B,K]``.
+        classifier: in eval mode; maps *normalised* images ``[B,C,H,W]`` -> logits ``[B,K]``.
         images: normalised images.
         call: number of the call, from 0, in the order of the forward pass; calls of a shared module and functional ones count one by one.
 
@@ -284,8 +284,8 @@ class APOP(PerImageMetric):
     The values of an image are four columns, in the order of :attr:`columns`; ``compute()`` is ``[4]`` and :meth:`table` names them.
 
     Args:
-        substitute, mode: see :func:`apop_logits`.
-        seed: of the substitute ``noise``, drawn afresh for each batch.
+        substitute, mode: the image of pass 2, and what of pass 1 is kept; see :func:`apop_logits`.
+        seed: random seed of the substitute ``noise``, drawn afresh for each batch.
     """
 
     name = "apop"

@@ -37,8 +37,8 @@ def infidelity(
         samples: number of perturbations.
         noise: their standard deviation in [0,1] units.
         normalize: scale the map optimally first (a; makes maps of different units comparable), else a = 1.
-        output: of the classifier.
-        seed: of the perturbations.
+        output: what is read from the classifier: ``probability``, ``softmax``, ``sigmoid`` or ``logit``.
+        seed: random seed of the perturbations.
     """
     from captum.metrics import infidelity as captum_infidelity
 

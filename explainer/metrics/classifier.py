@@ -58,7 +58,7 @@ def predicted_classes(logits: Tensor, task: str, threshold: float = 0.5, at_leas
     Args:
         logits: ``[B,K]``.
         task: ``multiclass``: the class with the largest logit; ``multilabel``: all with a probability of at least ``threshold``.
-        threshold: of the probability, in (0,1).
+        threshold: least probability of a predicted class, in (0,1); multi-label only.
         at_least_one: multi-label: the most probable class counts even below the threshold, so that an evaluation leaves no image out.
             ``explainer explain`` and predicted targets leave such an image without a class.
     """

@@ -44,7 +44,7 @@ def fidelity(
         fill: ``mean`` is 0 in the normalised image.
         unit: ``pixel`` removes all channels together; ``feature`` draws among the ``C*H*W`` scalars, as Quantus does.
         output: the paper uses logits.
-        seed: of the subsets, which are the same for every image and every method.
+        seed: random seed of the subsets, which are the same for every image and every method.
 
     NaN where the sums or the drops do not vary (constant map), or the map holds a NaN.
     """

@@ -38,7 +38,7 @@ def stability(
         samples: number of x_j. The maximum grows with it, so report it with the score.
         noise: standard deviation in the normalised input.
         norm: all maps are prepared alike (:func:`explainer.metrics.preparation.prepare`).
-        seed: of the noise, which is the same for every image and every method.
+        seed: random seed of the noise, which is the same for every image and every method.
 
     NaN if a map holds a NaN. A method that ignores the image scores 0.
     """

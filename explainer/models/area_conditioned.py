@@ -66,7 +66,7 @@ def top_pixels(logits: Tensor, area: Tensor | float) -> Tensor:
 
     Args:
         logits: ``[B,K,H,W]``.
-        area: see :func:`area_masks`.
+        area: share of the image; see :func:`area_masks`.
     """
     wanted = _areas(logits, area)
     pixels = logits.shape[-2] * logits.shape[-1]
@@ -95,7 +95,8 @@ class AreaConditioned(nn.Module):
 
     Args:
         net: :class:`~explainer.models.explainer.Explainer` (or any module with ``logits(images)`` and ``num_classes``).
-        temperature: see :func:`area_masks`; None: the one it was trained with (``net.metadata["area_temperature"]``, 1 where that is
+        temperature: softness of the cut; see :func:`area_masks`; None: the one it was trained with (``net.metadata["area_temperature"]``,
+            1 where that is
             not known).
     """
 
@@ -141,7 +142,7 @@ class AreaConditioned(nn.Module):
             images: ``[B,3,H,W]``.
             class_index: ``[B]``.
             areas: candidates.
-            share: of the probability on the whole image, in (0,1].
+            share: share of the probability on the whole image, in (0,1].
             fill: what is shown outside the mask.
 
         Returns:

@@ -36,9 +36,9 @@ class Questions(nn.Module):
     """Stands where an Explanandum has its classifier: asks the function about each new image once, within a budget.
 
     Args:
-        function: see :class:`ScoreFunction`.
+        function: the score function; see :class:`ScoreFunction`.
         identity: the function's name in messages.
-        task, scores, batch_size, budget, cache: see :class:`BlackBox`.
+        task, scores, batch_size, budget, cache: as for :class:`BlackBox`.
 
     Attributes:
         queries: images that this process has asked about so far.
@@ -121,15 +121,15 @@ class BlackBox(Explanandum):
     """A classifier known by its scores alone, with the interface of an :class:`Explanandum`.
 
     Args:
-        function: see :class:`ScoreFunction`.
-        num_classes, task, class_names, input_size: see :class:`Explanandum`.
-        mean, std: of the normalisation; the mean is also the colour that replaces removed pixels.
+        function: the score function; see :class:`ScoreFunction`.
+        num_classes, task, class_names, input_size: as for :class:`Explanandum`.
+        mean, std: the normalisation; the mean is also the colour that replaces removed pixels.
         normalize: the function takes normalised images; False: images in [0,1].
         scores: what it returns; probabilities (sigmoid, or softmax for multiclass) are turned into logits.
         identity: text that stands for the classifier in fingerprints; give it a new one when the model behind the function changes.
             Default: the function's ``identity`` attribute, or its module and name.
         batch_size: most images per call.
-        cache_size, cache_file: see :class:`ResponseCache`.
+        cache_size, cache_file: answers kept in memory, and the file that keeps them; see :class:`ResponseCache`.
         budget: most images that may be asked about (answers from the cache are free), or None. With ``cache_file`` what earlier starts
             and other processes have asked counts; without, every process and every start has the budget anew.
     """
@@ -204,8 +204,8 @@ class OnnxScores:
     Args:
         path: the file; its first input takes ``[B,C,H,W]``.
         output: name of the output with the scores; default the first.
-        threads: of one call; None lets onnxruntime choose.
-        providers: of onnxruntime.
+        threads: number of threads in one call; None lets onnxruntime choose.
+        providers: execution providers of onnxruntime.
 
     Attributes:
         identity: hash of the file's content.

@@ -86,7 +86,7 @@ def per_image(
         features: ``[B,C,h,w]``.
         weight: ``[B,n,C,k,k]``.
         bias: ``[B,n]`` or None.
-        padding, dilation: of the convolution; its stride is 1.
+        padding, dilation: padding and dilation of the convolution; its stride is 1.
 
     Returns:
         ``[B,n,h,w]``.

@@ -39,7 +39,7 @@ def encoder_for(arch: str | None) -> str:
     """Name of the encoder of segmentation-models-pytorch that is the classifier itself (``encoder_name: auto``).
 
     Args:
-        arch: of the classifier, as :func:`~explainer.models.classifiers.build_classifier` takes it.
+        arch: name of the classifier, as :func:`~explainer.models.classifiers.build_classifier` takes it.
 
     Raises:
         ConfigError: there is none.

@@ -28,10 +28,10 @@ class Explainer(nn.Module):
     Args:
         network: name for :func:`explainer.models.networks.build_network`; with a shared encoder the decoder, ``fpn`` or ``deeplabv3plus``.
         num_classes: K.
-        options: of the network (encoder_name, encoder_weights, decoder_channels, ...).
+        options: keyword options of the network (encoder_name, encoder_weights, decoder_channels, ...).
         class_names: K names, or None for "0".."K-1".
         mean, std: normalisation per channel, in units of [0,1] images.
-        image_size: in pixels, the side or (height, width) it was trained at; ``None`` if unknown. Only a recommendation: any size
+        image_size: side or (height, width) in pixels that it was trained at; ``None`` if unknown. Only a recommendation: any size
             is accepted.
         downscale: run the network at 1/downscale of the image's resolution and upsample the masks (a speed option).
         stride: multiple to which height and width are padded (replicated edge) before the network; not with a shared encoder, whose
@@ -125,7 +125,7 @@ class Explainer(nn.Module):
         """The network described by :attr:`config`, with random weights: pretrained encoder weights are about to be replaced.
 
         Args:
-            config: see :attr:`config`.
+            config: the arguments of the constructor, as :attr:`config` gives them.
             explanandum: the classifier; needed for a shared encoder, unused otherwise.
 
         Raises:

@@ -33,7 +33,7 @@ class Family:
     Attributes:
         kind: ``CNN``, ``gated CNN`` (squeeze and excitation), ``modern CNN``, ``transformer``, ``windows``, ``hybrid``, ``MLP``.
         arch, options: for :func:`~explainer.models.classifiers.build_classifier`.
-        side: of its images, in pixels.
+        side: side length of its images, in pixels.
     """
 
     kind: str

@@ -59,8 +59,8 @@ def make_guide(images: Tensor, size: tuple[int, int], radius: float = RADIUS, ep
 
     Args:
         images: ``[B,3,H,W]``, with any offset.
-        size: of the maps that will be filtered.
-        radius: of the windows, as a share of each side.
+        size: size of the maps that will be filtered.
+        radius: radius of the windows, as a share of each side.
         eps: variance below which a window counts as flat.
         unit: ``[1,3,1,1]``; its product with the images has the unit of [0,1] images.
     """
@@ -89,7 +89,7 @@ def guided(maps: Tensor, guide: Guide) -> Tensor:
 
     Args:
         maps: ``[B,n,h,w]``.
-        guide: of the images, at the same resolution.
+        guide: the images' colours, prepared at the same resolution.
 
     Returns:
         ``[B,n,h,w]``.

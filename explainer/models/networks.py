@@ -96,7 +96,7 @@ class VGGDeepLab(nn.Module):
     Args:
         num_classes: K.
         widths: channels per encoder stage, as in the classifier it may be initialised from.
-        decoder_channels: of the pyramid and of the way up.
+        decoder_channels: numbers of channels of the pyramid and of the way up.
     """
 
     def __init__(self, num_classes: int, widths: tuple[int, ...] | list[int] = (32, 64, 96, 128), decoder_channels: int = 64) -> None:
@@ -149,7 +149,7 @@ def build_network(name: str, num_classes: int, **options: Any) -> nn.Module:
     """A network from normalised images ``[B,3,H,W]`` to logits ``[B,K,h,w]``.
 
     Args:
-        name: see :func:`network_names`.
+        name: name of the network; see :func:`network_names`.
         num_classes: K.
         options: passed to the library (``encoder_name``, ``encoder_weights``, ``decoder_channels``, ...); encoder_weights is None by
             default, that is random.

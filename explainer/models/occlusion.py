@@ -29,7 +29,7 @@ def random_masks(
         size: (H, W).
         generator: CPU generator.
         kind: shape of the removed region.
-        max_share: in [0,1].
+        max_share: largest occluded share, in [0,1].
 
     Returns:
         ``[B,H,W]`` float in {0,1}, 1 keeps, on the CPU.
@@ -65,7 +65,7 @@ def cutout_squares(batch: int, size: tuple[int, int], generator: torch.Generator
         size: (H, W).
         generator: CPU generator.
         squares: per image, at least 1.
-        side: of a square as share of the shorter side, above 0.
+        side: side length of a square as share of the shorter side, above 0.
 
     Returns:
         ``[B,H,W]`` float in {0,1}, 1 keeps, on the CPU.
@@ -120,7 +120,7 @@ def hide_and_seek_grid(batch: int, size: tuple[int, int], generator: torch.Gener
         size: (H, W), each at least ``grid``.
         generator: CPU generator.
         grid: cells a side, at least 1; borders at the nearest pixel where they do not divide the image.
-        keep: in [0,1].
+        keep: probability that a cell stays, in [0,1].
 
     Returns:
         ``[B,H,W]`` float in {0,1}, 1 keeps, on the CPU.

@@ -89,8 +89,8 @@ def normalization(
     """Mean and standard deviation as given, else the model's, else ImageNet's. Other ones than the weights' own are warned of.
 
     Args:
-        arch, options: of the classifier; ``options`` tell whether it starts from trained weights.
-        mean, std: of the configuration, or None.
+        arch, options: name and options of the classifier; ``options`` tell whether it starts from trained weights.
+        mean, std: what the configuration gives, or None.
     """
     known = recorded(arch, options)
     trained = bool((options or {}).get("weights") or (options or {}).get("pretrained"))

@@ -24,7 +24,7 @@ def efficientnet_lite(num_classes: int, name: str = "efficientnet_lite0", weight
             new head.
         name: one of :data:`EFFICIENTNET_LITES`.
         weights: ``imagenet`` (ILSVRC-2012, 1000 classes) or None for random weights.
-        options: of :func:`timm.create_model` (drop_rate, drop_path_rate, in_chans, ...).
+        options: keyword options of :func:`timm.create_model` (drop_rate, drop_path_rate, in_chans, ...).
 
     Raises:
         ConfigError: other weights are asked for, or the package that holds them is not installed.
@@ -73,7 +73,7 @@ def rename_in_order(source: dict[str, Tensor], own: dict[str, Tensor], what: str
 
     Args:
         source, own: state_dicts, in the order in which their networks define them.
-        what: of ``source``, for the message.
+        what: what ``source`` is called in the message.
 
     Raises:
         CheckpointError: they do not correspond.

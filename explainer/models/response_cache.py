@@ -24,7 +24,7 @@ class ResponseCache:
     Args:
         size: answers kept in memory; 0 keeps none.
         path: SQLite file that outlives the process, or None.
-        identity: of the classifier; a file may hold the answers of several.
+        identity: text that stands for the classifier; a file may hold the answers of several.
     """
 
     def __init__(self, size: int = 4096, path: str | Path | None = None, identity: str = "") -> None:

@@ -50,8 +50,8 @@ class Pyramid(nn.Module):
     """Atrous separable convolutions and the image's mean at the coarsest stage (DeepLabV3+, Chen et al. 2018).
 
     Args:
-        channels: of the stage.
-        width: of the output.
+        channels: number of channels of the stage.
+        width: number of channels of the output.
         rates: dilations; a map of 7x7 positions has room for small ones only.
     """
 

@@ -29,7 +29,7 @@ def weighted_softmax(scores: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         scores: ``[...,N,M]``.
-        weights: in [0,1], broadcastable to ``scores``.
+        weights: how much each token counts in [0,1], broadcastable to ``scores``.
     """
     top = scores.detach().masked_fill(weights == 0, -torch.inf).amax(-1, keepdim=True)
     top = top.masked_fill(top == -torch.inf, 0)

@@ -53,7 +53,7 @@ def gallery(results: Results, most: int = 48) -> str:
     """The gallery as HTML; a sentence where there is none.
 
     Args:
-        results: of one folder.
+        results: results of one folder.
         most: cards (pairs of image and class).
     """
     stored = Gallery.of(results.folder, results.summary)

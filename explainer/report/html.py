@@ -43,7 +43,7 @@ def report(results: Sequence[Results], title: str = "Evaluation report", bootstr
 
     Args:
         results: one section each.
-        title: of the page.
+        title: title of the page.
         bootstrap: resamples behind the intervals of differences.
     """
     sections, links = [], []

@@ -43,7 +43,7 @@ def inline(text: str, tag: str) -> str:
     """The content of a page's one ``<style>`` or ``<script>``.
 
     Args:
-        text: of :func:`rendered`.
+        text: what :func:`rendered` returns.
         tag: its name.
     """
     return text[text.index(f"<{tag}>") + len(tag) + 2 : text.rindex(f"</{tag}>")]

@@ -23,7 +23,7 @@ def curves(x: Sequence[float], lines: Sequence[tuple[str, Sequence[float], int]]
     Args:
         x: positions.
         lines: ``(label, values, style number)``; NaN breaks a line.
-        x_title, y_title: of the axes.
+        x_title, y_title: titles of the axes.
 
     Returns:
         ``<svg>`` with one ``<polyline class="curve" data-label=...>`` per unbroken piece.

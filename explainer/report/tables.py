@@ -83,7 +83,7 @@ class Table:
     Attributes:
         key: stable name.
         title, caption: plain words.
-        header: of the columns after the first.
+        header: titles of the columns after the first.
         directions: True: higher is better, False: lower, None: neither; one per column.
         lines: ``(label, cells)``; a cell is None where there is no number.
         first: header of the first column.
@@ -105,7 +105,7 @@ class Results:
     Attributes:
         folder: where it is.
         summary: content of ``summary.json``.
-        rows: of ``results.jsonl``.
+        rows: rows of ``results.jsonl``.
         groups: rows by (method, scale, protocol).
     """
 

@@ -20,7 +20,7 @@ def write(
         folders: results folders.
         out: file; its ending (.html, .md, .tex, .json) chooses the form.
         also: further forms (md, tex, json), written beside it.
-        title: of the report.
+        title: title of the report.
         bootstrap: resamples behind the intervals of differences.
 
     Returns:

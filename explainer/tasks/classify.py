@@ -44,10 +44,10 @@ class ClassifyTask(pl.LightningModule):
         task: ``multilabel`` or ``multiclass``.
         class_names: K names, stored in the checkpoint.
         optimizer: optimiser and schedule.
-        seed: of the occlusion masks and of the mask augmentation.
+        seed: random seed of the occlusion masks and of the mask augmentation.
         mask_explainer: the Explainer of ``config.mask_augmentation``: images in [0,1] -> class masks ``[B,K,H,W]``.
         class_counts: number of training images of each class and of all, ``([K], N)``; needed for balanced class weights.
-        image_size: of the training images in pixels, the side or (height, width); stored in the checkpoint.
+        image_size: size of the training images in pixels, the side or (height, width); stored in the checkpoint.
 
     The files that ``config.checkpoint`` and ``config.init_from`` name are read by :meth:`start`, which a fresh training calls and a
     resumed one does not.

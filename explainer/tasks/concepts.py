@@ -34,13 +34,13 @@ class Recipe:
     Attributes:
         preset: ``published``: SGD, momentum 0.9, no weight decay. ``converged``: L-BFGS on all images of a concept at once, with an L2
             penalty, until the loss stands still.
-        loss: of segmentation: ``linear`` (equation 4 as printed) or ``bce``.
-        bias: of segmentation; classification always has one.
-        lr: of SGD; for segmentation it is of masks of 112 x 112 pixels and scaled to others, since the loss sums over pixels.
-        batch_size, epochs: of SGD.
-        l2: of L-BFGS: the penalty's factor, on the loss as a mean over pixels and images.
-        tolerance: of L-BFGS: relative change of the loss at which a concept is done.
-        seed: of initial weights, order and draws, with the concept's number.
+        loss: loss of segmentation: ``linear`` (equation 4 as printed) or ``bce``.
+        bias: whether segmentation has a bias; classification always has one.
+        lr: learning rate of SGD; for segmentation it is of masks of 112 x 112 pixels and scaled to others, since the loss sums over pixels.
+        batch_size, epochs: for SGD: images per step, and passes over the data.
+        l2: factor of L-BFGS's penalty, on the loss as a mean over pixels and images.
+        tolerance: for L-BFGS: relative change of the loss at which a concept is done.
+        seed: random seed of initial weights, order and draws, with the concept's number.
     """
 
     preset: Literal["published", "converged"] = "converged"
@@ -100,9 +100,9 @@ class ProbeTask(pl.LightningModule):
         start: initial weights ``{concept: [K]}``.
         allowed: ``[K]`` per concept, 1 where the weight may differ from 0; None: everywhere.
         objective: ``(concept, images, weights, bias) -> loss``.
-        recipe: see :class:`Recipe`.
+        recipe: settings of the fit; see :class:`Recipe`.
         bias: fit one.
-        lr: of SGD.
+        lr: learning rate of SGD.
         decay: SGD's rate is multiplied by 0.1 after every so many epochs; None: never.
     """
 
@@ -234,10 +234,10 @@ def fit_segmentation(
     """Weights that segment each concept on the training images that show it.
 
     Args:
-        supports: of the training split.
-        truth: of the training split.
+        supports: filter supports of the training split.
+        truth: concept masks of the training split.
         concepts: numbers; each must have an image with a mask.
-        recipe: see :class:`Recipe`.
+        recipe: settings of the fit; see :class:`Recipe`.
         allowed: filters that may be used, ``{concept: [K] in {0,1}}``; None: all.
     """
     C, K, pixels = truth.labels.shape[1], supports.K, truth.side[0] * truth.side[1]
@@ -275,10 +275,11 @@ def fit_classification(
     """Weights and biases that tell the training images that show each concept from the others, in the units of ``features``.
 
     Args:
-        features: of the training split.
+        features: feature maps of the training split.
         labels: ``[N,C]`` bool.
         concepts: numbers; each must have images that show it and images that do not.
-        recipe: see :class:`Recipe`. ``published`` draws as many negatives as there are positives, anew each epoch; ``converged`` lets
+        recipe: settings of the fit; see :class:`Recipe`. ``published`` draws as many negatives as there are positives, anew each epoch;
+            ``converged`` lets
             both sides weigh the same.
         allowed: filters that may be used, ``{concept: [K] in {0,1}}``; None: all.
     """

@@ -23,7 +23,7 @@ class AppendingCSVLogger(Logger):
     at either moment loses the curve. Here the file is only appended to, or replaced at once.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         every: rows between two writes; :meth:`save` writes at once, and is called before every checkpoint.
     """
 

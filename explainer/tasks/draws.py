@@ -18,7 +18,7 @@ class Draws:
     """One stream for the step, the same in every process, and one for each image, the same wherever the image is.
 
     Args:
-        seed: of the run.
+        seed: random seed of the run.
         step: optimiser steps done; -1 in evaluation, which always draws the same.
         batch: whose images; their ids and epochs name the streams.
         purpose: keeps the streams of two uses in one step apart.

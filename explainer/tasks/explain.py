@@ -44,7 +44,7 @@ class ExplainTask(pl.LightningModule):
         losses: terms by name with weight and options.
         masking: fill, binarisation, subsets.
         optimizer: optimiser and schedule.
-        seed: of everything random in a step, together with the step and the images.
+        seed: seed of all that is random in a step, together with the step and the images.
         provenance: plain values stored in the checkpoint (the classifier's configuration, data, versions).
         teachers: gives target maps for terms that need them, see :class:`explainer.tasks.teachers.Teachers`.
         taught: positions of the training images for which ``teachers`` has maps; None stands for all.
@@ -319,7 +319,7 @@ def check_options(
     """Refuse what :class:`ExplainTask` cannot train with. Cheap, so that it can be asked before maps are computed.
 
     Args:
-        explainer, explanandum, losses, masking, optimizer: of :class:`ExplainTask`.
+        explainer, explanandum, losses, masking, optimizer: what :class:`ExplainTask` is built from.
         taught: whether there are teachers.
 
     Raises:

@@ -117,7 +117,7 @@ def measure(
 
     Args:
         task: the run's.
-        batch_size, size: of the images ``[B,3,H,W]``.
+        batch_size, size: number and size of the images ``[B,3,H,W]``.
         device: where it will train.
         among: the combinations that may be chosen.
     """
@@ -140,7 +140,7 @@ def settled(config: RunConfig, task: ClassifyTask | ExplainTask, size: Size, *, 
     Args:
         config: the run.
         task: its networks.
-        size: of the images in pixels.
+        size: size of the images in pixels.
         resumes: the run folder holds this run already.
         alone: one process on one device.
         by_rule: the precision where nothing is measured, see :func:`~explainer.tasks.trainer.native_precision`.

@@ -41,7 +41,7 @@ def decide(logits: Tensor, task: str, top: int = 1, threshold: float = 0.5) -> l
         logits: ``[B,K]``.
         task: ``multiclass``: the ``top`` most probable classes; ``multilabel``: all with a probability of at least ``threshold``.
         top: number of classes of an image, single-label only.
-        threshold: of the probability, multi-label only; see :func:`~explainer.metrics.classifier.predicted_classes`.
+        threshold: least probability of a predicted class, multi-label only; see :func:`~explainer.metrics.classifier.predicted_classes`.
     """
     if task == "multiclass":
         return [tuple(row) for row in logits.topk(min(top, logits.shape[1]), dim=1).indices.tolist()]
@@ -60,7 +60,7 @@ def predict_targets(
         explanandum: the classifier.
         data: whose images; they are shown without augmentation.
         split: train, val or test.
-        top, threshold: see :func:`decide`.
+        top, threshold: the rule for predicted classes; see :func:`decide`.
         folder: where the answers are kept; answers of the same classifier for the same images are read from there. None keeps none.
 
     Raises:
@@ -117,8 +117,8 @@ def use_predicted_targets(
     Args:
         explanandum: the classifier.
         data: whose images.
-        splits: of them.
-        top, threshold, folder: see :func:`predict_targets`.
+        splits: names of the splits.
+        top, threshold, folder: the rule for predicted classes, and where they are kept; see :func:`predict_targets`.
     """
     for split in splits:
         found = predict_targets(explanandum, data, split, top=top, threshold=threshold, folder=folder)

@@ -32,7 +32,7 @@ class PredictionWriter(pl.Callback):
 
     Args:
         folder: where.
-        names: see :func:`file_names`, of the whole split, so that all processes agree.
+        names: file name by sample; see :func:`file_names`, of the whole split, so that all processes agree.
 
     Attributes:
         written: files so far, of this process.

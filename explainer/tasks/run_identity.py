@@ -206,7 +206,7 @@ class Earlier:
     """What a checkpoint says about the run that it was cut from.
 
     Attributes:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         values: by which the run is recognised; of older versions the optimiser and the classes.
         epochs, steps: done; None where it is no checkpoint of a training.
     """
@@ -243,7 +243,7 @@ class Earlier:
         """Compare with what a resumed run is given; a key that one side lacks is not compared.
 
         Args:
-            given: of :func:`settings` or :func:`facts`.
+            given: what :func:`settings` or :func:`facts` returned.
 
         Raises:
             ConfigError: a key with the rule ``refuse`` differs.
@@ -294,7 +294,7 @@ class RecordRun(pl.Callback):
     """Writes into every checkpoint by what its run is recognised.
 
     Args:
-        values: of :func:`settings` and :func:`facts`.
+        values: what :func:`settings` and :func:`facts` returned.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:

@@ -51,9 +51,9 @@ class SafeCheckpoint(ModelCheckpoint):
     """ModelCheckpoint whose metrics are on the disk before the checkpoint that goes on behind them is.
 
     Args:
-        folder: of the checkpoints.
+        folder: folder of the checkpoints.
         every_steps: besides the ends of epochs, save whenever so many optimiser steps are done; None never.
-        arguments: of ModelCheckpoint.
+        arguments: keyword arguments of ModelCheckpoint.
     """
 
     def __init__(self, folder: Path, every_steps: int | None = None, **arguments: Any) -> None:

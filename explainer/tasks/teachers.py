@@ -92,8 +92,8 @@ class CachedTeacher:
 
     Args:
         caches: a cache for each split that has one.
-        datasets: of the same splits.
-        scale: see :func:`to_unit`; maps are kept after it.
+        datasets: data sets of the same splits.
+        scale: how a raw map becomes [0,1]; see :func:`to_unit`; maps are kept after it.
         memory: bytes to keep; beyond, maps are read from the files at every step.
         chosen: positions of the training images whose maps are used; None for all in the cache.
         empty: positions of the training images that show no class with a region: they need no map to teach that every mask is empty.
@@ -248,7 +248,7 @@ def build_teachers(configs: Sequence[TeacherConfig], explanandum: Any, data: Dat
     """The run's teachers; None if there are none.
 
     Args:
-        configs: of the run.
+        configs: configurations of the run.
         explanandum: the classifier, shared with the task.
         data: the run's images.
         splits: for which caches are opened: a missing one is an error in ``train`` and leaves ``val`` without targets.

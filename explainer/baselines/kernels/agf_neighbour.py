@@ -43,8 +43,8 @@ class AGFNeighbour(Attributor):
         explanandum: an encoder with a linear probe (or a supervised classifier).
         candidates: ``[N,3,H,W]`` in [0,1].
         latent: ``difference`` (the method), ``sum`` or ``none`` (the rows of Table 4).
-        head: see :func:`split_classifier`.
-        options: of AGF (mode, gain, ...).
+        head: the layers after the features; see :func:`split_classifier`.
+        options: keyword options of AGF (mode, gain, ...).
     """
 
     signed = True

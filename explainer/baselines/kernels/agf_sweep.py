@@ -44,7 +44,7 @@ class Sweep:
 
     Args:
         run: the forward pass; it is read, never changed (``run.cache`` keeps what does not depend on the class).
-        options: see :class:`~explainer.baselines.kernels.agf_rules.Options`.
+        options: settings of the method; see :class:`~explainer.baselines.kernels.agf_rules.Options`.
         method: name used in messages.
         record: if given, filled with the intermediate quantities of each layer, by place.
         map_shape: ``(C,H,W)`` of a network input that is a flattened map, for the first-linear-layer rule.

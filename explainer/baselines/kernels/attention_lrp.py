@@ -155,9 +155,9 @@ class AttentionLrp(OpenAttention):
     """A forward pass whose gradient carries relevance, see the module.
 
     Args:
-        classifier, method: see :class:`~explainer.attribution.attention.OpenAttention`.
+        classifier, method: the watched classifier, and the name in messages; see :class:`~explainer.attribution.attention.OpenAttention`.
         constant_attention: the attention matrix is a constant (CP-LRP).
-        gamma: of convolutions and of linear layers, or None for the plain rule.
+        gamma: how much positive weights count more, for convolutions and for linear layers, or None for the plain rule.
         gamma_in_attention: whether the projections of ``nn.MultiheadAttention`` get gamma as other linear
             layers do.
     """

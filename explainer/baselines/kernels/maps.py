@@ -110,7 +110,7 @@ def guided_filter(maps: Tensor, images: Tensor, radius: float, eps: float = 1e-3
     Args:
         maps: ``[B,H,W]``, or ``[B,n,H,W]`` for several maps of each image; float32 or float64.
         images: the guide ``[B,C,H,W]`` in [0,1], of the same type.
-        radius: of the windows, as a share of the longer side (at least one pixel).
+        radius: radius of the windows, as a share of the longer side (at least one pixel).
         eps: variance of the guide below which a window counts as flat, in squared units of the image.
 
     Returns:

@@ -26,11 +26,11 @@ class Ascent:
     Attributes:
         rule: ``sgd`` (heavy-ball momentum) or ``adam``.
         rate: step size at iteration t.
-        momentum: of SGD, or the first moment's decay of Adam.
-        decay: of Adam: the second moment's.
+        momentum: momentum factor of SGD, or the first moment's decay of Adam.
+        decay: decay of Adam's second moment.
         shared: Adam's second moment is one number a row (the mean over its parameters), so that parameters keep the proportions of
             their gradients and only the row's scale is adapted.
-        dampening: of SGD: the gradient enters the momentum buffer times ``1 - dampening``, except the first one.
+        dampening: for SGD: the gradient enters the momentum buffer times ``1 - dampening``, except the first one.
     """
 
     rule: Literal["sgd", "adam"]
@@ -119,7 +119,7 @@ def maximise(start: Tensor, objective: Objective, ascent: Ascent, iterations: in
 
     Args:
         start: ``[N,...]`` in [0,1].
-        objective: see :data:`Objective`; called on detached leaves, with gradients enabled.
+        objective: what is maximised; see :data:`Objective`; called on detached leaves, with gradients enabled.
         ascent: the step rule.
         iterations: length of the schedule.
         limits: early ends.

@@ -17,7 +17,7 @@ def stepped_parameters(explanandum: Any, image: Tensor, class_index: Tensor, rat
         explanandum: the classifier.
         image: ``[1,C,H,W]`` in [0,1].
         class_index: ``[1]``; the loss is the cross-entropy (multi-class) or the binary cross-entropy of this class (multi-label).
-        rate: of the step; negative climbs.
+        rate: length of the step; negative climbs.
     """
     with torch.enable_grad():
         start = {n: p.detach().clone().requires_grad_() for n, p in explanandum.named_parameters() if p.is_floating_point()}

@@ -135,7 +135,7 @@ def bounds(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[floa
 
     Args:
         name: plain.
-        args, kwargs: of the call.
+        args, kwargs: arguments of the call.
     """
     if name == "relu":
         return 0.0, float("inf")

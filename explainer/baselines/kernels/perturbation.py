@@ -100,7 +100,7 @@ def pyramid(
         max_blur: pixels.
         origin: colour, one number or ``[C]``, to which ``fade`` tends and which surrounds the image for ``blur``. The public code
             works on normalised images, where 0 is the classifier's mean colour; the default is black in the space of ``images``.
-        renormalize: see :func:`imsmooth`.
+        renormalize: divide by the part of the window inside the image; see :func:`imsmooth`.
         generator: CPU generator, for ``noise``.
 
     Returns:

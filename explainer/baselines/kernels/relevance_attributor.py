@@ -46,7 +46,7 @@ class RelevanceBaseline(Baseline):
     Subclasses give the rules (:meth:`_rules`) and the relevance of the logits (:meth:`_start`), or all of :meth:`_relevance`.
 
     Args:
-        explanandum: see :class:`~explainer.baselines.kernels.base.Baseline`.
+        explanandum: the classifier in its wrapper; see :class:`~explainer.baselines.kernels.base.Baseline`.
         layer: module path (relative to the classifier) whose output is read; None reads the classifier's input.
     """
 

@@ -99,7 +99,7 @@ def redistribute(
         linear: the layer's map ``(x, w) -> z`` without bias.
         terms: pairs ``(x_k, w_k)``; each ``x_k`` has the input's shape.
         bias: its part in the denominator; it absorbs relevance.
-        relevance: of the outputs.
+        relevance: relevance of the outputs.
         epsilon: stabiliser.
 
     Returns:

@@ -106,7 +106,7 @@ class SmoothMask:
         height, width: image size in pixels.
         step: distance of the nodes in pixels, >= 1.
         sigma: width of the margin in pixels, and the kernel's scale of the ``code`` profile (the ``paper`` profile's is ``step``).
-        profile: see :func:`kernel_profile`.
+        profile: how a node's weight falls with its distance, ``code`` or ``paper``; see :func:`kernel_profile`.
         pooling: ``softmax`` (the paper's smax), ``sum``, or ``sigmoid`` (of ``coldness * sum - 3``).
         coldness: inverse temperature T of smax.
         clamp_gradient: ``pass`` or ``block``: whether gradient flows where rounding puts the mask exactly on 0 or 1. A convex
@@ -231,7 +231,7 @@ def parameters_of_area(
         family: the masks.
         score: ``[N,h,w]`` on its grid.
         areas: N mean values that the masks should have.
-        on_margin: of the mask with its margin, or of the part over the image.
+        on_margin: whether the areas are those of the mask with its margin, or of the part over the image.
 
     Returns:
         ``[N,h,w]`` in [0,1].

@@ -66,7 +66,7 @@ def sweep(
     Args:
         graph: the recorded pass.
         start: node.
-        relevance: of its pixels.
+        relevance: relevance of the start's pixels.
         stops: nodes.
         one_step: let nothing cross an activation: a one-hot relevance then gives the ratios mu_{i->j} themselves (eq. 6).
         post: shares are along the vectors behind the activations, not before them (appendix F's other ablation).

@@ -80,7 +80,7 @@ class AGFClassSegmentation(Protocol):
         return torch.ones_like(scene.labels)
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Agreement of each pixel's strongest class map with its class: one row per image."""
         assert maps is not None and scene.batch.masks is not None
         arguments = (maps.raw, scene.logits, scene.batch.masks, scene.void())
         values = {

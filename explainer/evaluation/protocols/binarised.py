@@ -44,7 +44,7 @@ class Binarised(Protocol):
         return {f"{which}_top{k}": Column(f"{which}, top-{k}", True, percent=True) for which in ("first", "mean") for k in (1, 5)}
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Hits of the label when one activation is binarised, by its position: one row per image and label."""
         rows, classes = scene.labels.nonzero(as_tuple=True)
         if len(rows) == 0:
             return []

@@ -64,7 +64,7 @@ class ClassificationKept(Protocol):
         return scores_from_counts(summed.unflatten(-1, (-1, 4))).flatten(-2)
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Counts of right and wrong labels, whole and masked: one row per image."""
         assert maps is not None
         cut = class_outputs(scene.explanandum, masked(scene.explanandum, scene.images, maps.merged(), self.fill), "logit")
         pairs = [(scene.logits, self.original_threshold), (cut, self.masked_threshold), *((cut, t) for t in self.sweep)]

@@ -32,7 +32,7 @@ class Fidelity(Protocol):
         return {"fidelity": Column("Fid", True)}
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Correlation of the map's sums with the drops of the score: one row per image and explained class."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

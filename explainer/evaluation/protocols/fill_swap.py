@@ -25,7 +25,7 @@ class FillSwap(Check):
         trained: fill used in training (or built into the method).
         fills: fills not used in training.
         draws: random places per mask.
-        output: of the classifier.
+        output: what is read from the classifier: ``probability``, ``softmax``, ``sigmoid`` or ``logit``.
         kept: smallest share of the advantage that must survive the swap.
         least: advantage under the training fill below which there is nothing to compare.
     """
@@ -63,7 +63,7 @@ class FillSwap(Check):
         return {**found, **{f"swapped_{fill}": Column(f"advantage, {fill}", True, percent=True, shown=False) for fill in self.fills}}
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Score with the mask less that with moved masks, by fill: one row per image and explained class."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

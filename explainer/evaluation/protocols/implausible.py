@@ -53,7 +53,7 @@ class Implausible(Check):
         }
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Overlap of the binary mask with the object, beside that of moved masks: one row per image and explained class."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

@@ -16,7 +16,7 @@ class Infidelity(Protocol):
         mode: no differences.
         samples: perturbations for infidelity.
         sensitivity_samples: perturbed images for max-sensitivity; 0 leaves it out.
-        radius: of those, in [0,1] units.
+        radius: largest change of a value in those, in [0,1] units.
     """
 
     name = "infidelity"

@@ -18,7 +18,7 @@ class InsertionDeletion(Protocol):
         mode: no differences.
         steps: points of a curve beyond the first.
         deletion_fill, insertion_fill: what stands where the image does not.
-        output: of the classifier.
+        output: what is read from the classifier: ``probability``, ``softmax``, ``sigmoid`` or ``logit``.
     """
 
     name = "insertion_deletion"
@@ -51,7 +51,7 @@ class InsertionDeletion(Protocol):
         return {"insertion": self.fractions, "deletion": self.fractions}
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Curves and the areas under them: one row per image and explained class."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

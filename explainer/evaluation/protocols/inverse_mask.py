@@ -39,7 +39,7 @@ class InverseMask(Protocol):
         }
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """What the merged mask's inverse leaves: one row per image, and one per image and explained class."""
         assert maps is not None
         mask = maps.merged()
         kept = masked(scene.explanandum, scene.images, mask, self.fill)

@@ -33,7 +33,7 @@ class LabelLeakage(Check):
         fill: outside of the mask on the foreign image.
         draws: random places per mask.
         margin: by which a bar may be exceeded.
-        folds, permutations: of the probe.
+        folds, permutations: number of folds and of permutations of the probe.
         samples: most masks that the probe reads (the first ones).
     """
 
@@ -69,7 +69,7 @@ class LabelLeakage(Check):
         }
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Share of foreign images on which a mask shows its class, as it is and moved: one row per image and explained class."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

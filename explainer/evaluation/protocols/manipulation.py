@@ -21,7 +21,7 @@ class Manipulation(Protocol):
 
     Args:
         mode: "code" keeps the softmax outputs instead of the logits, and compares by means of squares, not squared norms (eq. 10).
-        max_iterations, learning_rate, epsilon, stop_mse: of the attack.
+        max_iterations, learning_rate, epsilon, stop_mse: settings of the attack.
         softplus: (first, last) beta of the surrogate for methods that need one.
     """
 
@@ -81,7 +81,7 @@ class Manipulation(Protocol):
         return None if method.differentiable_map is not None else "its map cannot be differentiated"
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """How far an attack moves the map while the image looks the same: one row per image."""
         assert maps is not None and maps.method.differentiable_map is not None
         if len(scene.images) < 2:
             return []

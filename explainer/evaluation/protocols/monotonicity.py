@@ -24,7 +24,7 @@ class Monotonicity(Protocol):
         mode: no differences.
         areas: shares of the image, growing; a method with masks of its own must have been built with the same.
         fill: replaces removed pixels (the paper blurs).
-        output: of the classifier.
+        output: what is read from the classifier: ``probability``, ``softmax``, ``sigmoid`` or ``logit``.
         scores: ``masked``: the images are masked here with ``fill``; ``own``: what the method's search reached under its own perturbation
             (methods with masks of their own only), against its reward of the untouched image.
     """
@@ -55,7 +55,7 @@ class Monotonicity(Protocol):
         return {"preserved": list(self.areas)}
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Whether the score grows with the area shown, and from which area on it suffices: one row per image and explained class."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

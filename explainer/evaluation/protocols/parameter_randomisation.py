@@ -26,7 +26,7 @@ class ParameterRandomisation(Check):
 
     Args:
         mode: no differences.
-        steps: of the cascade; the first randomises the head alone, the last everything.
+        steps: number of steps of the cascade; the first randomises the head alone, the last everything.
         largest: mean rank correlation that may remain when all parameters are random.
     """
 
@@ -65,7 +65,7 @@ class ParameterRandomisation(Check):
         return scores_only(explanandum)
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Similarity of each map to those of randomised classifiers: one row per image and explained class."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:
@@ -111,7 +111,7 @@ class ParameterRandomisation(Check):
 
 
 def _similarity(first: Tensor, second: Tensor, ranks: bool) -> Tensor:
-    """``[B]`` of maps ``[B,H,W]``; see the class for constant maps."""
+    """``[B]`` of maps ``[B,H,W]``: rank correlation, or SSIM of the rescaled maps. Two constant maps are alike (1), one is not (0)."""
     flat = [m.flatten(1) for m in (first, second)]
     constant = [m.amax(1) == m.amin(1) for m in flat]
     value = map_spearman(first, second) if ranks else map_ssim(min_max(first), min_max(second))

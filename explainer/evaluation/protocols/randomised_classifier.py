@@ -66,7 +66,7 @@ class RandomisedClassifier(Check):
         return scores_only(explanandum)
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """How often a mask beats moved ones, through the classifier and through random ones: one row per image and explained class."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

@@ -44,8 +44,8 @@ class Segmentation(Protocol):
     """One row per image.
 
     Args:
-        mode: see the module's text.
-        threshold: of ``iou_at`` and ``f1``.
+        mode: which published version; see the module's text.
+        threshold: least mask value that counts as object, in ``iou_at`` and ``f1``.
         thresholds: a method's own threshold by its label (``grad_cam``) or label and scale (``grad_cam/minmax``), for methods whose values
             have no unit. Choose them on validation images (``--split val``, column "best t" of ``segmentation_per_class``).
         fill: replaces removed pixels for Sal.
@@ -147,7 +147,7 @@ class SegmentationPerClass(Segmentation):
         return torch.stack([torch.tensor(_SEARCHED, dtype=best.dtype, device=best.device)[at], best], dim=-1)
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Agreement of the mask with the class's pixels: one row per image and explained class."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

@@ -56,7 +56,7 @@ class Shortcut(Check):
         return scene.explained & (scene.batch.cues.flatten(2).amax(2) > 0)
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """What the cue contributes to the score, and how much of the mask lies on it: one row per image and class with a cue."""
         assert maps is not None
         rows, classes = self.wanted(scene).nonzero(as_tuple=True)
         assert scene.batch.cues is not None

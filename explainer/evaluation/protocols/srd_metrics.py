@@ -22,7 +22,7 @@ class SRDMetrics(Protocol):
         mode: "paper": maps divided by their maximum, 15 px tolerance, 200 pixels per subset; "code": as Quantus, the toolkit that the paper
             names (maximum absolute value, 224 of the C*H*W features per subset, offset 1e-7); "corrected": as the paper, the tolerance
             and the subsets scaled to the image's size.
-        subsets: of fidelity.
+        subsets: number of pixel subsets of fidelity.
         stability_samples: perturbed images; 0 leaves stability out. The maximum grows with it.
         region: localisation in the object's ``mask`` or ``box``.
     """
@@ -49,7 +49,7 @@ class SRDMetrics(Protocol):
         }
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """The paper's five numbers: one row per image and explained class."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

@@ -20,7 +20,7 @@ class SufficiencyNecessity(Protocol):
     Args:
         mode: no differences.
         fills: replace removed pixels, one after the other.
-        output: of the classifier.
+        output: what is read from the classifier: ``probability``, ``softmax``, ``sigmoid`` or ``logit``.
     """
 
     name = "sufficiency_necessity"
@@ -41,7 +41,7 @@ class SufficiencyNecessity(Protocol):
         return found
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Scores with the mask's pixels alone, and without them: one row per image and explained class."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

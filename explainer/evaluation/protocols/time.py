@@ -42,7 +42,7 @@ class Time(Protocol):
         return none_wanted(scene)
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Time of the explained classes' maps, computed anew: one row per image."""
         assert maps is not None
         pairs = int(scene.explained.sum())
         if pairs == 0:
