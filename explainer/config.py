@@ -46,9 +46,8 @@ class DataConfig:
         eval_batch_size: images per step in validation, test and prediction (default: batch_size).
         num_workers: loader processes; 0 loads in the main process.
         options: keyword options of the data set (root, size, class_names, ...). size is the side of square images in pixels, or [height,
-            width]. Those of
-            image files also take geometry (squash, letterbox or crop: how a picture becomes an image of that size) and no_region
-            (names of classes that no pixel belongs to, e.g. [free]).
+            width]. Those of image files also take geometry (squash, letterbox or crop: how a picture becomes an image of that size) and
+            no_region (names of classes that no pixel belongs to, e.g. [free]).
         train_options: further options for the training split only (augmentation).
         eval_options: further options for the val and test splits only.
         targets: labels, or predicted: the classifier's own decisions, for images with or without labels. What is explained is the
@@ -125,7 +124,8 @@ class MaskingConfig:
             right order of pixels for any area (explainer.models.area_conditioned). 0 switches it off.
         areas: least and greatest of these areas, log-uniform.
         area_temperature: softness of the cut, in mask logits.
-        absent_classes: how many absent classes of each training image get a mask, drawn at random, besides all present ones: it bounds time and memory for many classes. Default: all of up to 100 classes, 20 of more.
+        absent_classes: how many absent classes of each training image get a mask, drawn at random, besides all present ones: it bounds time
+            and memory for many classes. Default: all of up to 100 classes, 20 of more.
     """
 
     fill: Literal[FillKind, "random", "alternative", "tokens"] = "mean"

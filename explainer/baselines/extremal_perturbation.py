@@ -82,9 +82,9 @@ class ExtremalPerturbation(Baseline):
             schedule's (``code``: ``margin``, which lets a mask of 5 % cover 6.7 % of the image).
         area_reduction: the area term as a ``mean`` over pixels (the public code's, to which the published weights belong) or as the paper's
             ``sum``, with which the same weight counts Z times as much for Z pixels.
-        output: the map that the attributor returns: ``sum`` of the masks of all areas (the pointing game's map); ``smallest``: m_a*,
-            the mask of the smallest
-            area that keeps ``tau`` times the image's logit (eq. 5), the largest area's where none does; or one of ``areas``: its mask.
+        output: the map that the attributor returns: ``sum`` of the masks of all areas (the pointing game's map); ``smallest``: m_a*, the
+            mask of the smallest area that keeps ``tau`` times the image's logit (eq. 5), the largest area's where none does; or one of
+            ``areas``: its mask.
         tau: share of the image's logit that suffices for ``output="smallest"``.
         clamp_gradient: whether gradient flows where the mask is exactly 0 or 1; see
             :class:`~explainer.baselines.kernels.smooth_mask.SmoothMask`.
@@ -92,8 +92,8 @@ class ExtremalPerturbation(Baseline):
             ``output="smallest"`` the masks are smoothed before they are tested.
         layer: mask the channels of this module's output instead of the image's pixels (section 5).
         max_iterations, budget_s, tolerance, patience, rows_per_pass: when the search stops, and how many rows share a pass; see
-            :class:`~explainer.baselines.kernels.mask_search.Limits`;
-            ``tolerance=None`` takes the schedule's, 0 keeps every mask to the end.
+            :class:`~explainer.baselines.kernels.mask_search.Limits`; ``tolerance=None`` takes the schedule's, 0 keeps every mask to the
+            end.
 
     Attributes:
         history: values of the last search, step by step; rows are ordered image by image, and within an image area by area.

@@ -25,8 +25,7 @@ class GuidedBackprop(GradientBaseline):
         layer: None for the image, or a module path: the modified gradient at that layer's output, resized.
         convention: ``torchray`` (default) lets the gradient pass where the ReLU's input is exactly 0, ``captum`` does not.
         reduction, smooth: how channels become one map, and the width of a final Gaussian blur; see
-            :class:`~explainer.baselines.kernels.channels.ChannelBaseline`. :meth:`channels` keeps the
-            channels, as captum.
+            :class:`~explainer.baselines.kernels.channels.ChannelBaseline`. :meth:`channels` keeps the channels, as captum.
     """
 
     name = "guided_backprop"

@@ -157,8 +157,7 @@ class LrpAlphaBeta(_LrpFamily):
     Args:
         explanandum: the classifier.
         alpha: weight of positive contributions, at least 1 (1 is the z+ rule, 2 the usual choice).
-        start, first_layer, bias, max_pool, residual, epsilon: as for :class:`Lrp`; the default bias
-            counts with its own sign.
+        start, first_layer, bias, max_pool, residual, epsilon: as for :class:`Lrp`; the default bias counts with its own sign.
     """
 
     name = "lrp_alpha_beta"

@@ -86,8 +86,7 @@ class MeaningfulPerturbation(Baseline):
         perturbation: ``blur``, ``constant`` (the image's mean colour) or ``noise`` (Gaussian around it, independent per pixel and channel;
             the same draw for all images, so that a map does not depend on the batch).
         blend: how a mask value blurs: ``mix`` (public code; default, because its masks find planted evidence where ``width`` leaves
-            fringes) or
-            ``width`` (paper), see the module.
+            fringes) or ``width`` (paper), see the module.
         iterations: Adam steps.
         rate: step size of Adam.
         l1: weight of the mask's size, summed over the grid.

@@ -155,8 +155,7 @@ def manipulate(explanandum: Any, explain: MapFunction, images: Tensor, targets: 
     Args:
         explanandum: images in [0,1] -> logits ``[B,K]``; not changed.
         explain: the map that is attacked; see :data:`MapFunction`. The class is the prediction for the original image throughout; the
-            target map explains the
-            target image's own prediction.
+            target map explains the target image's own prediction.
         images, targets: ``[B,3,H,W]`` in [0,1].
 
     Raises:

@@ -95,9 +95,8 @@ class AreaConditioned(nn.Module):
 
     Args:
         net: :class:`~explainer.models.explainer.Explainer` (or any module with ``logits(images)`` and ``num_classes``).
-        temperature: softness of the cut; see :func:`area_masks`; None: the one it was trained with (``net.metadata["area_temperature"]``,
-            1 where that is
-            not known).
+        temperature: softness of the cut; see :func:`area_masks`; None: the one it was trained with (``net.metadata["area_temperature"]``, 1
+            where that is not known).
     """
 
     def __init__(self, net: Any, temperature: float | None = None) -> None:

@@ -31,8 +31,8 @@ class Explainer(nn.Module):
         options: keyword options of the network (encoder_name, encoder_weights, decoder_channels, ...).
         class_names: K names, or None for "0".."K-1".
         mean, std: normalisation per channel, in units of [0,1] images.
-        image_size: side or (height, width) in pixels that it was trained at; ``None`` if unknown. Only a recommendation: any size
-            is accepted.
+        image_size: side or (height, width) in pixels that it was trained at; ``None`` if unknown. Only a recommendation: any size is
+            accepted.
         downscale: run the network at 1/downscale of the image's resolution and upsample the masks (a speed option).
         stride: multiple to which height and width are padded (replicated edge) before the network; not with a shared encoder, whose
             feature maps are those of the classification itself.

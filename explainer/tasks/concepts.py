@@ -279,8 +279,7 @@ def fit_classification(
         labels: ``[N,C]`` bool.
         concepts: numbers; each must have images that show it and images that do not.
         recipe: settings of the fit; see :class:`Recipe`. ``published`` draws as many negatives as there are positives, anew each epoch;
-            ``converged`` lets
-            both sides weigh the same.
+            ``converged`` lets both sides weigh the same.
         allowed: filters that may be used, ``{concept: [K] in {0,1}}``; None: all.
     """
     C, K = labels.shape[1], features.values.shape[1]
