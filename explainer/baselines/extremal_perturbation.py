@@ -92,8 +92,7 @@ class ExtremalPerturbation(Baseline):
             ``output="smallest"`` the masks are smoothed before they are tested.
         layer: mask the channels of this module's output instead of the image's pixels (section 5).
         max_iterations, budget_s, tolerance, patience, rows_per_pass: when the search stops, and how many rows share a pass; see
-            :class:`~explainer.baselines.kernels.mask_search.Limits`; ``tolerance=None`` takes the schedule's, 0 keeps every mask to the
-            end.
+            :class:`~explainer.baselines.kernels.mask_search.Limits`; ``tolerance=None`` takes the schedule's, 0 drops no mask early.
 
     Attributes:
         history: values of the last search, step by step; rows are ordered image by image, and within an image area by area.

@@ -41,7 +41,8 @@ class MaskActivation(Protocol):
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
         """Mean of each class mask, against the labels and the probabilities: one row per image. An image without labels has no
-        ``top_is_label``."""
+        ``top_is_label``.
+        """
         assert maps is not None
         activation = maps.class_masks().double().mean((2, 3))
         probability = scene.explanandum.probabilities(scene.logits)
