@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -30,10 +31,10 @@ def _strike(kind: str, number: int, signum: int = signal.SIGKILL) -> None:
     """Arrange that this process gets a signal at a moment that no machine's speed moves.
 
     Args:
-        kind: ``step``: after an optimiser step. ``backward``: after a backward pass. ``sync``: where a file is about to be made durable,
-            the last bytes of it still missing (a torn checkpoint, a torn row), or, every second time a checkpoint is written, right
-            after its renaming. ``time``: any moment.
-        number: how many steps, backward passes, syncs or hundredths of a second.
+        kind: ``step``: after an optimiser step. ``backward``: after a backward pass. ``validation``: after a batch of a classifier's
+            validation. ``sync``: where a file is about to be made durable, the last bytes of it still missing (a torn checkpoint, a torn
+            row), or, every second time a checkpoint is written, right after its renaming. ``time``: any moment.
+        number: how many steps, backward passes, syncs or hundredths of a second of the processor's time.
         signum: the signal.
     """
     import torch
@@ -62,11 +63,22 @@ def _strike(kind: str, number: int, signum: int = signal.SIGKILL) -> None:
         register_optimizer_step_post_hook(lambda *_: due())
     elif kind == "backward":
         torch.Tensor.backward = backward_then_due
+    elif kind == "validation":
+        from explainer.tasks.classify import ClassifyTask
+
+        validate = ClassifyTask.validation_step
+
+        @functools.wraps(validate)
+        def validate_then_due(*args: Any, **options: Any) -> None:
+            validate(*args, **options)
+            due()
+
+        ClassifyTask.validation_step = validate_then_due
     elif kind == "sync":
         os.fsync = torn_sync
     else:
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signum))
-        signal.setitimer(signal.ITIMER_REAL, number / 100)
+        signal.signal(signal.SIGPROF, lambda *_: os.kill(os.getpid(), signum))
+        signal.setitimer(signal.ITIMER_PROF, number / 100)
 
 
 def _main(program: str, argv: list[str], env: dict[str, str], output: str, strike: tuple[Any, ...] | None) -> None:
@@ -75,6 +87,7 @@ def _main(program: str, argv: list[str], env: dict[str, str], output: str, strik
     os.dup2(stream.fileno(), 1)
     os.dup2(stream.fileno(), 2)
     sys.stdout = sys.stderr = stream
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
     # As in a process started by hand. Loader workers forked by the server would not notice that this process was killed.
     multiprocessing.set_start_method("fork", force=True)
     import torch
@@ -126,7 +139,9 @@ class Job:
 
     def wait(self, timeout: float = 240) -> int:
         """Its exit code (negative: killed by that signal)."""
-        self.process.join(timeout)
+        clock = OwnClock(self.process.pid)
+        while self.process.exitcode is None and clock.passed() < timeout:
+            self.process.join(1)
         if self.process.exitcode is None:
             self.send(signal.SIGKILL)
             self.process.join(10)
@@ -140,6 +155,24 @@ class Job:
             assert self.process.exitcode is None, f"ended with {self.process.exitcode}:\n{self.text}"
             assert time.monotonic() < end, f"waited {timeout} s in vain:\n{self.text}"
             time.sleep(0.01)
+
+
+class OwnClock:
+    """Seconds of a process, without those in which threads of it were ready to run and other processes ran: a busy machine is not slow."""
+
+    def __init__(self, pid: int) -> None:
+        self._threads, self._waited = Path(f"/proc/{pid}/task"), {}
+        self._began = self._now()
+
+    def _now(self) -> float:
+        for thread in self._threads.glob("*/schedstat"):
+            with contextlib.suppress(OSError, IndexError):  # it has just ended
+                self._waited[thread] = int(thread.read_text().split()[1])
+        return time.monotonic() - sum(self._waited.values()) / 1e9
+
+    def passed(self) -> float:
+        """Since it was made."""
+        return self._now() - self._began
 
 
 def run(argv: Sequence[str], folder: Path, env: dict[str, str] | None = None, program: str = "train") -> int:

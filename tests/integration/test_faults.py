@@ -179,7 +179,7 @@ def test_kills_of_one_rank_change_nothing(classifier, tmp_path):
 
 
 # ---------------------------------------------------------------------- every command that works for long
-#: Deaths of each command. EXPLAINER_KILLS=20 makes 100 of the five.
+#: Deaths of each command: 20 make 100 of the five.
 KILLS = int(os.environ.get("EXPLAINER_KILLS", "20"))
 
 
@@ -215,7 +215,23 @@ def rows_in(folder):
     return (folder / "results.jsonl").read_text().splitlines()
 
 
+def training_in(folder):
+    """What a training ended with: its last weights, which epoch is the best, and every row of its table."""
+    check_checkpoints(folder)
+    last, best = (torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best"))
+    names = ("train/loss", "val/loss", "val/iou")
+    rows = [(name, row["step"], row[name]) for row in read_rows(folder / "metrics.csv") for name in names if name in row]
+    assert len(set(rows)) == len(rows), "rows are doubled"
+    return {key: value.numpy().tobytes() for key, value in last["state_dict"].items()}, best["global_step"], rows
+
+
 COMMANDS = {
+    "train": (
+        [*EXPLAINER, *NOISY, *WITHIN_EPOCHS, "--classifier.checkpoint", "<classifier>", "--trainer.max_epochs", "6",
+         "--ckpt_path", "auto", "--run_dir", "<out>"],
+        1,
+        training_in,
+    ),
     "evaluate": ([*EVALUATE, "--classifier.checkpoint", "<classifier>", "--out", "<out>"], 1, rows_in),
     "maps": (
         [
@@ -259,11 +275,8 @@ COMMANDS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(6000)
-@pytest.mark.parametrize("command", COMMANDS)
-def test_random_kills_leave_what_the_same_command_finishes(command, classifier, model, tmp_path):
-    """Killed at random, by syncs of the disk and by the clock; ``maps`` in two processes at once, each of which may die."""
+def killed_at_random(command, number, kinds, classifier, model, tmp_path):
+    """A command that dies ``number`` times ends as one that never died; of ``maps`` two processes at once, each of which may die."""
     words, together, result = COMMANDS[command]
     program = "evaluate" if command == "evaluate" else "train"
 
@@ -274,10 +287,10 @@ def test_random_kills_leave_what_the_same_command_finishes(command, classifier, 
     assert run(argv(tmp_path / "whole"), tmp_path, program=program) == 0
     expected = result(tmp_path / "whole")
     chance, kills, out = random.Random(command), 0, tmp_path / "cut"
-    for _ in range(6 * KILLS):
-        if kills >= KILLS:
+    for _ in range(6 * number):
+        if kills >= number:
             break
-        strikes = [(kind, chance.randint(1, {"sync": 8, "time": 150}[kind])) for kind in chance.choices(("sync", "time"), k=together)]
+        strikes = [(kind, chance.randint(1, {"sync": 8, "time": 150}[kind])) for kind in chance.choices(kinds, k=together)]
         jobs = [Job(argv(out), tmp_path / str(i), program=program, strike=strike) for i, strike in enumerate(strikes)]
         codes = [job.wait() for job in jobs]
         assert set(codes) <= {0, -signal.SIGKILL}, (strikes, *(job.text for job in jobs))
@@ -285,7 +298,21 @@ def test_random_kills_leave_what_the_same_command_finishes(command, classifier, 
         if 0 in codes:  # finished in spite of all: begin anew
             assert result(out) == expected, strikes
             shutil.rmtree(out)
-    assert kills >= KILLS, "too few of the kills struck"
+    assert kills >= number, "too few of the kills struck"
     assert run(argv(out), tmp_path, program=program) == 0
     assert result(out) == expected
     assert not [p for p in out.rglob(".*") if p.name.endswith(".tmp")], "what the dead were writing is removed"
+
+
+@pytest.mark.parametrize("command", ["maps", "export", "calibrate"])
+def test_a_kill_leaves_what_the_same_command_finishes(command, classifier, model, tmp_path):
+    """Training and evaluation are sampled above."""
+    killed_at_random(command, 1, ("sync",), classifier, model, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6000)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_random_kills_leave_what_the_same_command_finishes(command, classifier, model, tmp_path):
+    """By syncs of the disk, in the middle of a file, and by the clock."""
+    killed_at_random(command, KILLS, ("sync", "time"), classifier, model, tmp_path)
