@@ -33,7 +33,9 @@ def run(_parser: Parser, options: Namespace) -> int:
     if out.exists():
         raise ConfigError(f"--out {out} exists: an Explainer may have been trained against it. Delete it, or choose another name.")
     from explainer.evaluation.randomise import randomise_checkpoint
+    from explainer.inference.outputs import writable_file
 
+    writable_file(out)
     print(randomise_checkpoint(options.classifier, out, options.seed, options.size))
     return 0
 

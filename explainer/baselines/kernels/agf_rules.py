@@ -118,8 +118,9 @@ def factorize(y: Tensor, phi: Tensor, options: Options) -> Tensor:
 def _inverse(gram: Tensor, ridge: float) -> Tensor:
     """Inverse of the 2x2 normal matrix plus ``ridge``, ``[B,2,2]``."""
     if ridge == 0:
-        inverse: Tensor = torch.linalg.pinv(gram, hermitian=True)
-        return inverse
+        sound = gram.isfinite().all(dim=(1, 2), keepdim=True)  # eigenvalues of one image's NaN would fail the whole batch
+        inverse: Tensor = torch.linalg.pinv(torch.where(sound, gram, 0.0), hermitian=True)
+        return torch.where(sound, inverse, torch.nan)
     a, d, e = gram[:, 0, 0] + ridge, gram[:, 1, 1] + ridge, gram[:, 0, 1]
     adjugate = torch.stack([d, -e, -e, a], dim=1).view(-1, 2, 2)
     return adjugate / (a * d - e * e)[:, None, None]

@@ -49,6 +49,17 @@ def pictures(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
+@pytest.mark.parametrize("options", [{"mode": "code"}, {"mode": "paper"}, {"ridge": 0.0}], ids=str)
+def test_nan_in_one_image_fails_that_image_only(options: dict[str, object]) -> None:
+    """Half precision or a damaged weight may overflow for one image of a batch."""
+    net, images = small_net().eval(), pictures(3, 3, 12, 12)
+    method = AGF(wrap(net), **options)  # type: ignore[arg-type]
+    sound = method(images, 1)
+    net[0].register_forward_hook(lambda module, inputs, output: output.index_fill(0, torch.tensor(1), torch.nan))
+    maps = method(images, 1)
+    assert torch.equal(maps[[0, 2]], sound[[0, 2]]) and maps[1].isnan().any()
+
+
 def test_safe_division_by_hand() -> None:
     out = sdiv(torch.tensor([1.0, 2.0, 3.0, 4.0]).double(), torch.tensor([2.0, 0.0, -1e-9, -4.0], dtype=torch.float64))
     assert torch.allclose(out, torch.tensor([0.5, 0.0, 3e9, -1.0]).double(), rtol=1e-8)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,6 +62,21 @@ def test_what_the_command_refuses(tmp_path, capsys):
         assert main(["randomise", *arguments]) == 2
         assert words in capsys.readouterr().err, arguments
     assert not (tmp_path / "x.ckpt").exists()
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_disk_that_cannot_be_written_is_said_in_words(when, tmp_path, capsys, monkeypatch):
+    """Before the work, where it can be known; a disk may also become read-only meanwhile."""
+    original, out = write_classifier(tmp_path / "best.ckpt"), tmp_path / "x.ckpt"
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse) if when == "before" else monkeypatch.setattr(torch, "save", refuse)
+    assert main(["randomise", str(original), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "Read-only file system" in said and "Choose a" in said and said.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.ckpt"]
 
 
 @pytest.mark.slow
