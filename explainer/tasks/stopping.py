@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 
 class GracefulStop(pl.Callback):
-    """SIGTERM, SIGINT (the first) and, under SLURM, SIGUSR1 stop training after the current step, on all processes at the same one.
+    """SIGTERM, SIGHUP (a terminal that closes), SIGINT (the first) and, under SLURM, SIGUSR1 stop training after the current step, on all
+    processes at the same one. Under nohup SIGHUP is not heard.
 
     ``last.ckpt`` is then written. Lightning saves or broadcasts inside the signal handler, that is in the middle of anything, which
     resumes inexactly and can wait for ever in distributed runs. A signal during validation takes effect at its end.
@@ -39,6 +40,8 @@ class GracefulStop(pl.Callback):
             yield
             return
         signals = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if in_slurm() else [])]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signals.append(signal.SIGHUP)
         former = {s: signal.signal(s, self._receive) for s in signals}
         try:
             yield
@@ -53,6 +56,8 @@ class GracefulStop(pl.Callback):
         launcher = self._trainer.strategy.launcher if self._trainer is not None else None
         if signum == signal.SIGTERM and hasattr(launcher, "procs"):
             launcher.kill(signum)  # type: ignore[union-attr]  # the processes that Lightning itself started
+        if signum == signal.SIGHUP:
+            _leave_terminal()
         if signum == signal.SIGINT:
             log.warning("stopping after this step; press Ctrl-C again to stop at once")
 
@@ -96,6 +101,23 @@ class GracefulStop(pl.Callback):
         if self.agreed == signal.SIGUSR1 and global_zero:
             return 0 if requeue() else 128 + signal.SIGUSR1
         return 0 if self.agreed in (0, signal.SIGUSR1) else 128 + self.agreed
+
+
+def _leave_terminal() -> None:
+    """What is still printed goes nowhere: the terminal is gone, and an error there would end the run before its last save."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if os.isatty(stream) or _hung_up(stream):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
+def _hung_up(stream: int) -> bool:
+    try:
+        os.write(stream, b"")
+    except OSError:
+        return True
+    return False
 
 
 def restarted() -> bool:

@@ -18,6 +18,7 @@ from explainer.tasks import run_folder
 from explainer.tasks.csv_log import AppendingCSVLogger, read_rows
 from explainer.tasks.run_folder import check_run_dir, resolve_checkpoint
 from explainer.tasks.saving import AtomicCheckpointIO
+from explainer.tasks.stopping import GracefulStop
 from tests.integration.launch import CLASSIFIER, CONTEXT, EXPLAINER, Job, run, write_without_pause
 
 
@@ -41,19 +42,45 @@ def whole(tmp_path_factory):
     return folder / "whole", argv
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_resumed_run_is_exact(whole, tmp_path, signum, code):
+@pytest.mark.parametrize(
+    ("strike", "code", "saved"),
+    [
+        (("step", 8, signal.SIGTERM), 143, 8),
+        (("step", 8, signal.SIGINT), 130, 8),
+        (("step", 8, signal.SIGHUP), 129, 8),
+        (("validation", 3, signal.SIGTERM), 143, 12),  # the first of the second epoch's two batches
+    ],
+    ids=["SIGTERM", "SIGINT", "SIGHUP", "validation"],
+)
+def test_a_signal_saves_and_the_resumed_run_is_exact(whole, tmp_path, strike, code, saved):
     reference, argv = whole
     here = [*argv, "--run_dir", f"{tmp_path}/r"]
-    job = Job(here, tmp_path, strike=("step", 8, signum))
+    job = Job(here, tmp_path, strike=strike)
     assert job.wait() == code, job.text
     content = torch.load(tmp_path / "r/checkpoints/last.ckpt", weights_only=True)
-    assert content["global_step"] == 8
+    assert content["global_step"] == saved
     assert run([*here, "--ckpt_path", "last"], tmp_path) == 0
     assert_same_weights(reference, tmp_path / "r")
     for name in ("train/loss", "val/loss"):
         a, b = ([(r["step"], r[name]) for r in read_rows(p / "metrics.csv") if name in r] for p in (reference, tmp_path / "r"))
         assert a == b, name
+
+
+def test_nohup_is_respected_and_a_closed_terminal_is_left(monkeypatch):
+    stop, former = GracefulStop(), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop.listening(None):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "nohup: the run goes on"
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        left = []
+        monkeypatch.setattr(os, "isatty", lambda stream: stream == 2)
+        monkeypatch.setattr(os, "dup2", lambda new, stream: left.append(stream))
+        with stop.listening(None):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.received == signal.SIGHUP and left == [2], "what is printed into a closed terminal is an error"
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 def test_slurm_requeues_and_goes_on_by_itself(whole, tmp_path):
