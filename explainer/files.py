@@ -8,6 +8,7 @@ that folder.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -15,9 +16,9 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["Owner", "clear_leftovers", "partial_folder", "replacing", "second_name", "sync_folder", "write_text"]
+__all__ = ["Owner", "clear_leftovers", "parse_json", "partial_folder", "replacing", "second_name", "sync_folder", "write_text"]
 
 _SUFFIX, _BETWEEN = ".tmp", "~"
 #: A file of another machine that nobody has written to for so long (seconds) is taken for left behind.
@@ -47,7 +48,7 @@ class Owner:
     def of(cls, text: str) -> Owner | None:
         """The owner that ``str`` wrote, or None for other words."""
         parts = text.split(_BETWEEN)
-        if len(parts) != 3 or not all(p.isdecimal() for p in parts[1:]):
+        if len(parts) != 3 or not all(p.isascii() and p.isdecimal() and len(p) < 20 for p in parts[1:]) or int(parts[1]) == 0:
             return None
         return cls(parts[0], int(parts[1]), int(parts[2]))
 
@@ -159,6 +160,18 @@ def write_text(path: str | Path, text: str, durable: bool = True) -> None:
     """Replace a text file (UTF-8) at once: readers see the old or the new text, never a part. See :func:`replacing`."""
     with replacing(path, durable) as stream:
         stream.write(text.encode("utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """``json.loads`` of what a stranger may have written.
+
+    Raises:
+        ValueError: not JSON; also for bytes that are no text, and for nesting at which recursion ends.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def second_name(path: Path, other: Path) -> None:

@@ -44,7 +44,9 @@ def parse_fit(argv: Sequence[str]) -> ConceptsConfig:
 def _fit(parser: Parser, namespace: Namespace) -> int:
     config = to_concepts(parser, namespace)
     from explainer.commands.concepts_run import run
+    from explainer.inference.outputs import writable_folder
 
+    writable_folder(config.out)
     return run(config)
 
 
@@ -58,8 +60,10 @@ def _report(_parser: Parser, options: Namespace) -> int:
     out = Path(options.out) if options.out else Path(options.folder) / "report.html"
     if out.suffix not in (".html", ".md"):
         raise ConfigError(f"--out must end in .html or .md, received {str(out)!r}.")
+    from explainer.inference.outputs import writable_file
     from explainer.report.concepts import write
 
+    writable_file(out)
     print(write(Path(options.folder), out, options.title))
     return 0
 

@@ -92,7 +92,10 @@ def run(_parser: Parser, options: Namespace) -> int:
     config = data_config(options)
     from explainer.commands.building import data_module
     from explainer.data.survey import advice, describe, survey
+    from explainer.inference.outputs import writable_file
 
+    if options.out is not None:
+        writable_file(options.out)
     data = data_module(RunConfig(data=_unchanged(config)))
     splits, wrong = _split_datasets(data, options.splits)
     surveys = [survey(dataset) for dataset in splits.values()]
@@ -218,9 +221,6 @@ def _consequences(found: Mapping[str, SplitCheck], config: DataConfig) -> list[s
 
 
 def _write(path: Path, found: Mapping[str, SplitCheck], wrong: list[str], notes: list[str]) -> None:
-    from explainer.inference.outputs import writable_file
-
-    writable_file(path)
     samples = {name: [{**asdict(s), "content": d} for s, d in _paired(split)] for name, split in found.items()}
     classes = {name: list(split.dataset.class_names) for name, split in found.items()}
     write_text(path, json.dumps({"classes": classes, "wrong": wrong, "notes": notes, "samples": samples}, indent=1) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from explainer.commands.arguments import add_classifier_options, number, positiv
 from explainer.commands.parsing import Command, Parser
 from explainer.commands.terminal import print_table
 from explainer.errors import ConfigError
+from explainer.files import parse_json
 from explainer.inference.classifier import open_classifier
 from explainer.inference.outputs import writable_folder
 from explainer.locks import claimed
@@ -125,7 +125,7 @@ def _metrics(given: str | None, model: Path) -> dict[str, Any] | None:
     if given is None and not (model.suffix == ".ckpt" and path.is_file()):
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--metrics {path} cannot be read ({error}). Give a JSON file with an object of numbers.") from error
     if not isinstance(content, dict):

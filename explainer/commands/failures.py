@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -26,10 +27,12 @@ def exit_code(function: Callable[[], int]) -> int:
     """Run a command.
 
     Returns:
-        What the command returns; 2 after one of the project's errors or the system's (disk, permissions); 130 after Ctrl-C.
+        What the command returns; 2 after one of the project's errors or the system's (disk, permissions, odd names); 130 after Ctrl-C.
     """
     try:
-        return int(function() or 0)
+        code = int(function() or 0)
+        _flush()
+        return code
     except ExplainerError as error:
         if os.environ.get("EXPLAINER_DEBUG"):
             raise
@@ -37,13 +40,36 @@ def exit_code(function: Callable[[], int]) -> int:
         return 2
     except BrokenPipeError:
         # Whoever read the output has gone (`| head`): nothing is wrong, but Python would say so again when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_output()
         return 0
     except OSError as error:
         if os.environ.get("EXPLAINER_DEBUG"):
             raise
         print(f"error: {reason(error)}. {_REMEDIES.get(error.errno or 0, _REMEDY)}", file=sys.stderr)
         return 2
+    except UnicodeEncodeError as error:
+        if os.environ.get("EXPLAINER_DEBUG"):
+            raise
+        around = error.object[max(0, error.start - 80) : error.end + 40].encode("ascii", "backslashreplace").decode()
+        print(f"error: {around!r} cannot be written as {error.encoding}. Rename that file or folder, or write elsewhere.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _flush() -> None:
+    """Write what waits in the output's buffer: a full disk behind `>` is an error too."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        _leave_output()
+        raise
+
+
+def _leave_output() -> None:
+    """What the buffer still holds goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):  # an output that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -28,8 +28,10 @@ def run(_parser: Parser, options: Namespace) -> int:
         raise ConfigError(f"--out must end in {', '.join(_SUFFIXES)}, received {options.out!r}.")
     if options.bootstrap < 0:
         raise ConfigError(f"--bootstrap must not be negative, received {options.bootstrap}.")
+    from explainer.inference.outputs import writable_file
     from explainer.report.write import write
 
+    writable_file(options.out)
     for path in write(options.results, Path(options.out), options.also, options.title, options.bootstrap):
         print(path)
     return 0

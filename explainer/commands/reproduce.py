@@ -36,8 +36,11 @@ def run(_parser: Parser, options: Namespace) -> int:
         if path is not None:
             check_configs(["--config", path])
     from explainer.commands.reproduction import Request, reproduce
+    from explainer.inference.outputs import writable_file
 
     out = options.out or f"results/reproduce_{options.name}.html"
+    if not options.dry_run:
+        writable_file(out)
     request = Request(
         options.name,
         Path(options.configs),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from explainer.data.content import content_digests
-from explainer.data.decoding import join_inside, read_json
+from explainer.data.decoding import home_path, join_inside, read_json
 from explainer.data.files import VOID, ImageFileDataset, Record, held_out, require_directory
 from explainer.data.run_length import decode_runs, fill_polygon
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
@@ -103,7 +103,7 @@ class Coco(ImageFileDataset):
         super().__init__(split, size, augment=augment, masks=masks, cache=cache, geometry=geometry, no_region=no_region)
         if unannotated not in ("drop", "keep"):
             raise ConfigError(f'unannotated must be "drop" or "keep", got {unannotated!r}.')
-        self.folder = Path(root).expanduser()
+        self.folder = home_path(root)
         self.split_seed, self.val_fraction, self.split_file = split_seed, val_fraction, split_file
         part = "val2014" if split == "test" else "train2014"
         require_directory(self.folder, self.name, WHERE)
@@ -143,7 +143,7 @@ class Coco(ImageFileDataset):
         """Image ids of train and val, before unannotated images are dropped."""
         index = _load(self.folder / "annotations" / "instances_train2014.json")
         if self.split_file is not None:
-            return _read_split(Path(self.split_file).expanduser(), set(index.images))
+            return _read_split(home_path(self.split_file), set(index.images))
         chosen = held_out([f"{i:012d}" for i in index.images], self.val_fraction, self.split_seed)
         parts: dict[str, list[int]] = {"train": [], "val": []}
         for i in sorted(index.images):

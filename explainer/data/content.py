@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +31,13 @@ def memory_file() -> Path:
     It holds digests of paths, never the paths.
     """
     own = os.environ.get("EXPLAINER_CACHE")
-    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "explainer"
-    return base / "content.sqlite"
+    if own:
+        return Path(own) / "content.sqlite"
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    except RuntimeError:  # an account without a home folder, as containers have
+        base = Path(tempfile.gettempdir()) / f"cache-{getattr(os, 'getuid', int)()}"
+    return base / "explainer" / "content.sqlite"
 
 
 def content_digests(paths: Sequence[Path]) -> list[str]:
@@ -118,7 +125,8 @@ def _remember(rows: Sequence[tuple[bytes, str, str]]) -> None:
             log.debug("%s cannot be written (%s)", path, error)
             return
         if attempt == 0:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> sqlite3.Connection:

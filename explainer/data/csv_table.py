@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from explainer.data.contract import SPLITS
-from explainer.data.decoding import IMAGE_SUFFIXES, join_inside, read_lines
+from explainer.data.decoding import IMAGE_SUFFIXES, home_path, join_inside, read_lines
 from explainer.data.files import VOID, ImageFileDataset, Record, checked_names, mask_beside, require_directory
 from explainer.data.image_folder import divide
 from explainer.data.listing import report_links
@@ -71,7 +71,7 @@ class CsvDataset(ImageFileDataset):
         no_region: Sequence[str] = (),
     ) -> None:
         super().__init__(split, size, augment=augment, masks=masks, cache=cache, geometry=geometry, no_region=no_region)
-        self.folder, self.separator = Path(root).expanduser(), separator
+        self.folder, self.separator = home_path(root), separator
         require_directory(self.folder, self.name, "root is the folder that the CSV's paths are relative to.")
         tables = {s: self._read(self.folder / labels.replace("{split}", s)) for s in (SPLITS if "{split}" in labels else ("",))}
         self.source = self.folder / labels.replace("{split}", split)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from explainer.data.decoding import join_inside, read_label_map, read_lines
+from explainer.data.decoding import home_path, join_inside, read_label_map, read_lines
 from explainer.data.files import VOID, ImageFileDataset, Record, checked_names, held_out, require_directory
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 from explainer.geometry import Geometry
@@ -56,7 +56,7 @@ class Cub(ImageFileDataset):
         no_region: Sequence[str] = (),
     ) -> None:
         super().__init__(split, size, augment=augment, masks=masks, cache=cache, geometry=geometry, no_region=no_region)
-        base = Path(root).expanduser()
+        base = home_path(root)
         self.folder = base / "CUB_200_2011"
         require_directory(self.folder, self.name, WHERE)
         names = [name.partition(".")[2] or name for name in self._table("classes.txt").values()]

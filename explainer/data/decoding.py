@@ -6,8 +6,8 @@ can be skipped or reported but never surfaces as a traceback from a codec.
 
 from __future__ import annotations
 
-import json
 import math
+import stat
 import warnings
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,8 +20,20 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from explainer.errors import CorruptSampleError, DatasetNotFoundError
+from explainer.files import parse_json
 
-__all__ = ["image_facts", "image_size", "join_inside", "read_image", "read_json", "read_label_map", "read_lines", "read_scaled", "read_xml"]
+__all__ = [
+    "home_path",
+    "image_facts",
+    "image_size",
+    "join_inside",
+    "read_image",
+    "read_json",
+    "read_label_map",
+    "read_lines",
+    "read_scaled",
+    "read_xml",
+]
 
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 32_768
@@ -33,6 +45,18 @@ MAX_XML_DEPTH = 32
 # Raster formats only: PostScript, PDF and the like run interpreters.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+
+def home_path(path: str | Path) -> Path:
+    """The path, a leading ``~`` or ``~user`` replaced by that home folder.
+
+    Raises:
+        DatasetNotFoundError: there is none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DatasetNotFoundError(f"{path}: {error}. Write the path in full.") from error
 
 
 def join_inside(root: Path, name: str, source: Path | str) -> Path:
@@ -222,7 +246,10 @@ def read_label_map(path: Path, size: tuple[int, int] | None = None, image: Path 
 
 def _read_bytes(path: Path, limit: int) -> bytes:
     try:
-        length = path.stat().st_size
+        status = path.stat()
+        length = status.st_size
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a pipe or a device may never end
+            raise CorruptSampleError(f"{path} is no file but a pipe, a socket or a device. Save its content as a file.")
         if length > limit:
             raise CorruptSampleError(f"{path}: {length} bytes exceed the limit of {limit} for such a file.")
         return path.read_bytes()
@@ -244,8 +271,8 @@ def read_lines(path: Path) -> list[str]:
 def read_json(path: Path) -> Any:
     """The parsed JSON file."""
     try:
-        return json.loads(_read_bytes(path, MAX_JSON_BYTES))
-    except (ValueError, RecursionError) as error:
+        return parse_json(_read_bytes(path, MAX_JSON_BYTES))
+    except ValueError as error:
         raise CorruptSampleError(f"{path}: not valid JSON ({str(error)[:200]}). Download or export it again.") from error
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from explainer.data.decoding import IMAGE_SUFFIXES, read_label_map, read_xml
+from explainer.data.decoding import IMAGE_SUFFIXES, home_path, read_label_map, read_xml
 from explainer.data.files import VOID, ImageFileDataset, Record, checked_names, mask_beside, require_directory
 from explainer.data.listing import image_files, printable, report_links, subfolders
 from explainer.data.voc import Box, annotated_boxes
@@ -89,7 +89,7 @@ class ImageFolder(ImageFileDataset):
         super().__init__(split, size, augment=augment, masks=masks, cache=cache, geometry=geometry, no_region=no_region)
         if layout not in ("auto", "splits", "flat"):
             raise ConfigError(f"layout must be auto, splits or flat, got {layout!r}.")
-        self.folder, self.mask_void = Path(root).expanduser(), mask_void
+        self.folder, self.mask_void = home_path(root), mask_void
         require_directory(self.folder, self.name, WHERE)
         if layout == "auto" and class_names is None:
             self.folder, mask_root = _recognised(self.folder, mask_root)
@@ -102,7 +102,7 @@ class ImageFolder(ImageFileDataset):
         self.class_names = (
             checked_names("class_names", class_names, most=None) if class_names is not None else _names(reference, found, top)
         )
-        mask_base = None if mask_root is None else Path(mask_root).expanduser()
+        mask_base = None if mask_root is None else home_path(mask_root)
         if mask_base is not None:
             require_directory(mask_base, self.name, "It is given as mask_root: one PNG per image, at the image's relative path.")
         self.records = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from explainer.data.contract import Task
-from explainer.data.decoding import IMAGE_SUFFIXES
+from explainer.data.decoding import IMAGE_SUFFIXES, home_path
 from explainer.data.files import ImageFileDataset, Record, checked_names, require_directory
 from explainer.data.image_folder import divide
 from explainer.data.imagenet import imagenet_names
@@ -57,7 +57,7 @@ class Images(ImageFileDataset):
         if not roots:
             raise ConfigError("root must be a folder or a list of folders, got an empty list.")
         self.records = []
-        for number, folder in enumerate(Path(r).expanduser() for r in roots):
+        for number, folder in enumerate(home_path(r) for r in roots):
             require_directory(folder, self.name, WHERE)
             label = printable(folder.name) if len(roots) > 1 else ""
             self.records += _records(folder, split, fractions, split_seed, f"{number}-{label}/" if label else "")

@@ -6,8 +6,10 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from explainer.data.decoding import IMAGE_SUFFIXES
+from explainer.errors import DatasetNotFoundError
 
 __all__ = ["image_files", "printable", "report_links", "subfolders"]
 
@@ -29,16 +31,36 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All images below ``folder``, sorted. Hidden names below it are left out; what lies above it does not matter."""
-    return sorted(_walk(folder))
+    """All images below ``folder``, sorted. Hidden names below it are left out; what lies above it does not matter. Links that lead nowhere
+    are left out and said.
+
+    Raises:
+        DatasetNotFoundError: a folder cannot be read: its images would be missing in silence.
+    """
+    files: list[Path] = []
+    others: list[Path] = []
+    for path in _walk(folder):
+        (files if path.is_file() else others).append(path)
+    if lost := sorted(path for path in others if path.is_symlink()):
+        log.warning(
+            "%d image(s) in %s are links that lead nowhere, the first %s. They are left out.", len(lost), folder, printable(lost[0])
+        )
+    return sorted(files)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise DatasetNotFoundError(
+        f"folder {printable(error.filename)} cannot be read ({error.strerror}): its images would be missing. Make it "
+        "readable, or move it away."
+    ) from error
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):  # does not follow links to folders, so that it ends
+    for parent, folders, files in os.walk(folder, onerror=_refuse):  # does not follow links to folders, so that it ends
         folders[:] = [name for name in folders if not hidden(name)]
         for name in files:
             path = Path(parent, name)
-            if not hidden(name) and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            if not hidden(name) and path.suffix.lower() in IMAGE_SUFFIXES:
                 yield path
 
 

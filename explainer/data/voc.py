@@ -11,7 +11,7 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from explainer.data.contract import SPLITS
-from explainer.data.decoding import MAX_SIDE, join_inside, read_lines, read_xml
+from explainer.data.decoding import MAX_SIDE, home_path, join_inside, read_lines, read_xml
 from explainer.data.files import ImageFileDataset, Record, checked_names, held_out, require_directory
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 from explainer.geometry import Geometry
@@ -108,12 +108,12 @@ class Voc(ImageFileDataset):
             if wanted not in self.palette:
                 raise ConfigError(f"keep names {wanted!r}, which is not one of class_names: {', '.join(self.palette)}.")
         self.difficult, self.require_masks = difficult, require_masks
-        self.folder = Path(root).expanduser() / "VOCdevkit" / f"VOC{year}"
+        self.folder = home_path(root) / "VOCdevkit" / f"VOC{year}"
         names = {**LISTS.get(str(year), LISTS["2007"]), **(lists or {})}
         if extra := set(names) - set(SPLITS):
             raise ConfigError(f"lists has the unknown split {sorted(extra)[0]!r}; splits are {', '.join(SPLITS)}.")
         if download and not self.folder.is_dir():
-            _download(Path(root).expanduser(), str(year))
+            _download(home_path(root), str(year))
         require_directory(
             self.folder,
             self.name,

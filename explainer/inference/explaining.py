@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explainer.data.transforms import to_picture
-from explainer.errors import ConfigError, CorruptSampleError, NumericalError
+from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError, NumericalError
 from explainer.files import replacing, write_text
 from explainer.fills import judging_fill
 from explainer.geometry import height_width
@@ -28,6 +28,7 @@ from explainer.models.explanandum import Explanandum
 
 ROWS = 12  # images per contact sheet
 SHOWN = 5  # columns of class masks in a contact sheet
+RESULTS = "results.json"
 MANY = 100  # above this number of classes, the masks of the chosen ones alone are computed and written
 
 
@@ -85,8 +86,8 @@ def explain(
     Raises:
         NumericalError: the model or the classifier answers NaN.
         CorruptSampleError: no image could be read, or ``on_error`` is "raise" and one could not.
-        ConfigError: a class does not exist, areas are wanted of a file without logits or with a treatment, or a model of many classes
-            is asked for areas, a treatment, or masks of classes that nothing chooses.
+        ConfigError: a class does not exist, ``out`` is the folder of the images, areas are wanted of a file without logits or with a
+            treatment, or a model of many classes is asked for areas, a treatment, or masks of classes that nothing chooses.
     """
     o, out = options or ExplainOptions(), Path(out)
     explanandum = runtime.explanandum if explanandum is None else explanandum
@@ -94,7 +95,7 @@ def explain(
         raise ConfigError("--area gives masks of fixed areas, --refine and --selector change masks: ask for them in two calls.")
     names = runtime.classes
     wanted = class_indices(o.classes, names)
-    files = find_pictures(inputs)
+    files = _outside(find_pictures(inputs), inputs, out)
     size = network_size(runtime, o.side)
     failed: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
@@ -104,6 +105,7 @@ def explain(
     many = len(names) > MANY or runtime.top is not None
     if many:
         _check_many(o, runtime, explanandum, treatment, wanted)
+    (out / RESULTS).unlink(missing_ok=True)  # of an earlier call: whoever finds it takes the folder for finished
     for group in batches(files, size, o.batch_size, on_error=o.on_error, failed=failed, geometry=geometry):
         images = np.stack([p.small for p in group])
         if many:
@@ -140,7 +142,7 @@ def explain(
     precision = runtime.description.get("precision")
     found = {"classes": names, "network_size": list(size), "geometry": geometry, "precision": precision, "images": rows, "failed": failed}
     found["verdict"] = judge.sentences()
-    write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / RESULTS, json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -157,6 +159,24 @@ def class_indices(classes: Sequence[str] | None, names: Sequence[str]) -> list[i
         commas = " A name with a comma stands in double quotes." if any("," in name for name in names) else ""
         raise ConfigError(f"unknown class {unknown[0]!r}. This model has: {', '.join(names)}.{commas}")
     return [names.index(c) for c in dict.fromkeys(classes)]
+
+
+def _outside(files: dict[str, Path], inputs: Sequence[str | Path], out: Path) -> dict[str, Path]:
+    """The pictures without what earlier calls have written below ``out``, where that lies in a folder of pictures.
+
+    Raises:
+        ConfigError: ``out`` is a folder of pictures itself.
+        DatasetNotFoundError: no picture is left.
+    """
+    place, given = out.resolve(), [Path(path) for path in inputs]
+    if any(path.is_dir() and path.resolve() == place for path in given):
+        raise ConfigError(f"--out {out} is the folder of the images: the next call would explain the masks too. Name {out / 'masks'}, say.")
+    kept = {name: path for name, path in files.items() if path in given or not path.parent.resolve().is_relative_to(place)}
+    if not kept:
+        raise DatasetNotFoundError(
+            f"all images in {', '.join(map(str, inputs))} lie in --out {out}, where masks are written. Name another."
+        )
+    return kept
 
 
 def network_size(runtime: Runtime, side: int | None) -> tuple[int, int]:

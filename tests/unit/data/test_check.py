@@ -20,6 +20,8 @@ from explainer.data.survey import SplitSurvey, advice, describe, survey
 from explainer.errors import ConfigError
 from tests.factories import dataset_options, make_image_folder, make_voc
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 def broken_folder(root: Path) -> Path:
     """Class folders with: a truncated file, an empty one, a picture in train and test, one twice in train, a hidden copy, a mask of
@@ -80,6 +82,14 @@ def test_a_broken_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     out = capsys.readouterr().out
     assert code == 1 and "- leave out 2 of train, 1 of val and say so at the end" in out
     assert "- see 2 batches of 3 an epoch, and leave 2 other images out of each" in out
+
+
+def test_the_guide_shows_what_the_command_says(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    broken_folder(Path("data/mine"))
+    assert main(["data", "check", "data/mine", "--quiet"]) == 1
+    page = (ROOT / "docs/howto/data_check.md").read_text().partition("## A deliberately broken folder")[2]
+    assert capsys.readouterr().out.strip() == page.partition("```text\n")[2].partition("```")[0].strip()
 
 
 def test_data_in_order_end_with_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

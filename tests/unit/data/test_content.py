@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import tempfile
 import time
 from pathlib import Path
 
@@ -89,6 +90,14 @@ def test_a_memory_that_cannot_be_written_is_left_alone(tmp_path: Path, monkeypat
     monkeypatch.setenv("EXPLAINER_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(content, "_SETTLED_NS", 0)
     assert content_digests([tmp_path / "file"]) == [hashlib.blake2b(b"x", digest_size=16).hexdigest()]
+
+
+def test_an_account_without_a_home_has_a_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number."""
+    for name in ("EXPLAINER_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", str)  # which leaves a ~ that it cannot replace
+    assert content.memory_file().parent.parent.parent == Path(tempfile.gettempdir())
 
 
 @pytest.mark.parametrize("kind", ["image", "mask"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from explainer.data import decoding
 from explainer.errors import CorruptSampleError, DatasetNotFoundError
@@ -178,6 +180,12 @@ def test_text_files_are_bounded_and_checked(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "a.json").write_text("[" * 200_000)
     with pytest.raises(CorruptSampleError, match=r"a\.json: not valid JSON"):
         decoding.read_json(tmp_path / "a.json")
+    os.mkfifo(tmp_path / "pipe.csv")
+    for endless in (tmp_path / "pipe.csv", Path("/dev/zero")):
+        with pytest.raises(CorruptSampleError, match=r"is no file but a pipe, a socket or a device"):
+            decoding.read_lines(endless)
+    with pytest.raises(DatasetNotFoundError, match=r"~no-such-user/data: .*Write the path in full"):
+        decoding.home_path("~no-such-user/data")
     monkeypatch.setattr(decoding, "MAX_FILE_BYTES", 1)
     with pytest.raises(CorruptSampleError, match=r"more than the limit of 1"):
         decoding.read_image(path)
@@ -231,6 +239,28 @@ def test_large_images_are_decoded_at_a_fraction_of_their_size(suffix: str, tmp_p
     Image.fromarray(smooth).save(path, quality=95, exif=exif)
     small, own = decoding.read_scaled(path, 100)
     assert own == (640, 400) == decoding.image_size(path) and small.shape == (3, 160, 100)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "most", "decoded"), [(50, None, (100, 200)), (None, 6_000, (100, 200)), (300, None, (400, 800)), (None, None, (800, 1600))]
+)
+def test_jpegs_are_decoded_small(
+    at_least: int | None, most: int | None, decoded: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A JPEG decodes to a half, a quarter or an eighth: at no time are all of its pixels in memory."""
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (1600, 800), (200, 60, 90)).save(path)
+    sizes, load = [], JpegImageFile.load
+
+    def watched(image: JpegImageFile) -> object:
+        result = load(image)
+        sizes.append((image.height, image.width))
+        return result
+
+    monkeypatch.setattr(JpegImageFile, "load", watched)
+    pixels, own = decoding.read_scaled(path, at_least, most)
+    assert own == (800, 1600) and set(sizes) == {decoded}
+    assert pixels.shape[1] * pixels.shape[2] <= decoded[0] * decoded[1] and (pixels[0].float() - 200).abs().max() <= 3
 
 
 def test_sixteen_bits_and_palettes_are_reduced_too(tmp_path: Path) -> None:

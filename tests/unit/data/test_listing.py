@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
+import pytest
+
 from explainer.data.listing import image_files, printable, subfolders
+from explainer.errors import DatasetNotFoundError
 from explainer.inference.pictures import find_pictures
 
 
@@ -40,9 +44,30 @@ def test_names_become_text_that_can_be_written(tmp_path: Path) -> None:
     assert printable("größe/x.png") == "größe/x.png"
 
 
-def test_a_folder_that_links_to_itself_ends(tmp_path: Path) -> None:
+def test_a_folder_that_links_to_itself_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     (tmp_path / "a" / "x.png").write_bytes(b"x")
     (tmp_path / "a" / "broken.png").symlink_to(tmp_path / "none.png")
-    assert [p.name for p in image_files(tmp_path)] == ["x.png"]
+    (tmp_path / "a" / "circle.png").symlink_to(tmp_path / "a" / "circle.png")
+    with caplog.at_level("WARNING"):
+        assert [p.name for p in image_files(tmp_path)] == ["x.png"]
+    assert "2 image(s)" in caplog.text and "lead nowhere" in caplog.text and "broken.png" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", ".hidden"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(b"x")
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if os.fspath(path).endswith(("b", ".hidden")):  # as the system does to anyone but root
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DatasetNotFoundError, match=r"/b cannot be read \(Permission denied\): its images would be missing"):
+        image_files(tmp_path)
+    (tmp_path / "b").rename(tmp_path / "c")
+    assert [p.parent.name for p in image_files(tmp_path)] == ["a", "c"], "hidden folders do not matter"

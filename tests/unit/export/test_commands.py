@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,12 @@ import explainer
 from explainer.cli import main
 from explainer.commands.measuring import Contestant, bench, contestants, onnx_contestant, table
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
+from explainer.files import Owner
 from explainer.inference import explaining, pictures
 from explainer.inference.explaining import ExplainOptions, explain, safe_name, upsample
 from explainer.inference.pictures import batches, find_pictures, read_calibration
 from explainer.inference.runtime import open_model
+from explainer.locks import IN_USE
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from tests.unit.export.conftest import coloured
@@ -124,6 +127,41 @@ def test_all_unreadable_is_an_error_and_no_image_too(net: Explainer, checkpoint:
     (bad / "a.jpg").write_bytes(b"x")
     with pytest.raises(CorruptSampleError, match=r"none of the 1 files could be read.*a\.jpg"):
         explain([bad], open_model(checkpoint), tmp_path / "out")
+
+
+def test_masks_of_an_earlier_call_are_not_explained(checkpoint: Path, folder: Path, capsys: Any) -> None:
+    (folder / "broken.png").unlink()
+    argv = ["explain", str(checkpoint), str(folder), "--quiet", "--out"]
+    for _ in range(2):
+        assert main([*argv, str(folder / "masks")]) == 0
+        assert [row["name"] for row in read(folder / "masks" / "results.json")["images"]] == ["deep/one.png", "one.png"]
+    assert main(["explain", str(checkpoint), str(folder / "masks" / "one.png" / "overlay.png"), *argv[3:], str(folder / "masks")]) == 0
+    assert main([*argv, str(folder)]) == 2
+    assert "is the folder of the images" in capsys.readouterr().err
+
+
+def test_an_explanation_that_was_cut_short_does_not_look_finished(
+    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "broken.png").unlink()
+    argv = ["explain", str(checkpoint), str(folder), "--quiet", "--out", str(tmp_path / "out"), "--batch_size", "1"]
+    assert main(argv) == 0 and (tmp_path / "out" / "results.json").is_file()
+    monkeypatch.setattr(explaining, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(argv) == 130
+    assert not (tmp_path / "out" / "results.json").exists(), "that of the first call would stand beside masks of the second"
+
+
+@pytest.mark.parametrize("command", ["explain", "export"])
+def test_two_commands_in_one_folder(command: str, checkpoint: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / IN_USE).write_text(f"{Owner(Owner.this().host, os.getppid(), 0)}\n{command}\n")
+    argv = {"explain": ["explain", str(checkpoint), str(folder)], "export": ["export", str(checkpoint), "--format", "safetensors"]}[command]
+    assert main([*argv, "--out", str(out)]) == 2
+    assert f"{command} of process {os.getppid()} on" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == [IN_USE]
+    (out / IN_USE).unlink()
+    assert main([*argv, "--out", str(out)]) == 0 and not (out / IN_USE).exists()
 
 
 def test_export_command_writes_and_loads_again(checkpoint: Path, net: Explainer, folder: Path, tmp_path: Path, capsys: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from explainer import cli
 from explainer.commands.parsing import Command
 from explainer.errors import ConfigError
+from explainer.files import write_text
 from explainer.inference.outputs import writable_file, writable_folder
 
 
@@ -47,8 +49,14 @@ def test_others_are_refused(blocked: Path, tmp_path: Path) -> None:
         ["calibrate", "--model", "absent.ckpt", "--out", "{out}"],
         ["evaluate", "--out", "{out}"],
         ["maps", "--cache.folder", "{out}"],
+        ["randomise", "absent.ckpt", "--out", "{out}.ckpt"],
+        ["report", "absent", "--out", "{out}.html"],
+        ["data", "check", ".", "--out", "{out}"],
+        ["reproduce", "voc2007_vgg16", "--out", "{out}.html"],
+        ["concepts", "fit", "--layers", "[absent]", "--out", "{out}"],
+        ["concepts", "report", "absent", "--out", "{out}.html"],
     ],
-    ids=lambda arguments: arguments[0],
+    ids=lambda arguments: "-".join(arguments[:2]) if arguments[1] in ("check", "fit", "report") else arguments[0],
 )
 def test_every_command_asks_before_it_works(blocked: Path, arguments: list[str], capsys: Any) -> None:
     """Nothing that is named exists, so that any work would fail with other words."""
@@ -93,3 +101,26 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         process.stdout.read(10)
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait(timeout=60) == 0
+
+
+def test_a_full_disk_behind_the_output_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """`explainer report > /full/disk`: the words wait in a buffer until the end."""
+
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(cli.COMMANDS, "report", Command("", lambda _: None, lambda *_: 0))
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert cli.main(["report"]) == 2
+    assert capsys.readouterr().err.startswith("error: No space left on device")
+
+
+def test_names_that_are_not_utf8_end_in_words(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    monkeypatch.setitem(
+        cli.COMMANDS, "report", Command("", lambda _: None, lambda *_: write_text(tmp_path / "x", "run_dir: caf\udce9") or 0)
+    )
+    assert cli.main(["report"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and "udce9' cannot be written as utf-8. Rename" in printed and "Traceback" not in printed
+    assert not list(tmp_path.iterdir())
