@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from explainer.data.content import content_digests
-from explainer.data.decoding import join_inside, read_image
+from explainer.data.decoding import home_path, join_inside, read_image
 from explainer.data.files import ImageFileDataset, Record, checked_names, require_directory
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 from explainer.geometry import Geometry
@@ -69,7 +69,7 @@ class Broden(ImageFileDataset):
         super().__init__(split, size, augment=augment, masks=masks, cache=cache, geometry=geometry, no_region=no_region)
         if isinstance(categories, str) or not categories or set(categories) - set(CATEGORIES):
             raise ConfigError(f"categories must be some of {', '.join(CATEGORIES)}, got {categories!r}.")
-        self.folder = Path(root).expanduser()
+        self.folder = home_path(root)
         require_directory(self.folder, self.name, WHERE)
         self.source = self.folder / "index.csv"
         known = _labels(self.folder / "label.csv")

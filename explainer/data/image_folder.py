@@ -117,7 +117,7 @@ class ImageFolder(ImageFileDataset):
             label = (self.class_names.index(name),)
             self.records += [Record(key, paths[key], label, mask_beside(mask_base, paths[key].relative_to(self.folder))) for key in chosen]
         if box_root is not None:
-            base = Path(box_root).expanduser()
+            base = home_path(box_root)
             require_directory(base, self.name, "It is given as box_root: one XML per image, named like the image.")
             for record in self.records:
                 record.extra = _annotation(base, self.folder, record)

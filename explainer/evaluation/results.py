@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from explainer.errors import ConfigError
-from explainer.files import write_text
+from explainer.files import parse_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,10 @@ def encode(value: float) -> float | str | None:
 def decode(value: float | str | None) -> float:
     """The inverse of :func:`encode`."""
     return math.nan if value is None else float(value)
+
+
+#: What reading a row raises where a line holds something else.
+_NO_ROW = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,18 @@ class Row:
 
     @classmethod
     def of(cls, line: dict[str, Any]) -> Row:
-        """The inverse of :meth:`record`."""
+        """The inverse of :meth:`record`.
+
+        Raises:
+            ValueError, TypeError, LookupError, AttributeError, OverflowError: it is none.
+        """
         values = {k: decode(v) for k, v in line["values"].items()}
         vectors = {k: [decode(x) for x in v] for k, v in line.get("vectors", {}).items()}
-        return cls(line["method"], line["scale"], line["protocol"], line["image"], line["index"], line["class"], values, vectors)
+        row = cls(line["method"], line["scale"], line["protocol"], line["image"], line["index"], line["class"], values, vectors)
+        texts = all(type(text) is str for text in (row.method, row.scale, row.protocol, row.image))
+        if not (texts and type(row.index) is int and type(row.class_index) in (int, type(None))):
+            raise ValueError(f"a name or a number is of another kind: {str(row)[:200]}")
+        return row
 
     def order(self) -> tuple[Any, ...]:
         """Sorting key within one method and protocol."""
@@ -140,10 +152,10 @@ class RowStore:
                 if not line.strip():
                     continue
                 try:
-                    entry = json.loads(line)
+                    entry = parse_json(line)
                     rows = tuple(Row.of(r) for r in entry["rows"])
                     unit = Unit(entry["key"], entry["method"], entry["protocol"], entry["batch"], rows, decode(entry["seconds"]))
-                except (ValueError, KeyError, TypeError):
+                except _NO_ROW:
                     log.warning("%s: line %d is incomplete (the run was stopped there); its batch is computed again", path, number)
                     continue
                 units[unit.key] = unit
@@ -188,8 +200,8 @@ def read_rows(path: str | Path) -> list[Row]:
         if not line.strip():
             continue
         try:
-            rows.append(Row.of(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            rows.append(Row.of(parse_json(line)))
+        except _NO_ROW as error:
             if number == len(lines):  # no newline after it: the writer was stopped here
                 log.warning("%s: the last line is incomplete and was left out", file)
                 continue

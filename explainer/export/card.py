@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from explainer.files import write_text
+from explainer.files import parse_json, write_text
 from explainer.geometry import size_text
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def add_report(folder: Path, report: dict[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

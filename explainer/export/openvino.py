@@ -14,8 +14,9 @@ import numpy as np
 from explainer.errors import CheckpointError, ExportError
 from explainer.export.edge_layers import edge_layers
 from explainer.export.onnx import convert
+from explainer.files import parse_json
 from explainer.inference.formats import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
-from explainer.inference.predictor import check_description, full_size
+from explainer.inference.predictor import answered, check_description
 
 _LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
 
@@ -28,23 +29,28 @@ class OpenVinoRuntime(Runtime):
         core = openvino.Core()
         try:
             model = core.read_model(str(path))
-            self.description: dict[str, Any] = check_description(json.loads(model.get_rt_info(["explainer"]).astype(str)), path)
+            settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+            if threads is not None:
+                settings["INFERENCE_NUM_THREADS"] = threads
+            self._model = core.compile_model(model, "CPU", settings)
+            self.description: dict[str, Any] = check_description(parse_json(model.get_rt_info(["explainer"]).astype(str)), path)
         except CheckpointError:
             raise
         except Exception as error:  # openvino raises RuntimeError and its own types
             raise CheckpointError(
                 f"{path} is not a model written by `explainer export --format openvino`, or its .bin is missing ({str(error)[:200]})."
             ) from error
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
-        self._model = core.compile_model(model, "CPU", settings)
+        self._path = path
 
     def run(self, images: Array) -> dict[str, Array]:
         """See :class:`Runtime`."""
         check_batch(images, self.size)
-        values = self._model(np.ascontiguousarray(images))
-        return full_size({name: np.array(values[name]) for name in self.description["outputs"]}, images.shape[2:])
+
+        def compute() -> dict[str, Array]:
+            values = self._model(np.ascontiguousarray(images))
+            return {name: np.array(values[name]) for name in self.description["outputs"]}
+
+        return answered(compute, self.description, images, self._path)
 
 
 class OpenVino(ExportFormat):

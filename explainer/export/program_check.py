@@ -9,7 +9,6 @@ torch's restricted unpickler reads.
 from __future__ import annotations
 
 import io
-import json
 import re
 import zipfile
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from explainer.errors import CheckpointError
+from explainer.files import parse_json
 
 GRAPH, INPUTS = "models/model.json", "data/sample_inputs/model.pt"
 CONFIGS = {"data/weights/model_weights_config.json": r"weight_\d+", "data/constants/model_constants_config.json": r"tensor_\d+"}
@@ -52,8 +52,8 @@ def require_data_alone(content: bytes, path: Any) -> None:
         if odd := sorted(name for name in {name for _, _, name in listed} | records if not _RECORD.fullmatch(name)):
             raise _RefusedError(f"it has the record {odd[0]!r} (a pickle, a library or an older format)")
         for config, names in CONFIGS.items():
-            _payloads(json.loads(reader.get_record(config)), names)
-        _graph(json.loads(reader.get_record(GRAPH)))
+            _payloads(parse_json(reader.get_record(config)), names)
+        _graph(parse_json(reader.get_record(GRAPH)))
         inputs = reader.get_record(INPUTS)
     except _RefusedError as error:
         raise CheckpointError(_message(path, str(error))) from None

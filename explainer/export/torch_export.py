@@ -12,8 +12,9 @@ import torch
 
 from explainer.errors import CheckpointError, ExportError
 from explainer.export.program_check import require_data_alone
+from explainer.files import parse_json
 from explainer.inference.formats import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, named
-from explainer.inference.predictor import check_description, full_size
+from explainer.inference.predictor import answered, check_description
 
 _EXTRA = "explainer.json"
 
@@ -56,7 +57,8 @@ class TorchProgram(Runtime):
         require_data_alone(content, path)
         try:
             program = torch.export.load(io.BytesIO(content), extra_files=extra)  # the very bytes that were checked
-            self.description = check_description(json.loads(extra[_EXTRA]), path)
+            self._module = program.module(check_guards=False)
+            self.description = check_description(parse_json(extra[_EXTRA]), path)
         except CheckpointError:
             raise
         except Exception as error:  # torch.export.load raises many types for damaged files
@@ -65,13 +67,14 @@ class TorchProgram(Runtime):
             ) from error
         if threads is not None:
             torch.set_num_threads(threads)
-        self._module = program.module(check_guards=False)
+        self._path = path
 
     def run(self, images: Array) -> dict[str, Array]:
         """See :class:`Runtime`."""
         check_batch(images, self.size)
         with torch.inference_mode():
-            return full_size(named(self.description["outputs"], self._module(torch.from_numpy(images))), images.shape[2:])
+            outputs = self.description["outputs"]
+            return answered(lambda: named(outputs, self._module(torch.from_numpy(images))), self.description, images, self._path)
 
 
 class TorchExport(ExportFormat):

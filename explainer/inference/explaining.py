@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explainer.data.transforms import to_picture
-from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError, NumericalError
+from explainer.errors import ConfigError, CorruptSampleError, NumericalError
 from explainer.files import replacing, write_text
 from explainer.fills import judging_fill
 from explainer.geometry import height_width
 from explainer.inference.formats import DEFAULT_SIDE, Array, Runtime
 from explainer.inference.judging import Judge
-from explainer.inference.pictures import OnError, Picture, batches, find_pictures
+from explainer.inference.pictures import OnError, Picture, batches, find_pictures, outside
 from explainer.inference.treatment import Treatment
 from explainer.models.explanandum import Explanandum
 
@@ -95,7 +95,7 @@ def explain(
         raise ConfigError("--area gives masks of fixed areas, --refine and --selector change masks: ask for them in two calls.")
     names = runtime.classes
     wanted = class_indices(o.classes, names)
-    files = _outside(find_pictures(inputs), inputs, out)
+    files = outside(find_pictures(inputs), inputs, out)
     size = network_size(runtime, o.side)
     failed: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
@@ -159,24 +159,6 @@ def class_indices(classes: Sequence[str] | None, names: Sequence[str]) -> list[i
         commas = " A name with a comma stands in double quotes." if any("," in name for name in names) else ""
         raise ConfigError(f"unknown class {unknown[0]!r}. This model has: {', '.join(names)}.{commas}")
     return [names.index(c) for c in dict.fromkeys(classes)]
-
-
-def _outside(files: dict[str, Path], inputs: Sequence[str | Path], out: Path) -> dict[str, Path]:
-    """The pictures without what earlier calls have written below ``out``, where that lies in a folder of pictures.
-
-    Raises:
-        ConfigError: ``out`` is a folder of pictures itself.
-        DatasetNotFoundError: no picture is left.
-    """
-    place, given = out.resolve(), [Path(path) for path in inputs]
-    if any(path.is_dir() and path.resolve() == place for path in given):
-        raise ConfigError(f"--out {out} is the folder of the images: the next call would explain the masks too. Name {out / 'masks'}, say.")
-    kept = {name: path for name, path in files.items() if path in given or not path.parent.resolve().is_relative_to(place)}
-    if not kept:
-        raise DatasetNotFoundError(
-            f"all images in {', '.join(map(str, inputs))} lie in --out {out}, where masks are written. Name another."
-        )
-    return kept
 
 
 def network_size(runtime: Runtime, side: int | None) -> tuple[int, int]:

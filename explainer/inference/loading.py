@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from explainer.errors import CheckpointError
+from explainer.files import parse_json
 from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, sub_state
 from explainer.models.classifiers import BUILDERS
 from explainer.models.explainer import Explainer
@@ -94,7 +94,7 @@ def _its_classifier(path: Path, metadata: dict[str, Any], config: dict[str, Any]
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} does not exist: an export folder holds {WEIGHTS} and {CONFIG}. Export again with `explainer export`."

@@ -86,6 +86,29 @@ def find_pictures(inputs: Sequence[str | Path]) -> dict[str, Path]:
     return found
 
 
+def outside(files: dict[str, Path], inputs: Sequence[str | Path], out: Path) -> dict[str, Path]:
+    """The pictures without what earlier calls have written below ``out``, where that lies in a folder of pictures.
+
+    Args:
+        files: of :func:`find_pictures`.
+        inputs: what it was given; a file that is named there stays.
+        out: where results are written.
+
+    Raises:
+        ConfigError: ``out`` is a folder of pictures itself.
+        DatasetNotFoundError: no picture is left.
+    """
+    place, given = out.resolve(), [Path(path) for path in inputs]
+    if any(path.is_dir() and path.resolve() == place for path in given):
+        raise ConfigError(f"--out {out} is the folder of the images: the next call would explain the masks too. Name {out / 'masks'}, say.")
+    kept = {name: path for name, path in files.items() if path in given or not path.parent.resolve().is_relative_to(place)}
+    if not kept:
+        raise DatasetNotFoundError(
+            f"all images in {', '.join(map(str, inputs))} lie in --out {out}, where masks are written. Name another."
+        )
+    return kept
+
+
 def load_picture(name: str, path: Path, size: tuple[int, int], geometry: str = "squash") -> Picture:
     """Decode one file and bring it to the network's ``size`` by the geometry of its training."""
     pixels, own = read_scaled(path, most=MOST_PIXELS)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Predictor:
             raise ConfigError(f"onnxruntime is not installed ({error}). pip install onnxruntime") from error
         path = _model_file(Path(path))
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised
         if threads is not None:
             options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         try:
@@ -64,6 +64,7 @@ class Predictor:
             raise CheckpointError(
                 f"{path} is not a model written by `explainer export --format onnx` ({type(error).__name__}: {str(error)[:200]})."
             ) from error
+        self._path = path
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.classes: list[str] = list(self.description["classes"])
@@ -73,9 +74,14 @@ class Predictor:
     def run(self, images: Array) -> dict[str, Array]:
         """``[B,3,H,W]`` float32 in [0,1] -> ``masks`` ``[B,K,H,W]``; fused files also probabilities, merged and areas. A file of the most
         probable classes (``--top N``) also gives ``classes`` ``[B,N]``, and masks and areas of these, in their order.
+
+        Raises:
+            CheckpointError: see :func:`answered`.
         """
-        values = self._session.run(self._outputs, {self._input: np.ascontiguousarray(images, dtype=np.float32)})
-        return full_size(dict(zip(self._outputs, values, strict=True)), images.shape[2:])
+        batch = {self._input: np.ascontiguousarray(images, dtype=np.float32)}
+        return answered(
+            lambda: dict(zip(self._outputs, self._session.run(self._outputs, batch), strict=True)), self.description, images, self._path
+        )
 
     def __call__(self, image: str | Path | Image.Image | NDArray[Any], side: int | None = None) -> dict[str, Array]:
         """One image -> its class masks ``[K,H,W]`` (and merged mask) at the image's own resolution, probabilities and areas ``[K]``; of
@@ -99,6 +105,8 @@ class Predictor:
         place = placement(self.description.get("geometry") or "squash", (picture.height, picture.width), (height, width))
         batch = np.asarray(_placed(picture, place), dtype=np.float32).transpose(2, 0, 1)[None] / np.float32(255)
         result = {name: value[0] for name, value in self.run(batch).items()}
+        if "masks" not in result:
+            raise CheckpointError(f"{self._path} answers {', '.join(result)} and no masks: it is no Explainer.")
         if not all(np.isfinite(value).all() for value in result.values()):
             raise NumericalError("the model's answer is NaN or infinite: its weights are damaged. Export again from another checkpoint.")
         top, left, inner_height, inner_width = place.target
@@ -146,6 +154,38 @@ def _in_picture(mask: Array, place: Placement) -> Array:
     top, left, height, width = place.source
     whole[top : top + height, left : left + width] = mask
     return whole
+
+
+def answered(compute: Callable[[], Mapping[str, Any]], description: dict[str, Any], images: Array, path: Any) -> dict[str, Array]:
+    """What a model answers, masks at the images' size.
+
+    Args:
+        compute: asks the runtime; outputs by name.
+        description: stored with the file, see :func:`check_description`.
+        images: ``[B,3,H,W]`` that it is asked about.
+        path: of the file.
+
+    Raises:
+        CheckpointError: the runtime fails, or the answer has not the form that the description promises.
+    """
+    again = "The file is damaged, or made for other images: export it again."
+    try:
+        result = {name: np.asarray(value) for name, value in compute().items()}
+    except Exception as error:  # runtimes raise their own types
+        raise CheckpointError(f"{path} failed on images {images.shape} ({' '.join(str(error).split())[:300]}). {again}") from error
+    batch, names = len(images), len(description["classes"]) or -1  # a module that is only timed names none
+    own = description.get("top") or names
+    forms = {"masks": (batch, own, -1, -1), "probabilities": (batch, names), "areas": (batch, own), "merged": (batch, -1, -1)}
+    for name, form in {**forms, "classes": (batch, own)}.items():
+        if name not in result and name not in description["outputs"]:
+            continue
+        shape = result[name].shape if name in result else ()
+        numbers = name in result and result[name].dtype.kind in "fiu"
+        if not numbers or len(shape) != len(form) or 0 in shape or any(n not in (-1, m) for n, m in zip(form, shape, strict=True)):
+            raise CheckpointError(f"{path} answers {name} {shape}, expected {form} (-1: any) of numbers. {again}")
+    if "classes" in result and names > 0 and not ((result["classes"] >= 0) & (result["classes"] < names)).all():
+        raise CheckpointError(f"{path} answers class numbers beyond its {names} classes. {again}")
+    return full_size(result, images.shape[2:])
 
 
 def full_size(result: dict[str, Array], size: Sequence[int]) -> dict[str, Array]:

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from explainer.attribution import check_class_index
 from explainer.errors import CheckpointError, ConfigError, ShapeError
-from explainer.files import write_text
+from explainer.files import parse_json, write_text
 from explainer.fills import FillKind
 from explainer.inference.refinement import quality, refine, starting_masks
 from explainer.metrics.classifier import predicted_classes
@@ -105,7 +105,7 @@ class Selector:
             CheckpointError: it is not that, or a value is out of its range.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = parse_json(Path(path).read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise TypeError(f"a {type(values).__name__} instead of named values")
             selector = cls(**{"classes": "labels", **values})  # the first selectors knew labels only
@@ -114,7 +114,7 @@ class Selector:
             if (selector.delta is None) != (selector.kind == "marginal"):
                 raise ValueError(f"delta is {selector.delta!r} for kind {selector.kind}")
             return selector
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} is not a selector ({error}). Write one with `explainer calibrate`.") from error
 
     def require_same_pipeline(self, description: dict[str, Any], explanandum: Any, predicted_from: float, source: str) -> None:

@@ -255,7 +255,7 @@ class OnnxScores:
                     f"classifier onnx:{self.path} needs onnxruntime ({error}): pip install 'explainer-net[export]'."
                 ) from error
             options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
+            options.log_severity_level = 4  # errors are raised
             if self.threads is not None:
                 options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
             try:

@@ -89,8 +89,14 @@ class ResponseCache:
         """Images that this classifier was asked about, with a file in all starts and processes."""
         if self._file is None:
             return self._paid
-        row = self._file.execute("SELECT SUM(number) FROM paid WHERE identity IN (?, '')", (self.identity,)).fetchone()
-        return int(row[0] or 0)
+        try:
+            row = self._file.execute("SELECT SUM(number) FROM paid WHERE identity IN (?, '')", (self.identity,)).fetchone()
+            if not isinstance(row[0], int | None):
+                raise sqlite3.DatabaseError(f"its account says {str(row[0])[:50]}")
+        except sqlite3.Error as error:
+            raise CheckpointError(f"the response cache cannot be read ({error}). Choose another cache_file, or delete it.") from error
+        total: int = row[0] or 0
+        return total
 
     def pay(self, number: int, most: int | None = None) -> bool:
         """Put images on the account (negative: take them off); False, and nothing changed, where there would be more than ``most``."""

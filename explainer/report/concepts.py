@@ -10,7 +10,7 @@ from typing import Any
 
 from explainer.concepts.statistics import mean_and_error, spearman
 from explainer.errors import ConfigError
-from explainer.files import write_text
+from explainer.files import parse_json, write_text
 from explainer.report.cards import data_url
 from explainer.report.html import table
 from explainer.report.page import page
@@ -35,7 +35,13 @@ def load(folder: Path) -> dict[str, Any]:
     path = folder / "concepts.json"
     if not path.is_file():
         raise ConfigError(f"{folder} holds no concepts.json. Write it with: explainer concepts fit --out {folder} ...")
-    stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    try:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). Write it anew with: explainer concepts fit --out {folder} ...") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, expected the results of explainer concepts fit.")
+    stored: dict[str, Any] = content
     return stored
 
 

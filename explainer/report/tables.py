@@ -13,6 +13,7 @@ from explainer.errors import ConfigError
 from explainer.evaluation.protocol import Column
 from explainer.evaluation.results import Row, decode, encode, read_rows
 from explainer.evaluation.statistics import paired_difference
+from explainer.files import parse_json
 
 SUMMARY = "summary.json"
 #: Plain words for what the protocols ask; a protocol that is not here goes by its label.
@@ -149,7 +150,7 @@ def load_results(folder: str | Path) -> Results:
             f"{folder} is no results folder: {path.name} is missing. Evaluate first: python evaluate.py --config FILE --out {folder}"
         )
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = parse_json(path.read_text(encoding="utf-8"))
         assert summary["schema"] == 1
         return Results(folder, summary, read_rows(folder))
     except (ValueError, KeyError, AssertionError, TypeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from explainer.errors import ConfigError, ExplainerError
 from explainer.files import write_text
 from explainer.report.html import report
 from explainer.report.latex import latex
@@ -27,12 +28,21 @@ def write(
         The files written.
 
     Raises:
-        ConfigError: a folder that holds no results.
+        ConfigError: a folder that holds no results, or damaged ones.
     """
     results = [load_results(folder) for folder in folders]
     written = []
     for path in dict.fromkeys([out, *(out.with_suffix(f".{form}") for form in also)]):
-        write_text(path, render(results, path.suffix, title, bootstrap))
+        try:
+            text = render(results, path.suffix, title, bootstrap)
+        except ExplainerError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise ConfigError(
+                f"the results in {', '.join(str(r.folder) for r in results)} cannot be shown ({type(error).__name__}: {str(error)[:200]}): "
+                "a summary.json is damaged or of another version. Run the evaluation again; finished batches stay."
+            ) from error
+        write_text(path, text)
         written.append(path)
     return written
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from explainer.config import RunConfig, TrainerConfig
-from explainer.files import write_text
+from explainer.errors import CheckpointError
+from explainer.files import parse_json, write_text
 from explainer.geometry import Size, height_width
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask
@@ -131,6 +132,23 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _remembered(file: Path, t: TrainerConfig) -> TrainerConfig:
+    """What was measured when the run began.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        saved = parse_json(file.read_bytes())
+        known = next(c for c in ALL if (c.precision, c.channels_last) == (saved["precision"], saved["channels_last"]))
+    except (OSError, ValueError, LookupError, TypeError, StopIteration) as error:
+        raise CheckpointError(
+            f"{file} does not say any more which precision this run was begun with ({type(error).__name__}: {error}). Give it yourself: "
+            "--trainer.precision and --trainer.channels_last as the run's log names them, for a resumed run must not change them."
+        ) from error
+    return replace(t, precision=known.precision, channels_last=known.channels_last)
+
+
 def settled(config: RunConfig, task: ClassifyTask | ExplainTask, size: Size, *, resumes: bool, alone: bool, by_rule: str) -> TrainerConfig:
     """The ``trainer`` section without ``auto``.
 
@@ -150,8 +168,7 @@ def settled(config: RunConfig, task: ClassifyTask | ExplainTask, size: Size, *, 
         return replace(t, channels_last=t.channels_last is not False)
     file = Path(config.run_dir) / FILE
     if resumes and file.is_file():
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        return replace(t, precision=str(saved["precision"]), channels_last=bool(saved["channels_last"]))
+        return _remembered(file, t)
     if not alone or resumes:
         return replace(t, precision=by_rule, channels_last=t.channels_last is not False)
     on_gpu = t.accelerator != "cpu" and torch.cuda.is_available()

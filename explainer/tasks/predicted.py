@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from explainer.data.datamodule import DataModule
 from explainer.errors import ConfigError
+from explainer.files import parse_json, write_text
 from explainer.metrics.classifier import predicted_classes
 from explainer.models.explanandum import Explanandum
 
@@ -86,8 +88,8 @@ def predict_targets(
         confident += int((explanandum.probabilities(logits).amax(dim=1) >= CONFIDENT).sum())
     found = Decisions(classes, confident / max(1, len(classes)))
     if file is not None and len(classes) == len(dataset):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"key": key, "classes": classes, "confident": found.confident}), encoding="utf-8")
+        content = {"key": key, "classes": classes, "confident": found.confident}
+        write_text(file, json.dumps({**content, "digest": _digest(content)}), durable=False)
     return found
 
 
@@ -96,11 +98,17 @@ def _read(file: Path | None, key: dict[str, object], number: int) -> Decisions |
     if file is None or not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        classes = [tuple(int(k) for k in row) for row in content["classes"]]
-        return Decisions(classes, float(content["confident"])) if content["key"] == key and len(classes) == number else None
-    except (OSError, ValueError, KeyError, TypeError):
+        content = parse_json(file.read_text(encoding="utf-8"))
+        if content.pop("digest") != _digest(content) or content["key"] != key:
+            return None  # bits have changed, or it is of another classifier or data set
+        classes = [tuple(row) for row in content["classes"]]
+        return Decisions(classes, content["confident"]) if len(classes) == number else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # cut short or of another version: asked again
+
+
+def _digest(content: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def use_predicted_targets(

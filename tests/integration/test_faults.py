@@ -227,8 +227,19 @@ def training_in(folder):
 
 COMMANDS = {
     "train": (
-        [*EXPLAINER, *NOISY, *WITHIN_EPOCHS, "--classifier.checkpoint", "<classifier>", "--trainer.max_epochs", "6",
-         "--ckpt_path", "auto", "--run_dir", "<out>"],
+        [
+            *EXPLAINER,
+            *NOISY,
+            *WITHIN_EPOCHS,
+            "--classifier.checkpoint",
+            "<classifier>",
+            "--trainer.max_epochs",
+            "6",
+            "--ckpt_path",
+            "auto",
+            "--run_dir",
+            "<out>",
+        ],
         1,
         training_in,
     ),
