@@ -205,8 +205,8 @@ class TrainerConfig:
         num_nodes: machines.
         strategy: auto, ddp, fsdp, ... (fsdp is Lightning's, passed through and not tested here: the networks fit on one GPU).
         precision: 32-true, bf16-mixed, 16-mixed, ..., or auto: a few steps of this run's own networks are timed in float32 and bfloat16,
-            contiguous and channels_last, before training; the fastest is used and remembered in precision.json. Several processes use
-            bf16-mixed where the hardware computes in it. The losses are always computed in float32.
+            contiguous and channels_last, before training (half a minute at most, of large networks); the fastest is used and remembered in
+            precision.json. Several processes use bf16-mixed where the hardware computes in it. The losses are always computed in float32.
         accumulate_grad_batches: steps whose gradients are summed.
         gradient_clip_val: largest gradient norm, or null.
         sync_batchnorm: share BatchNorm statistics between GPUs; ignored on the CPU, where torch cannot.

@@ -37,8 +37,10 @@ def open_classifier(path: str | None, options: str | None = None, description: d
     values = {**_known(description or {}, is_onnx, "arch" in given), **given}
     if is_onnx:
         values["arch"] = f"onnx:{path}"
+    from explainer.tasks.precision import laid_out
+
     try:
-        return load_explanandum(None if is_onnx else path, **values)
+        return laid_out(load_explanandum(None if is_onnx else path, **values), path, otherwise=None)
     except (TypeError, AttributeError) as error:
         raise ConfigError(f"--classifier_options has a value of another kind ({error}). Received: {options}.") from error
 
