@@ -33,6 +33,7 @@ from explainer.models.untrusted import without_files
 
 # What decides numbers is the same list for a training and an evaluation.
 from explainer.provenance import versions as general_versions
+from explainer.tasks.area_bounds import settle
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask, check_options
 from explainer.tasks.predicted import use_predicted_targets
@@ -190,7 +191,7 @@ def build_task(config: RunConfig, data: DataModule, fitting: bool = True, networ
         "data": {key: without_paths(value) if isinstance(value, dict) else value for key, value in asdict(config.data).items()},
         "versions": versions(),
     }
-    task: ClassifyTask | ExplainTask = ExplainTask(
+    task = ExplainTask(
         parts.explainer,
         parts.explanandum,
         config.losses,
@@ -202,6 +203,7 @@ def build_task(config: RunConfig, data: DataModule, fitting: bool = True, networ
         taught=taught,
         no_region=data.no_region,
     )
+    settle(task.terms.values(), parts.explanandum, data, config.run_dir, config.seed, config.masking.fill)
     _start_weights(task, config.init_from)
     return task
 
