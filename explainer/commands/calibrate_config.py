@@ -18,7 +18,7 @@ class CalibrateConfig:
         out: JSON file of the selector.
         data: images with ground-truth masks, of the distribution that will be explained.
         split: not the one that was trained on.
-        limit: number of images, from the start of the split; null takes all.
+        limit: number of images, drawn from the whole split (exchangeable ones: not class by class); null takes all.
         classifier: the Explanandum.
         alpha: bound on the risk.
         kind: marginal (no more than alpha of all explanations are given and bad) or selective (of those given, no more than alpha are bad,
@@ -33,7 +33,7 @@ class CalibrateConfig:
         method: name of the refinement method.
         iterations: number of iterations of the refinement, if it is a search.
         batch_size: images per step.
-        seed: random seed of the class drawn per image.
+        seed: random seed of the images and of the class drawn per image.
     """
 
     model: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from explainer.inference.classifier import require_same_classifier
 from explainer.inference.describe import describe
 from explainer.inference.outputs import writable_file
 from explainer.inference.refinement import check_method
-from explainer.inference.selection import accepted_loss, calibrate, calibration_pairs, truth_loss
+from explainer.inference.selection import accepted_loss, calibrate, calibration_pairs, truth_loss, verdict
 
 
 def run(config: CalibrateConfig) -> int:
@@ -26,7 +27,12 @@ def run(config: CalibrateConfig) -> int:
         raise ConfigError("model is missing: name the trained Explainer with --model runs/<run>/checkpoints/best.ckpt.")
     writable_file(config.out)
     setting = EvaluateConfig(
-        data=config.data, split=config.split, classifier=config.classifier, seed=config.seed, batch_size=config.batch_size
+        data=config.data,
+        split=config.split,
+        classifier=config.classifier,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        sample=config.limit,
     )
     data = assembly.data_module(setting)
     explanandum = assembly.classifier(setting, data)
@@ -38,7 +44,7 @@ def run(config: CalibrateConfig) -> int:
         print(notice, file=sys.stderr)
     assembly.check_meaning(net, data, config.split, f"model {config.model}")
     fill: FillKind = config.fill or judging_fill(net.metadata.get("fill"))
-    number = len(data.dataset(config.split)) if config.limit is None else min(config.limit, len(data.dataset(config.split)))
+    number = len(data.dataset(config.split))
     parts = [range(i, min(i + config.batch_size, number)) for i in range(0, number, config.batch_size)]
     refinement = {"method": config.method, "iterations": config.iterations} if config.fallback == "refine" else None
     scores, losses = calibration_pairs(
@@ -67,6 +73,7 @@ def run(config: CalibrateConfig) -> int:
         explainer=description["weights"],
         classifier=explanandum.fingerprint(),
     )
+    selector = replace(selector, verdict=tuple(verdict(scores, losses, selector.threshold)))
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     selector.save(config.out)
     loss, accepted = accepted_loss(scores, losses, selector.threshold)
@@ -77,4 +84,6 @@ def run(config: CalibrateConfig) -> int:
         f"{'predicted classes' if config.classes == 'predicted' else 'labels'} each); {share:.1%} accepted, mean loss {bad:.3f} among "
         f"them, {float(losses[:, 0].mean()):.3f} among all"
     )
+    for sentence in selector.verdict:
+        print(sentence)
     return 0

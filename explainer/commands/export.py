@@ -130,6 +130,7 @@ def _metrics(given: str | None, model: Path) -> dict[str, Any] | None:
         raise ConfigError(f"--metrics {path} cannot be read ({error}). Give a JSON file with an object of numbers.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--metrics {path} holds a {type(content).__name__}, expected an object of numbers.")
+    content.pop("verdict", None)  # words
     return content
 
 

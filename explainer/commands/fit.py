@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from explainer.commands import evaluation
+from explainer.commands import evaluation, verdict
 from explainer.commands.building import build_networks, build_task, data_module, versions
 from explainer.commands.parsing import parse_evaluate, parse_run
 from explainer.commands.terminal import show_classes, show_row
@@ -275,7 +275,7 @@ def _finish(request: FitRequest, task: ClassifyTask | ExplainTask, trainer: pl.T
     """Summary, evaluation, and what there is now; returns the exit code."""
     # A run that was finished before has measured nothing now: its summary stays.
     if trainer.is_global_zero and trainer.callback_metrics:
-        _summarize(request.folder, task, trainer)
+        _summarize(request, task, trainer)
     trainer.strategy.barrier("checkpoints")  # the first process writes them, all of them evaluate them
     code = 0
     if request.config.evaluate_with is not None:
@@ -292,8 +292,9 @@ def _announcement(folder: Path, trainer: pl.Trainer) -> str:
     return f"checkpoint {' and '.join(files)}" + "".join(f", contact sheet {path}" for path in pictures)
 
 
-def _summarize(folder: Path, task: ClassifyTask | ExplainTask, trainer: pl.Trainer) -> None:
-    row = {k: float(v) for k, v in trainer.callback_metrics.items()}
+def _summarize(request: FitRequest, task: ClassifyTask | ExplainTask, trainer: pl.Trainer) -> None:
+    folder = request.folder
+    row: dict[str, Any] = {k: float(v) for k, v in trainer.callback_metrics.items()}
     if isinstance(task, ClassifyTask) and task.per_class:
         for name, value in zip(task.hparams["class_names"], task.per_class, strict=True):
             row[f"val/ap/{name}"] = value
@@ -301,7 +302,21 @@ def _summarize(folder: Path, task: ClassifyTask | ExplainTask, trainer: pl.Train
     if isinstance(task, ClassifyTask) and task.report is not None:
         show_classes(task.report, "val after the last epoch")
         task.report.save(folder, "val")
+    row["verdict"] = _verdict(request.config, task, trainer)
+    for sentence in row["verdict"]["sentences"]:
+        print(sentence)
     write_text(folder / SUMMARY, json.dumps(row, indent=1) + "\n")
+
+
+def _verdict(config: RunConfig, task: ClassifyTask | ExplainTask, trainer: pl.Trainer) -> dict[str, Any]:
+    """See :mod:`explainer.commands.verdict`. A training is not lost over it: what fails is said."""
+    if isinstance(task, ClassifyTask):
+        return {"sentences": verdict.of_classifier(task.report)}
+    try:
+        return verdict.of_masks(config, task, trainer.datamodule)  # type: ignore[attr-defined]
+    except (ExplainerError, RuntimeError, OSError) as error:
+        log.warning("no verdict on the masks: %s", error)
+        return {"sentences": []}
 
 
 def evaluation_arguments(config: RunConfig) -> list[str]:

@@ -64,6 +64,9 @@ def test_run_folder_is_complete(runs):
     assert len(provenance["explanandum"]) == 16
     assert {"explainer", "torch", "lightning", "python", "segmentation-models-pytorch"} <= set(provenance["versions"])
     assert provenance["hardware"]["device"] == "cpu" and provenance["hardware"]["processes"] == 1
+    verdict = json.loads((folder / "e/summary.json").read_text())["verdict"]
+    assert verdict["sentences"][0].startswith(f"The classifier on {verdict['images']} val pictures") and verdict["images"] >= 8
+    assert {"own", "a constant", "the masks of other pictures", "Grad-CAM", "the untrained network"} == set(verdict["scores"])
     with (folder / "e/metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert any(row["train/loss/area_bound"] for row in rows) and any(row["val/iou"] for row in rows)
