@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,9 @@ from explainer.attribution.watching import out_of_place, refuse_compiled
 from explainer.errors import UnsupportedLayerError
 
 STRIDES = (4, 8, 16, 32)
+PATCHES = (8, 14, 16, 32)
+_MOST_PREFIX = 8  # class, distillation and register tokens
+_LEAST_BLOCKS = 2
 _POWERS = (1, 2, 4, 8, 16, 32, 64)
 _SAME = 1e-3  # of the difference between two images' scores: what may remain where everything passes through a layer
 _SEED = 7919_2711  # no user's random image is the second one
@@ -195,23 +198,33 @@ class Stage:
 
     Attributes:
         path: of the module inside the classifier.
-        stride: pixels of the image per position.
+        stride: pixels of the image per position of the map that the decoder makes of it.
         channels: C.
-        layout: which axis is which.
+        layout: which axis is which, of a map.
+        prefix: the module returns tokens ``[B,N,C]``, the first ``prefix`` of which have no place in the image; None: a map.
+        factor: of enlargement from the module's own map to the decoder's.
     """
 
     path: str
     stride: int
     channels: int
     layout: Layout = CHANNELS_FIRST
+    prefix: int | None = None
+    factor: int = 1
 
-    def spatial(self, output: Tensor) -> Tensor:
-        """The module's output as ``[B,C,h,w]``."""
-        return self.layout.spatial(output)
+    def spatial(self, output: Tensor, size: Sequence[int]) -> Tensor:
+        """The module's output for images of ``size`` (height, width) as ``[B,C,h,w]``."""
+        if self.prefix is None:
+            return self.layout.spatial(output)
+        grid = [side // (self.stride * self.factor) for side in size]
+        placed: Tensor = output[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
+        return placed
 
 
 def find_stages(classifier: nn.Module, side: int = 224, strides: Sequence[int] = STRIDES) -> list[Stage]:
-    """The last feature map of each stride, in the order of the strides.
+    """The last feature map of each stride, in the order of the strides; of a transformer with one resolution, four of its depths.
+
+    The latter are those of DPT (Ranftl et al., ICCV 2021): after each quarter of the blocks. The shallowest is enlarged to stride 8.
 
     A module inside a block that changes the stride (an expansion before the strided convolution, a downsampling norm) does not end a
     stage, so it is left out.
@@ -222,16 +235,18 @@ def find_stages(classifier: nn.Module, side: int = 224, strides: Sequence[int] =
         strides: those looked for.
 
     Raises:
-        UnsupportedLayerError: fewer than two are found (a transformer of one resolution, a scripted network).
+        UnsupportedLayerError: fewer than two are found (a scripted network, a transformer whose blocks return more than tokens).
     """
     calls = _calls(classifier, side)
     crossing = [call.path + "." for call in calls if _changes_stride(call, side)]
     found: dict[int, Stage] = {}
     for call in calls:
         stage = _stage(call.path, call.shape, side)
-        if stage is not None and not any(call.path.startswith(prefix) for prefix in crossing):
+        if stage is not None and stage.prefix is None and not any(call.path.startswith(prefix) for prefix in crossing):
             found[stage.stride] = stage
     stages = [found[stride] for stride in strides if stride in found]
+    if len(stages) < 2 and (blocks := _blocks(classifier, calls, side)):
+        return blocks
     if len(stages) < 2:
         listing = ", ".join(f"{s.path} (stride {s.stride})" for s in found.values()) or "none"
         raise UnsupportedLayerError(
@@ -241,8 +256,29 @@ def find_stages(classifier: nn.Module, side: int = 224, strides: Sequence[int] =
     return stages
 
 
+def _blocks(classifier: nn.Module, calls: Sequence[Call], side: int) -> list[Stage]:
+    """Four depths of the longest list of modules that give tokens, fine to coarse; empty without such a list."""
+    lists: dict[str, list[Stage]] = {}
+    for call in calls:
+        stage, parent = _stage(call.path, call.shape, side), call.path.rpartition(".")[0]
+        if stage is not None and stage.prefix is not None and isinstance(classifier.get_submodule(parent), nn.Sequential | nn.ModuleList):
+            lists.setdefault(parent, []).append(stage)
+    blocks = max(lists.values(), key=len, default=[])
+    if len(blocks) < _LEAST_BLOCKS:
+        return []
+    depths = sorted({max(1, round(len(blocks) * quarter / 4)) - 1 for quarter in (1, 2, 3, 4)})
+    return _with_fine_first([blocks[i] for i in depths])
+
+
+def _with_fine_first(stages: list[Stage]) -> list[Stage]:
+    """The first of several stages of tokens is enlarged to stride 8."""
+    first, *rest = stages
+    factor = 1 if first.prefix is None or not rest else max(1, round(first.stride / 8))
+    return [replace(first, stride=first.stride // factor, factor=factor), *rest]
+
+
 def named_stages(classifier: nn.Module, layers: Sequence[str], side: int = 224) -> list[Stage]:
-    """The stages that the user names, in the order of their strides.
+    """The stages that the user names, in the order of their strides; of equal ones the order is the user's.
 
     Args:
         classifier: as in :func:`find_stages`.
@@ -260,7 +296,7 @@ def named_stages(classifier: nn.Module, layers: Sequence[str], side: int = 224) 
                 f"explainer.options.layers names {path!r}, which gives no feature map of this classifier. Some that do: "
                 f"{', '.join(list(known)[-8:])}."
             )
-    return sorted((known[path] for path in layers), key=lambda stage: stage.stride)
+    return _with_fine_first(sorted((known[path] for path in layers), key=lambda stage: stage.stride))
 
 
 def _calls(classifier: nn.Module, side: int) -> list[Call]:
@@ -276,6 +312,10 @@ def _stage(path: str, shape: Sequence[int], side: int) -> Stage | None:
 
     A stride divides the side, up to rounding; one position alone has lost the place.
     """
+    if len(shape) == 3:
+        left = {patch: shape[1] - (side // patch) ** 2 for patch in PATCHES if side // patch > 1}
+        fits = [(n, side % patch, patch) for patch, n in left.items() if 0 <= n <= _MOST_PREFIX]
+        return Stage(path, min(fits)[2], int(shape[2]), prefix=min(fits)[0]) if fits else None
     if len(shape) != 4:
         return None
     for layout in readings(shape, (side, side)):
@@ -316,5 +356,5 @@ def linear_head(classifier: nn.Module, stage: Stage, num_classes: int, side: int
         handle.remove()
     if not isinstance(logits, Tensor):
         return None
-    pooled = head(stage.spatial(kept[-1]).mean(dim=(2, 3)))
+    pooled = head(stage.spatial(kept[-1], (side, side)).mean(dim=(2, 3)))
     return head if torch.allclose(pooled, logits, atol=1e-3 * float(logits.abs().max()), rtol=1e-3) else None

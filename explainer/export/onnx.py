@@ -107,8 +107,23 @@ def with_whole_factors(proto: Any) -> Any:
         scales = numpy_helper.from_array(factors, f"{node.output[0]}_scales")
         proto.graph.initializer.append(scales)
         node.input[:] = [node.input[0], "", scales.name]
+    _drop_unused(proto.graph)
     onnx.checker.check_model(proto)
     return proto
+
+
+def _drop_unused(graph: Any) -> None:
+    """Leave out nodes and constants that nobody reads (the sizes that factors have replaced): onnxruntime would compute them."""
+    while True:
+        read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+        kept = [node for node in graph.node if read.intersection(node.output)]
+        if len(kept) == len(graph.node):
+            break
+        del graph.node[:]
+        graph.node.extend(kept)
+    constants = [constant for constant in graph.initializer if constant.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(constants)
 
 
 def half_weights(proto: Any) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 RADIUS, EPS = 0.15, 3e-4
 
@@ -54,6 +55,14 @@ def pooling(length: int, cells: int, like: Tensor) -> Tensor:
     return inside / inside.sum(dim=1, keepdim=True)
 
 
+def _reduced(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling to ``size``; whole cells by plain pooling, which a runtime does in less time than products."""
+    height, width = images.shape[-2:]
+    if all(type(side) is int for side in (height, width, *size)) and height % size[0] == 0 and width % size[1] == 0:
+        return F.avg_pool2d(images, (height // size[0], width // size[1]))
+    return pooling(height, size[0], images) @ images @ pooling(width, size[1], images).transpose(0, 1)
+
+
 def make_guide(images: Tensor, size: tuple[int, int], radius: float = RADIUS, eps: float = EPS, unit: Tensor | float = 1.0) -> Guide:
     """Statistics of the images for :func:`guided`.
 
@@ -64,8 +73,7 @@ def make_guide(images: Tensor, size: tuple[int, int], radius: float = RADIUS, ep
         eps: variance below which a window counts as flat.
         unit: ``[1,3,1,1]``; its product with the images has the unit of [0,1] images.
     """
-    height, width = images.shape[-2:]
-    small = pooling(height, size[0], images) @ images @ pooling(width, size[1], images).transpose(0, 1) * unit
+    small = _reduced(images, size) * unit
     rows, columns = window(size[0], radius, images), window(size[1], radius, images)
     blank = Guide(small, small, small, rows, columns)
     mean = blank.window_means(small)
@@ -73,14 +81,22 @@ def make_guide(images: Tensor, size: tuple[int, int], radius: float = RADIUS, ep
     return Guide(small, mean, _inverse(second - mean[:, :, None] * mean[:, None], eps), rows, columns)
 
 
+#: Where the cofactor of each entry of a 3x3 matrix, row by row, finds its four factors: ``v[p] v[q] - v[r] v[s]``.
+_FACTORS = tuple(
+    [3 * ((i + down) % 3) + (j + right) % 3 for i in range(3) for j in range(3)] for down, right in ((1, 1), (2, 2), (1, 2), (2, 1))
+)
+
+
 def _inverse(v: Tensor, eps: float) -> Tensor:
-    """Inverse of ``v + eps 1`` for symmetric ``[B,3,3,h,w]``, by cofactors: a solver per position would not export."""
-    a, d, f = v[:, 0, 0] + eps, v[:, 1, 1] + eps, v[:, 2, 2] + eps
-    b, c, e = v[:, 0, 1], v[:, 0, 2], v[:, 1, 2]
-    first, second, third = d * f - e * e, c * e - b * f, b * e - c * d
-    entries = [first, second, third, second, a * f - c * c, b * c - a * e, third, b * c - a * e, a * d - b * b]
-    determinant = a * first + b * second + c * third
-    inverse: Tensor = (torch.stack(entries, dim=1) / determinant[:, None]).unflatten(1, (3, 3))
+    """Inverse of ``v + eps 1`` for symmetric ``[B,3,3,h,w]``, by cofactors: a solver per position would not export.
+
+    All nine entries at once: a runtime needs longer for the calls of single entries than for their arithmetic.
+    """
+    entries = v.flatten(1, 2) + eps * torch.eye(3, dtype=v.dtype, device=v.device).view(1, 9, 1, 1)
+    p, q, r, s = (entries.index_select(1, torch.tensor(where, device=v.device)) for where in _FACTORS)
+    cofactors = p * q - r * s
+    determinant = (entries[:, :3] * cofactors[:, :3]).sum(dim=1, keepdim=True)
+    inverse: Tensor = (cofactors / determinant).unflatten(1, (3, 3))
     return inverse
 
 
@@ -94,11 +110,12 @@ def guided(maps: Tensor, guide: Guide) -> Tensor:
     Returns:
         ``[B,n,h,w]``.
     """
-    image = guide.image[:, None]  # [B,1,3,h,w]
+    image, middle = guide.image[:, :, None], guide.mean[:, :, None]  # [B,3,1,h,w]: colours come first, so that one is cut out in one piece
     mean = guide.window_means(maps)
-    covariance = guide.window_means(image * maps[:, :, None]) - guide.mean[:, None] * mean[:, :, None]
+    covariance = guide.window_means(image * maps[:, None]) - middle * mean[:, None]
     # summed term by term: the product of all nine entries would be three times as large as its result
-    first, second, third = (guide.inverse[:, None, :, d] * covariance[:, :, d : d + 1] for d in range(3))
+    terms = zip(guide.inverse[:, :, :, None].unbind(1), covariance[:, :, None].unbind(1), strict=True)
+    first, second, third = (inverse * part for inverse, part in terms)
     slope = first + second + third
-    offset = mean - (slope * guide.mean[:, None]).sum(dim=2)
-    return (guide.window_means(slope) * image).sum(dim=2) + guide.window_means(offset)
+    offset = mean - (slope * middle).sum(dim=1)
+    return (guide.window_means(slope) * image).sum(dim=1) + guide.window_means(offset)

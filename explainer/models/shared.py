@@ -41,8 +41,11 @@ def _block(channels: int, width: int, dilation: int = 1) -> nn.Sequential:
     )
 
 
-def _project(channels: int, width: int) -> nn.Sequential:
-    """Pointwise, batch norm, ReLU."""
+def _project(channels: int, width: int, factor: int = 1) -> nn.Sequential:
+    """Pointwise, batch norm, ReLU; with a ``factor`` every position becomes so many squared (a transposed convolution)."""
+    if factor > 1:
+        wide = nn.Conv2d(channels, width * factor**2, 1, bias=False)
+        return nn.Sequential(wide, nn.PixelShuffle(factor), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
     return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
 
@@ -65,7 +68,8 @@ class Pyramid(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """``[B,C,h,w]`` -> ``[B,width,h,w]``."""
         x = self.reduce(features)
-        mean = self.mean(x.mean(dim=(2, 3), keepdim=True)).expand_as(x)
+        # Enlarged and not expanded: onnxruntime keeps its fast layout of channels then.
+        mean = F.interpolate(self.mean(x.mean(dim=(2, 3), keepdim=True)), size=x.shape[-2:], mode="nearest")
         merged: Tensor = self.merge(torch.cat([x, *(branch(x) for branch in self.branches), mean], dim=1))
         return merged
 
@@ -74,7 +78,7 @@ class FeatureDecoder(nn.Module):
     """Stages of a classifier -> one map of embeddings at the finest stage's resolution.
 
     Args:
-        stages: from fine to coarse.
+        stages: from fine to coarse; with a ``factor``, features are enlarged by it as in DPT (Ranftl et al., ICCV 2021).
         width: channels of the embeddings.
         kind: ``fpn`` adds every stage on the way up; ``deeplabv3plus`` goes from the coarsest to the finest at once, as its paper does;
             ``panoptic_deeplab`` is the same with the two finest stages (Cheng et al., CVPR 2020).
@@ -86,18 +90,22 @@ class FeatureDecoder(nn.Module):
         if kind not in skips:
             raise ConfigError(f"a shared encoder has the decoders {', '.join(skips)}, received {kind!r}.")
         self.used = list(range(skips[kind]))
+        above = [*self.used[1:], len(stages) - 1]  # whose resolution each of them finds
+        self.grows = {i: stages[i].stride != stages[j].stride for i, j in zip(self.used, above, strict=True)}
         self.top = Pyramid(stages[-1].channels, width)
-        # Fine stages are large: few channels there keep the decoder light.
-        side = {i: width if stages[i].stride > 4 else max(8, width // 2) for i in self.used}
-        self.sides = nn.ModuleDict({str(i): _project(stages[i].channels, side[i]) for i in self.used})
+        # Fine stages are large: few channels there, and in the finest one, keep the decoder light.
+        side = {i: width if i > 0 and stages[i].stride > 4 else max(8, width // 2) for i in self.used}
+        self.sides = nn.ModuleDict({str(i): _project(stages[i].channels, side[i], stages[i].factor) for i in self.used})
         self.fuse = nn.ModuleDict({str(i): _block(width + side[i], width) for i in self.used})
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Feature maps ``[B,C_i,h_i,w_i]``, fine to coarse -> ``[B,width,h_0,w_0]``."""
+        """Feature maps ``[B,C_i,h_i,w_i]``, fine to coarse -> ``[B,width,f h_0,f w_0]`` with the factor f of the finest stage."""
         x: Tensor = self.top(features[-1])
         for i in reversed(self.used):
-            x = F.interpolate(x, size=features[i].shape[-2:], mode="bilinear", align_corners=False)
-            x = self.fuse[str(i)](torch.cat([x, self.sides[str(i)](features[i])], dim=1))
+            side = self.sides[str(i)](features[i])
+            if self.grows[i]:
+                x = F.interpolate(x, size=side.shape[-2:], mode="bilinear", align_corners=False)
+            x = self.fuse[str(i)](torch.cat([x, side], dim=1))
         return x
 
 
@@ -158,11 +166,11 @@ class ClassHead(nn.Module):
             own, head = own[chosen], None if weight is None else weight[chosen]
             log_p = _columns(log_p, chosen)
         filters = own if self.from_head is None or head is None else own + self.from_head(head)
-        logits = _positions(embeddings, filters) + self.bias
+        logits = _positions(embeddings, filters, self.bias)
         level = self.level * log_p.clamp_min(_LEAST_LOG_PROBABILITY)[..., None, None]
         if self.gain is None or head is None:
             return logits + level
-        size = similar.shape[-2:]
+        size, alike = similar.shape[-2:], similar.flatten(2)
         if self.contrast is None or weight is None:
             activation = _positions(deep, head)
         else:
@@ -170,9 +178,11 @@ class ClassHead(nn.Module):
             activation = self._shares(_positions(deep, weight), every_log_p)
             activation = activation if chosen is None else _columns(activation, chosen)
             activation = activation * _foreground(deep) if self.start == "foreground" else activation
-        activation = resized(activation, size)
-        spread = torch.matmul(activation.flatten(2), similar.flatten(2).transpose(1, 2)).unflatten(2, size)
-        evidence = resized(_standard(spread), guide.image.shape[-2:])
+        rows = resized(activation, size).flatten(2)
+        # The sum over the second position is that over the first: `alike` is symmetric. Divided by it are n maps, and not P.
+        sums = torch.matmul(torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1), alike)
+        spread = sums[:, :-1] / sums[:, -1:].clamp_min(1e-6)
+        evidence = resized(_standard(spread.unflatten(2, size)), guide.image.shape[-2:])
         # one map is enlarged, not two
         start = self.gain * guided(evidence, guide) + level
         return logits + resized(start, logits.shape[-2:])
@@ -203,7 +213,7 @@ def _foreground(features: Tensor) -> Tensor:
 
 def similarity(features: Tensor, power: int = 1) -> Tensor:
     """How alike the features at two positions are: cosine of the angle between them after the image's mean was subtracted, negative ones
-    0, to a power, scaled to a sum of 1 over the second position.
+    0, to a power. Symmetric in the two positions.
 
     Args:
         features: ``[B,C,h,w]``.
@@ -213,23 +223,23 @@ def similarity(features: Tensor, power: int = 1) -> Tensor:
         ``[B,P,h,w]`` with P = h w the first positions, row by row.
     """
     centred = (features - features.mean(dim=(2, 3), keepdim=True)).flatten(2)
-    unit = centred / centred.square().sum(dim=1, keepdim=True).add(1e-12).sqrt()
-    alike = torch.matmul(unit.transpose(1, 2), unit).clamp_min(0).pow(power)
-    maps: Tensor = (alike / alike.sum(dim=2, keepdim=True).clamp_min(1e-6)).unflatten(2, features.shape[-2:])
+    unit = centred / torch.linalg.vector_norm(centred, dim=1, keepdim=True).clamp_min(1e-6)
+    maps: Tensor = torch.matmul(unit.transpose(1, 2), unit).clamp_min(0).pow(power).unflatten(2, features.shape[-2:])
     return maps
 
 
 def _standard(maps: Tensor) -> Tensor:
     """Zero mean and unit variance in each map ``[B,n,h,w]``; a flat map becomes 0."""
-    centred = maps - maps.mean(dim=(2, 3), keepdim=True)
-    return centred / centred.square().mean(dim=(2, 3), keepdim=True).add(1e-6).sqrt()
+    rows = maps.flatten(2)
+    return F.layer_norm(rows, rows.shape[2:], eps=1e-6).unflatten(2, maps.shape[2:])
 
 
-def _positions(features: Tensor, filters: Tensor) -> Tensor:
-    """1x1 convolution of ``[B,C,h,w]`` with ``[n,C]``, or with each image's own ``[B,n,C]``."""
+def _positions(features: Tensor, filters: Tensor, bias: Tensor | None = None) -> Tensor:
+    """1x1 convolution of ``[B,C,h,w]`` with ``[n,C]``, or with each image's own ``[B,n,C]``; one bias for all n."""
+    each = None if bias is None else bias.expand(filters.shape[:-1])
     if filters.ndim == 2:
-        return F.conv2d(features, filters[:, :, None, None])
-    return per_image(features, filters[..., None, None])
+        return F.conv2d(features, filters[:, :, None, None], each)
+    return per_image(features, filters[..., None, None], each)
 
 
 class SharedNetwork(nn.Module):
@@ -244,7 +254,8 @@ class SharedNetwork(nn.Module):
         task: ``multilabel`` or ``multiclass``: what its scores mean.
         decoder: ``fpn``, ``deeplabv3plus`` or ``panoptic_deeplab``.
         width: channels of the decoder.
-        layers: module paths of the feature maps; None: the last one of each of the strides 4, 8, 16 and 32.
+        layers: module paths of the feature maps; None: the last one of each of the strides 4, 8, 16 and 32, or four depths of a vision
+            transformer.
         start: what masks begin as, where the classifier's head allows it; see :class:`ClassHead`.
         side: side in pixels of the image that the stages are looked for with.
         std: what the images were divided by, per channel.
@@ -286,7 +297,7 @@ class SharedNetwork(nn.Module):
         """The stages' maps ``[B,C_i,h_i,w_i]``, fine to coarse, and the classifier's logits ``[B,K]``, without gradients."""
         with at_rest(self.classifier), _no_grad_in_eager(), _captured(self.classifier, self.stages) as found:
             logits = self.classifier(x)
-        maps = [stage.spatial(found[stage.path]) for stage in self.stages]
+        maps = [stage.spatial(found[stage.path], x.shape[-2:]) for stage in self.stages]
         return maps, logits
 
     def decode(self, x: Tensor, maps: Sequence[Tensor], logits: Tensor) -> Tensor:

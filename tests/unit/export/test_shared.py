@@ -162,6 +162,9 @@ def test_masks_can_stay_at_the_decoders_resolution(pair: tuple[Explainer, Explan
     assert np.abs(found["masks"].numpy() - raw).max() < 1e-4 and np.array_equal(found["classes"].numpy(), result["classes"])
     assert np.array_equal(result["classes"], scores.argsort(dim=1, descending=True)[:, :TOP].numpy())
     assert np.abs(result["areas"] - result["masks"].mean(axis=(2, 3))).max() < 1e-5, "a whole factor keeps the mean"
+    graph = onnx.load(path).graph
+    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    assert all(read.intersection(node.output) for node in graph.node), "nothing is computed that nobody reads"
     resizes = [node for node in onnx.load(path).graph.node if node.op_type == "Resize"]
     assert resizes and all(len(node.input) == 3 for node in resizes)
     assert with_whole_factors(onnx.load(path)).SerializeToString() == onnx.load(path).SerializeToString(), "nothing is left to do"

@@ -21,3 +21,14 @@ def test_windows_by_hand():
     third = 1 / 3
     expected = torch.tensor([[0.5, 0.5, 0, 0], [third, third, third, 0], [0, third, third, third], [0, 0, 0.5, 0.5]])
     assert torch.allclose(window(4, 0.25, torch.zeros(1)), expected)
+
+
+def test_inverse_of_every_position():
+    """Against torch's solver, position by position."""
+    from explainer.models.guided import _inverse
+
+    torch.manual_seed(0)
+    a = torch.randn(2, 3, 3, 4, 5, dtype=torch.float64)
+    v = torch.einsum("bikhw,bjkhw->bijhw", a, a)
+    expected = torch.linalg.inv(v.permute(0, 3, 4, 1, 2) + 0.1 * torch.eye(3, dtype=torch.float64)).permute(0, 3, 4, 1, 2)
+    assert torch.allclose(_inverse(v, 0.1), expected, rtol=1e-9, atol=1e-9)

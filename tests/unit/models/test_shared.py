@@ -45,7 +45,7 @@ def test_stages_of_known_families(arch, paths, linear):
         with torch.no_grad():
             classifier(torch.zeros(1, 3, 224, 224))
         handle.remove()
-        assert s.spatial(seen[0]).shape == (1, s.channels, 224 // s.stride, 224 // s.stride)
+        assert s.spatial(seen[0], (224, 224)).shape == (1, s.channels, 224 // s.stride, 224 // s.stride)
 
 
 def test_a_network_of_one_resolution_is_refused_and_layers_can_be_named():
@@ -56,6 +56,41 @@ def test_a_network_of_one_resolution_is_refused_and_layers_can_be_named():
     assert [s.path for s in named_stages(classifier, ["layer3", "layer2"], 64)] == ["layer2", "layer3"]
     with pytest.raises(UnsupportedLayerError, match="'nowhere'"):
         named_stages(classifier, ["nowhere"], 64)
+
+
+def test_a_transformer_of_one_resolution_gives_four_depths():
+    """Tokens behind the class token, in rows of the image's width; the shallowest is enlarged from stride 16 to 8 by its own filters."""
+    torch.manual_seed(0)
+    classifier = build_classifier("timm:vit_tiny_patch16_224", 5, img_size=64, depth=8, embed_dim=12, num_heads=2, dynamic_img_size=True)
+    stages = find_stages(classifier.eval(), 64)
+    assert [(s.path, s.stride, s.factor, s.prefix) for s in stages] == [
+        ("blocks.1", 8, 2, 1), ("blocks.3", 16, 1, 1), ("blocks.5", 16, 1, 1), ("blocks.7", 16, 1, 1),
+    ]  # fmt: skip
+    tokens = torch.arange(1.0, 14).view(1, 13, 1)
+    assert stages[1].spatial(tokens, (48, 64)).squeeze().tolist() == [[2, 3, 4, 5], [6, 7, 8, 9], [10, 11, 12, 13]]
+    e = Explanandum(classifier, 5, "multilabel", mean=[0.5] * 3, std=[0.5] * 3)
+    net = Explainer("fpn", 5, {"width": 16}, image_size=64, mean=[0.5] * 3, std=[0.5] * 3, encoder="shared", explanandum=e).eval()
+    with torch.no_grad():
+        assert net.network(torch.rand(1, 3, 64, 96)).shape == (1, 5, 8, 12)
+        seen = {}
+        handles = [classifier.blocks[i].register_forward_hook(lambda _, __, out, i=i: seen.__setitem__(i, out)) for i in (1, 3, 5, 7)]
+        x = torch.rand(2, 3, 64, 64)
+        classifier(x)
+        for handle in handles:
+            handle.remove()
+        maps, _ = net.network.features(x)
+    for i, found in zip((1, 3, 5, 7), maps, strict=True):
+        assert torch.equal(found.flatten(2), seen[i][:, 1:].transpose(1, 2))
+
+
+def test_the_finest_of_a_transformers_maps_is_enlarged_by_learned_filters():
+    """What the 1x1 filters put into four channels of a position becomes its two by two positions."""
+    from explainer.models.shared import _project
+
+    project = _project(1, 1, 2).eval()
+    project[0].weight.data = torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1, 1)
+    found = project(torch.tensor([[1.0, 10]]).view(1, 1, 1, 2))
+    assert torch.allclose(found[0, 0], torch.tensor([[1.0, 2, 10, 20], [3, 4, 30, 40]]), rtol=1e-4)
 
 
 def test_masks_begin_as_class_activations():
