@@ -106,9 +106,15 @@ def compare(
     whole = torch.cat([explanandum.probabilities(explanandum(part)) for part in images.split(8)]).gather(1, classes[:, None])
     own = found["own"]
     return Comparison(
-        len(images), float(whole.mean()), float(own.kept.mean()), float(own.left.mean()), {n: float(s.mean()) for n, s in scores.items()},
-        tuple(sides["better"]), tuple(sides["equal"]), tuple(sides["worse"]),
-    )  # fmt: skip
+        images=len(images),
+        whole=float(whole.mean()),
+        kept=float(own.kept.mean()),
+        left=float(own.left.mean()),
+        scores={name: float(values.mean()) for name, values in scores.items()},
+        better=tuple(sides["better"]),
+        equal=tuple(sides["equal"]),
+        worse=tuple(sides["worse"]),
+    )
 
 
 def pinned(areas: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[str]:

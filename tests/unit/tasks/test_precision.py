@@ -12,7 +12,7 @@ import torch
 from explainer.config import ClassifierConfig, DataConfig, RunConfig, TrainerConfig
 from explainer.tasks import precision
 from explainer.tasks.classify import ClassifyTask
-from explainer.tasks.precision import ALL, Combination, affordable, fastest, measure, settled
+from explainer.tasks.precision import ALL, Combination, affordable, fastest, laid_out, measure, remembered, settled
 
 
 def test_the_fastest_is_chosen_and_the_hopeless_is_tried_once() -> None:
@@ -111,3 +111,19 @@ def test_a_layout_that_is_given_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
     seen.clear()
     settled(config, task(), 16, resumes=False, alone=True, by_rule="32-true")
     assert [c.precision for c in seen] == ["32-true"], "bfloat16 is timed only where the hardware has it"
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_who_uses_a_checkpoint_takes_over_the_layout_that_its_run_measured(tmp_path: Path, last: bool) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "precision.json").write_text(json.dumps({"precision": "bf16-mixed", "channels_last": last}))
+    checkpoint = tmp_path / "checkpoints" / "best.ckpt"
+    assert remembered(checkpoint) == Combination("bf16-mixed", last)
+    net = laid_out(torch.nn.Conv2d(3, 4, 3), checkpoint, otherwise=not last)
+    assert net.weight.is_contiguous(memory_format=torch.channels_last) == last and net.weight.dtype == torch.float32
+    elsewhere = tmp_path / "elsewhere.ckpt"
+    assert remembered(elsewhere) is None is remembered(None)
+    assert laid_out(torch.nn.Conv2d(3, 4, 3), elsewhere).weight.is_contiguous(memory_format=torch.channels_last)
+    assert laid_out(torch.nn.Conv2d(3, 4, 3), elsewhere, otherwise=None).weight.is_contiguous()
+    (tmp_path / "precision.json").write_text("{")
+    assert remembered(checkpoint) is None
