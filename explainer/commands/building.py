@@ -203,7 +203,7 @@ def build_task(config: RunConfig, data: DataModule, fitting: bool = True, networ
         taught=taught,
         no_region=data.no_region,
     )
-    settle(task.terms.values(), parts.explanandum, data, config.run_dir, config.seed, config.masking.fill)
+    settle(task.terms.values(), parts.explanandum, data, config.run_dir, seed=config.seed, fill=config.masking.fill)
     _start_weights(task, config.init_from)
     return task
 

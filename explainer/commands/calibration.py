@@ -16,9 +16,10 @@ from explainer.evaluation.config import EvaluateConfig
 from explainer.fills import FillKind, judging_fill
 from explainer.inference.classifier import require_same_classifier
 from explainer.inference.describe import describe
+from explainer.inference.judging import selector_verdict
 from explainer.inference.outputs import writable_file
 from explainer.inference.refinement import check_method
-from explainer.inference.selection import accepted_loss, calibrate, calibration_pairs, truth_loss, verdict
+from explainer.inference.selection import accepted_loss, calibrate, calibration_pairs, truth_loss
 
 
 def run(config: CalibrateConfig) -> int:
@@ -73,7 +74,7 @@ def run(config: CalibrateConfig) -> int:
         explainer=description["weights"],
         classifier=explanandum.fingerprint(),
     )
-    selector = replace(selector, verdict=tuple(verdict(scores, losses, selector.threshold)))
+    selector = replace(selector, verdict=tuple(selector_verdict(scores, losses, selector.threshold)))
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     selector.save(config.out)
     loss, accepted = accepted_loss(scores, losses, selector.threshold)

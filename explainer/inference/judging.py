@@ -1,4 +1,4 @@
-"""A verdict in words on the masks that ``explain`` wrote: whether they keep and remove their class, and signs that they show nothing."""
+"""Verdicts in words: on the masks that ``explain`` wrote (do they keep and remove their class, do they show anything) and on selectors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from explainer.fills import FillKind
 from explainer.inference.formats import Array
 from explainer.inference.refinement import Quality, quality
+from explainer.inference.selection import accepted_loss
 
 CHECKED = 32
 """Pictures on which the classifier is asked, the first ones: four passes each."""
@@ -113,3 +114,31 @@ def _alike(masks: Sequence[NDArray[np.float64]]) -> float:
     centred = [m - m.mean() for m in masks]
     unit = [m / np.linalg.norm(m) for m in centred if np.linalg.norm(m) > 1e-3]
     return float(np.mean([a @ b for a, b in zip(unit[1:], unit[:-1], strict=True)])) if len(unit) > 1 else 0.0
+
+
+def selector_verdict(scores: torch.Tensor, losses: torch.Tensor, threshold: float) -> list[str]:
+    """What a threshold lets through, in words: a bound on the risk holds as well where only wrong masks, but few of them, are accepted.
+
+    Args:
+        scores, losses: ``[n,S]``, see :func:`~explainer.inference.selection.accepted_loss`.
+        threshold: that was chosen.
+    """
+    loss, accepted = accepted_loss(scores, losses, threshold)
+    n, every = int(accepted.sum()), float(losses[:, 0].mean())
+    if n == 0:
+        return [
+            f"WARNING: nothing is accepted: of {len(scores)} masks none has a score above the threshold. Look at the masks first "
+            "(explainer evaluate), or take a larger alpha."
+        ]
+    bad = float(loss.sum()) / n
+    if bad > 0.999:
+        return [f"WARNING: only wrong masks are accepted, {n} of {n}. The bound holds because they are few. Do not use this selector."]
+    found = []
+    if bad > 0.5:
+        found.append(f"WARNING: most of what is accepted is wrong: mean loss {bad:.2f} over {n} masks. Take a smaller alpha.")
+    if n < len(scores) and bad >= every > 0:
+        found.append(
+            f"WARNING: what is accepted is no better than what is not: mean loss {bad:.2f}, {every:.2f} of all masks. The score does not "
+            "tell good masks from bad ones here; another fill may (--fill)."
+        )
+    return found or [f"{n} of {len(scores)} masks are accepted, mean loss {bad:.2f} ({every:.2f} of all masks)."]

@@ -74,7 +74,7 @@ class Selector:
         classes: which class of an image was drawn, see the module.
         predicted_from: probability from which a class counted as predicted (multi-label).
         explainer, classifier: fingerprints of what was calibrated; None: unknown.
-        verdict: what the calibration images say about it, in words (:func:`verdict`).
+        verdict: what the calibration images say about it, in words (:func:`explainer.inference.judging.selector_verdict`).
     """
 
     threshold: float
@@ -193,34 +193,6 @@ def accepted_loss(scores: Tensor, losses: Tensor, threshold: float) -> tuple[Ten
     passes = scores > threshold
     first = passes & (passes.cumsum(dim=1) == 1)
     return (losses * first).sum(dim=1), passes.any(dim=1)
-
-
-def verdict(scores: Tensor, losses: Tensor, threshold: float) -> list[str]:
-    """What a threshold lets through, in words: a bound on the risk holds as well where only wrong masks, but few of them, are accepted.
-
-    Args:
-        scores, losses: ``[n,S]``, see :func:`accepted_loss`.
-        threshold: that was chosen.
-    """
-    loss, accepted = accepted_loss(scores, losses, threshold)
-    n, every = int(accepted.sum()), float(losses[:, 0].mean())
-    if n == 0:
-        return [
-            f"WARNING: nothing is accepted: of {len(scores)} masks none has a score above the threshold. Look at the masks first "
-            "(explainer evaluate), or take a larger alpha."
-        ]
-    bad = float(loss.sum()) / n
-    if bad > 0.999:
-        return [f"WARNING: only wrong masks are accepted, {n} of {n}. The bound holds because they are few. Do not use this selector."]
-    found = []
-    if bad > 0.5:
-        found.append(f"WARNING: most of what is accepted is wrong: mean loss {bad:.2f} over {n} masks. Take a smaller alpha.")
-    if n < len(scores) and bad >= every > 0:
-        found.append(
-            f"WARNING: what is accepted is no better than what is not: mean loss {bad:.2f}, {every:.2f} of all masks. The score does not "
-            "tell good masks from bad ones here; another fill may (--fill)."
-        )
-    return found or [f"{n} of {len(scores)} masks are accepted, mean loss {bad:.2f} ({every:.2f} of all masks)."]
 
 
 def calibrate(scores: Tensor, losses: Tensor, alpha: float = 0.1, kind: Kind = "marginal", delta: float = 0.1, **facts: Any) -> Selector:

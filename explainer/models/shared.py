@@ -231,7 +231,8 @@ def similarity(features: Tensor, power: int = 1) -> Tensor:
 def _standard(maps: Tensor) -> Tensor:
     """Zero mean and unit variance in each map ``[B,n,h,w]``; a flat map becomes 0."""
     rows = maps.flatten(2)
-    return F.layer_norm(rows, rows.shape[2:], eps=1e-6).unflatten(2, maps.shape[2:])
+    standard: Tensor = F.layer_norm(rows, rows.shape[2:], eps=1e-6).unflatten(2, maps.shape[2:])
+    return standard
 
 
 def _positions(features: Tensor, filters: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -147,7 +147,7 @@ def _order(explanandum: Any, images: Tensor, classes: Tensor) -> Any:
     return baselines.build("occlusion", explanandum, window=max(1, side // 6), stride=max(1, side // 12))
 
 
-def settle(terms: Iterable[LossTerm], explanandum: Any, data: DataModule, folder: str | Path, seed: int, fill: str) -> None:
+def settle(terms: Iterable[LossTerm], explanandum: Any, data: DataModule, folder: str | Path, *, seed: int, fill: str) -> None:
     """Give the terms whose bounds are ``auto`` measured ones. ``area_bounds.json`` in the run folder keeps them for whoever resumes or
     tests the run.
 

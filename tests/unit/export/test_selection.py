@@ -12,6 +12,7 @@ from torch import nn
 import explainer
 from explainer.errors import CheckpointError, ConfigError, ShapeError
 from explainer.fills import judging_fill
+from explainer.inference.judging import selector_verdict
 from explainer.inference.refinement import _groups, quality, refine
 from explainer.inference.selection import (
     Selector,
@@ -21,7 +22,6 @@ from explainer.inference.selection import (
     calibration_pairs,
     explain_selectively,
     truth_loss,
-    verdict,
 )
 from explainer.metrics.classifier import predicted_classes
 from explainer.tensors import Batch
@@ -356,16 +356,18 @@ def test_a_calibration_that_accepts_only_wrong_masks_says_so(tmp_path):
     scores = torch.linspace(0, 0.95, 20)[:, None]
     losses = torch.cat([torch.zeros(18), torch.ones(2)])[:, None]  # the best scores belong to wrong masks
     selector = calibrate(scores, losses, 0.1)
-    said = verdict(scores, losses, selector.threshold)
+    said = selector_verdict(scores, losses, selector.threshold)
     assert accepted_loss(scores, losses, selector.threshold)[1].sum() == 1
     assert said == ["WARNING: only wrong masks are accepted, 1 of 1. The bound holds because they are few. Do not use this selector."]
     kept = Selector(**{**asdict(selector), "verdict": tuple(said)})
     kept.save(tmp_path / "s.json")
     assert Selector.load(tmp_path / "s.json") == kept
-    assert verdict(scores, losses, 1.0)[0].startswith("WARNING: nothing is accepted: of 20 masks none")
-    assert verdict(scores, losses, 0.66)[0] == (  # scores 0.7 to 0.95: six, two of them wrong
+    assert selector_verdict(scores, losses, 1.0)[0].startswith("WARNING: nothing is accepted: of 20 masks none")
+    assert selector_verdict(scores, losses, 0.66)[0] == (  # scores 0.7 to 0.95: six, two of them wrong
         "WARNING: what is accepted is no better than what is not: mean loss 0.33, 0.10 of all masks. The score does not tell good masks "
         "from bad ones here; another fill may (--fill)."
     )
-    assert verdict(scores, 1 - losses, 0.71)[0].startswith("WARNING: most of what is accepted is wrong: mean loss 0.60 over 5 masks.")
-    assert verdict(scores, losses.flip(0), 0.52) == ["9 of 20 masks are accepted, mean loss 0.00 (0.10 of all masks)."]
+    assert selector_verdict(scores, 1 - losses, 0.71)[0].startswith(
+        "WARNING: most of what is accepted is wrong: mean loss 0.60 over 5 masks."
+    )
+    assert selector_verdict(scores, losses.flip(0), 0.52) == ["9 of 20 masks are accepted, mean loss 0.00 (0.10 of all masks)."]

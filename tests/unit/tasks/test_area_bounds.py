@@ -80,7 +80,7 @@ def test_the_share_that_keeps_half_and_the_share_that_leaves_half() -> None:
 
 def test_each_class_has_bounds_around_its_own_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     term = AreaBound(min_area="auto", max_area="auto")
-    settle([term], explanandum(), Pictures(), tmp_path, 0, "black")  # type: ignore[arg-type]
+    settle([term], explanandum(), Pictures(), tmp_path, seed=0, fill="black")  # type: ignore[arg-type]
     low, high = term.bounds_of(torch.tensor([0, 1]))
     true = torch.tensor([256.0, 4.0]) / SIDE**2
     assert bool((low < true).all()) and bool((true <= high).all()) and float(high[1]) < float(low[0]), "no bound fits both"
@@ -90,7 +90,7 @@ def test_each_class_has_bounds_around_its_own_size(tmp_path: Path, caplog: pytes
     again, measured = AreaBound(min_area="auto", max_area=0.9), area_bounds.measure
     area_bounds.measure = None  # type: ignore[assignment]  # what is written there is not measured again
     try:
-        settle([again], explanandum(), Pictures(), tmp_path, 0, "black")  # type: ignore[arg-type]
+        settle([again], explanandum(), Pictures(), tmp_path, seed=0, fill="black")  # type: ignore[arg-type]
     finally:
         area_bounds.measure = measured
     assert torch.equal(again.bounds_of(torch.tensor([0]))[0], low[:1]) and float(again.bounds_of(torch.tensor([0]))[1]) == pytest.approx(
