@@ -96,7 +96,7 @@ def compare(
         OTHERS: placed(masks, masks.roll(1, 0)),
         **{name: placed(masks, maps) for name, maps in rivals.items()},
     }
-    found = {name: quality(explanandum, images, m, classes, fill, batch_size=8) for name, m in shown.items()}
+    found = {name: quality(explanandum, images, m, classes, fill=fill, batch_size=8) for name, m in shown.items()}
     scores = {name: q.score.double() for name, q in found.items()}
     sides: dict[str, list[str]] = {"better": [], "equal": [], "worse": []}
     for name in list(shown)[1:]:
