@@ -63,7 +63,8 @@ def evidence_areas(
     hidden = make_fill(images, fill, mean=explanandum.mean, generator=torch.Generator().manual_seed(0))
 
     def probability(shown: Tensor) -> Tensor:
-        return explanandum.probabilities(explanandum(shown)).gather(1, classes[:, None])[:, 0]
+        asked: Tensor = explanandum.probabilities(explanandum(shown)).gather(1, classes[:, None])[:, 0]
+        return asked
 
     whole = probability(images)
     enough, gone = (torch.full_like(whole, shares[-1]) for _ in range(2))
