@@ -22,7 +22,7 @@ from explainer.data.contract import collate
 from explainer.data.datamodule import DataModule
 from explainer.data.samplers import spread, spread_over_classes
 from explainer.errors import ExplainerError
-from explainer.files import write_text
+from explainer.files import parse_json, write_text
 from explainer.fills import FillKind, blend, judging_fill, make_fill
 from explainer.losses.area import AreaBound
 from explainer.losses.base import LossTerm
@@ -148,6 +148,17 @@ def _order(explanandum: Any, images: Tensor, classes: Tensor) -> Any:
     return baselines.build("occlusion", explanandum, window=max(1, side // 6), stride=max(1, side // 12))
 
 
+def _saved(file: Path, key: str, class_names: Sequence[str]) -> dict[str, tuple[float, float]] | None:
+    """What was measured of the same classifier in the same way; None where there is none, or the file is damaged."""
+    try:
+        saved = parse_json(file.read_bytes())
+        found = {str(name): (float(a), float(b)) for name, (a, b) in saved["bounds"].items()}
+        sound = all(0 <= a <= b <= 1 for a, b in found.values())
+        return found if sound and saved["of"] == key and list(found) == list(class_names) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
 def settle(terms: Iterable[LossTerm], explanandum: Any, data: DataModule, folder: str | Path, *, seed: int, fill: str) -> None:
     """Give the terms whose bounds are ``auto`` measured ones. ``area_bounds.json`` in the run folder keeps them for whoever resumes or
     tests the run.
@@ -161,10 +172,8 @@ def settle(terms: Iterable[LossTerm], explanandum: Any, data: DataModule, folder
     if not waiting:
         return
     file, key = Path(folder) / FILE, f"{explanandum.fingerprint()} {seed} {fill}"
-    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if saved.get("of") == key and list(saved["bounds"]) == list(data.class_names):
-        found = {name: (float(a), float(b)) for name, (a, b) in saved["bounds"].items()}
-    else:
+    found = _saved(file, key, data.class_names)
+    if found is None:
         found = measure(explanandum, data, seed, fill)
         write_text(file, json.dumps({"of": key, "bounds": found}, indent=1) + "\n")
         told = ", ".join(f"{name} {a:.3f} to {b:.3f}" for name, (a, b) in list(found.items())[:12])
