@@ -108,7 +108,7 @@ class DataRandomisation(Check):
         for b, index in enumerate(scene.indices):
             target[b, list(self._permuted[index])] = True
         with torch.no_grad():
-            logits = explanandum(scene.images)
+            logits: Tensor = explanandum(scene.images)
         if explanandum.task == "multiclass":
             return target.gather(1, logits.argmax(1, keepdim=True))[:, 0].double()
         return ((logits >= 0) == target).double().mean(1)

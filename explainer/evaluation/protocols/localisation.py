@@ -91,7 +91,8 @@ class Localisation(Protocol):
     def _errors(saliency: Tensor, targets: Tensor, rule: Rule) -> Tensor:
         """1.0 for each alpha ``[A]`` whose box meets none of ``targets`` ``[N,4]``."""
         boxes = tight_boxes(saliency, thresholds(saliency, rule, GRIDS[rule]))[0]
-        return (box_iou(boxes, targets.to(boxes)).amax(1) < 0.5).double()
+        best: Tensor = box_iou(boxes, targets.to(boxes)).amax(1)
+        return (best < 0.5).double()
 
     @staticmethod
     def _original(scene: Scene, maps: Maps, rows: Tensor, classes: Tensor) -> tuple[list[Tensor], list[bool], list[Tensor]]:
