@@ -147,7 +147,7 @@ def measure(
 
     Args:
         task: the run's.
-        batch_size, size: number and size of the run's images ``[B,3,H,W]``; on a processor a smaller batch may be timed, see :func:`affordable`.
+        batch_size, size: number and size of the run's images ``[B,3,H,W]``; a processor may time fewer, see :func:`affordable`.
         device: where it will train.
         among: the combinations that may be chosen.
     """
