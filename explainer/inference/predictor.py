@@ -221,7 +221,7 @@ def check_description(values: Any, path: Any) -> dict[str, Any]:
     classes, outputs, size, trained, threshold = (description.get(key) for key in ("classes", "outputs", "size", "image_size", "threshold"))
     known = description.get("geometry") in (None, *GEOMETRIES)  # files of older versions do not say
     names = [v for v in (classes, outputs) if isinstance(v, list) and all(isinstance(name, str) for name in v)]
-    fits = size is None or (isinstance(size, list) and len(size) == 2 and all(side(v) for v in size))
+    fits = size is None or (isinstance(size, list) and as_size(size) is not None)
     top = description.get("top")
     fits = fits and (top is None or (side(top) and isinstance(classes, list) and top <= len(classes)))
     share = threshold is None or (isinstance(threshold, int | float) and 0 <= threshold <= 1)
