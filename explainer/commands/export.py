@@ -71,6 +71,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--allow_drift", action="store_true", help="write the file even if it drifts further")
     parser.add_argument("--metrics", help="JSON file of numbers for the model card; default: summary.json of the run, if it is there")
     parser.add_argument("--examples", help="folder of images; up to four of them are shown in the model card with their masks")
+    parser.add_argument("--runtime", help="folder dist of the npm package onnxruntime-web, copied into the page (--format web)")
     parser.add_argument("--licence", help="licence of the weights, for the model card")
 
 
@@ -114,6 +115,7 @@ def run(_parser: Parser, args: Namespace) -> int:
                 metrics=metrics,
                 licence=args.licence,
                 examples=examples,
+                runtime=None if args.runtime is None else Path(args.runtime),
             )
             print_table(f"{path}", ["quantity", "value"], [list(row) for row in report.rows()])
     return 0
@@ -134,4 +136,4 @@ def _metrics(given: str | None, model: Path) -> dict[str, Any] | None:
     return content
 
 
-COMMAND = Command("safetensors, ONNX, torch.export or OpenVINO, checked against the network", add_options, run)
+COMMAND = Command("safetensors, ONNX, torch.export, OpenVINO, a web page, a Space or a server's folder, checked", add_options, run)

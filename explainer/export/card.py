@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CardData, ModelCard, ModelCardData, SpaceCardData
 
 from explainer.files import parse_json, write_text
 from explainer.geometry import size_text
@@ -32,7 +32,15 @@ _LIMITS = """- A mask shows where this classifier finds evidence for a class. It
 - Not for decisions about people, medical use or safety without a separate validation on the data of that use."""
 
 
-def write_card(folder: Path, description: dict[str, Any], metrics: dict[str, Any] | None = None, licence: str | None = None) -> Path:
+def write_card(
+    folder: Path,
+    description: dict[str, Any],
+    metrics: dict[str, Any] | None = None,
+    licence: str | None = None,
+    *,
+    use: Sequence[str] = (),
+    front: dict[str, Any] | None = None,
+) -> Path:
     """Write ``README.md`` beside the exported files: from ``description``, the files that lie there, and their reports in ``drift.json``.
 
     Metrics and licence that are not given are taken over from the card that is replaced, if it is of the same weights.
@@ -42,13 +50,15 @@ def write_card(folder: Path, description: dict[str, Any], metrics: dict[str, Any
         description: what :func:`explainer.inference.describe.describe` says of the network.
         metrics: numbers by name; other values, and those of training steps (``train/``), are left out.
         licence: licence of the weights, as text or as a name that the Hub knows.
+        use: lines of Markdown that say how the folder is used; none: how each file is opened.
+        front: metadata of a card that is not a model's.
     """
     path = folder / CARD
     # A name that would break out of the card's tables and code is left out; no file of ours has one.
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and re.fullmatch(r"[\w.-]+", p.name))
-    reports = {name: report for name, report in _read(folder / DRIFT).items() if name in files}
+    reports = {name: report for name, report in _read(folder / DRIFT).items() if (folder / name).is_file()}
     old_metrics, old_licence = _of_the_old_card(path, description["weights"])
-    write_text(path, card(description, reports, metrics or old_metrics, licence or old_licence, files))
+    write_text(path, card(description, reports, metrics or old_metrics, licence or old_licence, files, use=use, front=front))
     return path
 
 
@@ -94,6 +104,9 @@ def card(
     metrics: dict[str, Any] | None = None,
     licence: str | None = None,
     files: Sequence[str] = ("model.safetensors",),
+    *,
+    use: Sequence[str] = (),
+    front: dict[str, Any] | None = None,
 ) -> str:
     """The card as Markdown, with the metadata block that the Hugging Face Hub reads; instructions for the ``files`` that are there."""
     d, e = description, description["explainer"]
@@ -108,7 +121,7 @@ def card(
         "",
         "## Use",
         "",
-        *_use(files),
+        *(use or _use(files)),
         "",
         "## What it is",
         "",
@@ -147,13 +160,15 @@ def card(
         or f"{_UNSTATED}. The code is Apache-2.0; weights also depend on the terms of the training data and of pretrained encoder weights.",
         "",
     ]
-    return str(ModelCard(f"---\n{_metadata(licence).to_yaml()}\n---\n\n" + "\n".join(lines)))
+    return str(ModelCard(f"---\n{_metadata(licence, front).to_yaml()}\n---\n\n" + "\n".join(lines)))
 
 
-def _metadata(licence: str | None) -> ModelCardData:
-    """What the Hub sorts and filters by."""
+def _metadata(licence: str | None, front: dict[str, Any] | None) -> CardData:
+    """What the Hub sorts and filters by; ``front`` are the settings of a Space, which a model does not have."""
     known = licence is not None and licence.strip().lower() in _LICENCES
     name = None if licence is None or known else " ".join(licence.split())
+    if front is not None:
+        return SpaceCardData(license=licence.strip().lower() if licence is not None and known else None, **front)
     return ModelCardData(
         library_name="explainer",
         pipeline_tag="image-segmentation",

@@ -51,8 +51,11 @@ def export(
     metrics: dict[str, Any] | None = None,
     licence: str | None = None,
     examples: Array | None = None,
+    runtime: Path | None = None,
 ) -> tuple[Path, DriftReport]:
     """Write ``net`` into the folder ``out`` with its drift report (``drift.json``) and model card (``README.md``).
+
+    A format with a folder of its own (web, space, triton, litserve) puts all of this into that folder inside ``out``.
 
     Args:
         size: ``(height, width)``; default the size it was trained at.
@@ -67,6 +70,7 @@ def export(
         tolerance: largest allowed mask difference instead of the limits in :data:`explainer.export.parity.LIMITS`.
         allow_drift: write the file even if it exceeds them.
         examples: ``[N,3,H,W]`` in [0,1], pictures that the model card shows with their masks; N at least 1.
+        runtime: folder with the files of onnxruntime-web, for the web page.
 
     Returns:
         The file and its report.
@@ -76,8 +80,9 @@ def export(
         ConfigError: an option does not fit, or an optional package is missing (names the extra).
     """
     form = build_format(format_name)
+    fused = fused or form.fused_only
     used, seen = split_calibration(calibration, precision)
-    options = ExportOptions(size or height_width(net.image_size or DEFAULT_SIDE), dynamic_size, precision, used)
+    options = ExportOptions(size or height_width(net.image_size or DEFAULT_SIDE), dynamic_size, precision, used, examples, runtime)
     form.check(options)
     if min(options.size) < 1:
         raise ConfigError(f"size must be positive, received {options.size}.")
@@ -93,13 +98,14 @@ def export(
     else:
         require_same_classifier(explanandum, {"explained_classifier": net.metadata.get("fingerprint")}, "this Explainer")
         model = ExportModel(net, ("masks",), net.stride * net.downscale, describe(net, options, explanandum))
-    out = Path(out)
+    out = Path(out) / (form.folder or "")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be created ({error.strerror}). Choose another folder.") from error
     with partial_folder(out) as folder:
         path = folder / file_name(form, options, fused)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _write(form, model, path, options)
         report = measure(
             model,
@@ -112,19 +118,23 @@ def export(
             explanandum=explanandum,
             tolerance=tolerance,
         )
+        report.file = path.relative_to(folder).as_posix()
         if report.violations and not allow_drift:
             raise ExportError(
                 f"{path.name} was not written: {'; '.join(report.violations)}. Largest mask difference {report.max_difference:.3g}, "
                 f"mean {report.mean_difference:.3g}, IoU at 0.5 {report.iou:.4f}. Use a higher precision, other or more calibration "
                 "images, or accept it with --allow_drift (or a --tolerance of your own)."
             )
-        for made in sorted(folder.iterdir()):
-            made.replace(out / made.name)
+        for made in sorted(p for p in folder.rglob("*") if p.is_file()):
+            place = out / made.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            made.replace(place)
     add_report(out, report.as_dict())
     if examples is not None:
         _draw_examples(net, explanandum, examples, out / examples_name(model.description["weights"]))
-    write_card(out, model.description, metrics, licence)
-    return out / path.name, report
+    use, front = form.use(report.file), form.front(model.description)
+    write_card(out, model.description, metrics, licence, use=use, front=front)
+    return out / report.file, report
 
 
 def _draw_examples(net: Explainer, explanandum: Explanandum | None, examples: Array, path: Path) -> None:
@@ -182,7 +192,7 @@ def file_name(form: ExportFormat, options: ExportOptions, fused: bool = False) -
     """``model.onnx``, ``model-int8.onnx``, ``fused.xml``, ..."""
     if form.name == "safetensors":
         return "model.safetensors"
-    return ("fused" if fused else "model") + ("" if options.precision == "fp32" else f"-{options.precision}") + form.suffix
+    return form.file_name(("fused" if fused else "model") + ("" if options.precision == "fp32" else f"-{options.precision}"))
 
 
 def parity_shapes(options: ExportOptions, form: ExportFormat) -> list[tuple[int, int, int]]:

@@ -33,12 +33,16 @@ class ExportOptions:
         dynamic_size: accept any height and width (10-25 % slower in onnxruntime). The batch size is always free.
         precision: fp32, fp16 (weights stored in half precision) or int8 (static quantisation, needs ``calibration``).
         calibration: ``[N,3,H,W]`` float32 images in [0,1], like those the model will see.
+        examples: ``[N,3,H,W]`` float32 in [0,1], pictures that a page may show; for formats with a ``folder``.
+        runtime: folder of the browser's runtime; for formats that need one.
     """
 
     size: tuple[int, int]
     dynamic_size: bool = False
     precision: str = "fp32"
     calibration: Array | None = None
+    examples: Array | None = None
+    runtime: Path | None = None
 
 
 @dataclass
@@ -130,6 +134,9 @@ class ExportFormat(abc.ABC):
         extra: of this package that installs what the format needs, or None.
         precisions: those it can write.
         fusable: a fused classifier + Explainer can be written.
+        fused_only: nothing else can; ``--fused`` goes without saying.
+        folder: inside ``--out``, which the format fills with a model of another format and all that goes with it; None: the format is a
+            file in ``--out`` itself.
     """
 
     name: ClassVar[str]
@@ -137,6 +144,20 @@ class ExportFormat(abc.ABC):
     extra: ClassVar[str | None] = None
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     fusable: ClassVar[bool] = True
+    fused_only: ClassVar[bool] = False
+    folder: ClassVar[str | None] = None
+
+    def file_name(self, stem: str) -> str:
+        """Path of the model file inside the format's folder; ``stem`` says what it holds (``model``, ``fused-int8``)."""
+        return stem + self.suffix
+
+    def use(self, name: str) -> list[str]:
+        """Lines of Markdown for the model card: how to run the folder whose model file is ``name``. Empty: the card knows the file."""
+        return []
+
+    def front(self, description: dict[str, Any]) -> dict[str, Any] | None:
+        """The card's metadata, where it is not that of a model on the Hub but a Space's; ``description`` is the model's."""
+        return None
 
     @abc.abstractmethod
     def write(self, model: ExportModel, path: Path, options: ExportOptions) -> None:

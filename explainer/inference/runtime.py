@@ -12,8 +12,9 @@ from explainer.inference.loading import WEIGHTS, load
 
 
 def formats_by_suffix() -> dict[str, ExportFormat]:
-    """Formats by the suffix of their files."""
-    return {cls.suffix: cls() for cls in plugins.discover("explainer.export").values()}  # type: ignore[attr-defined]
+    """Formats by the suffix of their files; those that fill a folder hold a file of one of them."""
+    found: list[type[ExportFormat]] = list(plugins.discover("explainer.export").values())
+    return {cls.suffix: cls() for cls in found if cls.folder is None}
 
 
 def model_files(path: str | Path) -> list[Path]:

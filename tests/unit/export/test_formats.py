@@ -322,7 +322,8 @@ def test_options_that_do_not_fit_are_refused(net: Explainer, classifier: Explana
 
 
 def test_a_new_file_is_a_new_format_for_the_command_line_too(tmp_path: Path) -> None:
-    assert vocabulary.formats() == list(plugins.discover("explainer.export")) == ["onnx", "openvino", "safetensors", "torch_export"]
+    known = ["litserve", "onnx", "openvino", "safetensors", "space", "torch_export", "triton", "web"]
+    assert vocabulary.formats() == list(plugins.discover("explainer.export")) == known
     (tmp_path / "other.py").write_text(
         'class Mine(base.ExportFormat):\n    """Mine."""\n\n    suffix = ".x"\n    name: ClassVar[str] = "mine"\n'
     )
