@@ -249,9 +249,23 @@ def dataset_options(name: str, root: Path) -> dict[str, object]:
     if name == "images":
         make_image_folder(root)
         return {"root": str(root), "class_names": 5, "task": "multilabel"}
+    if name == "shards":
+        return {"root": str(make_shards("coco", root))}
     makers = {"broden": make_broden, "coco": make_coco, "cub": make_cub, "image_folder": make_image_folder, "csv": make_csv}
     if name not in makers:
         return {}
     makers[name](root)
     extra = {"cub": {"val_fraction": 0.25}, "csv": {"mask_folder": "masks"}, "image_folder": {"mask_root": str(root.parent / "masks")}}
     return {"root": str(root), **extra.get(name, {})}
+
+
+def make_shards(source: str, root: Path, samples: int = 4) -> Path:
+    """``root/shards`` with the tiny data set called ``source``, in its own order; the folder."""
+    from explainer import plugins
+    from explainer.data.shard_writing import write_index, write_split
+
+    options, out = dataset_options(source, root / "source"), root / "shards"
+    splits = {s: plugins.build("explainer.data", source, split=s, size=32, **options) for s in ("train", "val", "test")}
+    out.mkdir(parents=True, exist_ok=True)
+    write_index(splits["train"], out, {s: write_split(d, out, samples, range(len(d))) for s, d in splits.items()})
+    return out

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
 from explainer.commands.arguments import name_list, positive
+from explainer.commands.data_config import SPLITS, add_data_options, data_config, require_splits, unchanged
+from explainer.commands.data_shards import SHARDS
 from explainer.commands.parsing import Command, Group, Parser
 from explainer.config import DataConfig, RunConfig
-from explainer.errors import ConfigError, ExplainerError
+from explainer.errors import ExplainerError
 from explainer.files import write_text
 from explainer.geometry import size_text
 
@@ -24,71 +25,22 @@ if TYPE_CHECKING:
     from explainer.data.contract import ExplainerDataset
     from explainer.data.datamodule import DataModule
 
-SPLITS = ("train", "val", "test")
 _NAMED = 5  # samples named for each finding
 
 
 def add_options(parser: Parser) -> None:
     """Declare the options."""
     parser.epilog = "Exit code 0: nothing is wrong, 1: something is, 2: the data cannot be found or the options are wrong."
-    parser.add_argument("config", help="configuration of a run or of data (configs/data/*.yaml), or a folder of class folders")
     parser.add_argument("--splits", type=name_list, default=list(SPLITS), help="which, separated by commas")
     parser.add_argument("--workers", type=positive, default=2, help="threads that decode")
     parser.add_argument("--out", metavar="FILE", help="also write everything found, sample by sample, as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    for name, kind in get_type_hints(DataConfig).items():  # None: as the configuration says
-        parser.add_argument(
-            f"--data.{name}", type=kind | None, default=None, help="instead of the configuration's, see explainer fit --help"
-        )
-
-
-def data_config(options: Namespace) -> DataConfig:
-    """The data section of the configuration, with what was given on the command line in place of its own.
-
-    Raises:
-        ConfigError: an unreadable configuration, or an unknown key.
-    """
-    section = _section(Path(options.config))
-    for name, value in vars(options.data).items():
-        if value is None:
-            continue
-        own = section.get(name)
-        section[name] = {**own, **value} if isinstance(own, dict) and isinstance(value, dict) else value
-    return _data_config(section, options.config)
-
-
-def _section(path: Path) -> dict[str, Any]:
-    """The data section of a configuration file; a folder is class folders."""
-    if path.is_dir():
-        return {"name": "image_folder", "options": {"root": str(path)}}
-    if not path.is_file():
-        raise ConfigError(f"configuration {path} does not exist. Give a YAML file with a data section, or a folder of class folders.")
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"configuration {path} is not valid YAML ({' '.join(str(error).split())[:300]}).") from error
-    section = content.get("data", content) if isinstance(content, dict) else None
-    if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
-        raise ConfigError(f"configuration {path} has no data section. It looks like: data: {{name: voc, options: {{root: data/voc}}}}.")
-    return dict(section)
-
-
-def _data_config(section: Mapping[str, Any], source: str) -> DataConfig:
-    known = {f.name: f for f in fields(DataConfig)}
-    for key, value in section.items():
-        if key not in known:
-            raise ConfigError(f"{source}: data has no key {key!r}. Its keys: {', '.join(known)}.")
-        if key.endswith("options") and not isinstance(value, dict):
-            raise ConfigError(f"{source}: data.{key} must be a mapping, received {value!r}.")
-    return DataConfig(**section)
+    add_data_options(parser)
 
 
 def run(_parser: Parser, options: Namespace) -> int:
     """Check; returns 0, or 1 if something is wrong."""
-    if unknown := [name for name in options.splits if name not in SPLITS]:
-        raise ConfigError(f"--splits must be of {', '.join(SPLITS)}, received {unknown[0]!r}.")
+    require_splits(options.splits)
     config = data_config(options)
     from explainer.commands.building import data_module
     from explainer.data.survey import advice, describe, survey
@@ -96,7 +48,7 @@ def run(_parser: Parser, options: Namespace) -> int:
 
     if options.out is not None:
         writable_file(options.out)
-    data = data_module(RunConfig(data=_unchanged(config)))
+    data = data_module(RunConfig(data=unchanged(config)))
     splits, wrong = _split_datasets(data, options.splits)
     surveys = [survey(dataset) for dataset in splits.values()]
     some = next(iter(splits.values()))
@@ -110,17 +62,6 @@ def run(_parser: Parser, options: Namespace) -> int:
     if options.out is not None:
         _write(Path(options.out), found, [*wrong, *findings], notes)
     return int(bool(wrong or findings))
-
-
-def _unchanged(config: DataConfig) -> DataConfig:
-    """The same data as it is stored: without augmentation and with the masks."""
-    from explainer import plugins
-
-    known = inspect.signature(plugins.find("explainer.data", config.name)).parameters
-    plain = {key: value for key, value in (("augment", None), ("masks", True), ("cache", "none")) if key in known}
-    if "masks" not in plain:  # generated data, or photographs without labels: nothing to undo but the augmentation
-        plain = {key: "none" for key in ("augment",) if key in known}
-    return replace(config, options={**config.options, **plain}, train_options={**config.train_options, **plain})
 
 
 def _split_datasets(data: DataModule, names: Sequence[str]) -> tuple[dict[str, ExplainerDataset], list[str]]:
@@ -233,4 +174,4 @@ def _paired(split: SplitCheck) -> list[tuple[Any, str | None]]:
 CHECK = Command(
     "read every sample once: counts, sizes, broken files, labels without masks, the same picture in two splits", add_options, run
 )
-GROUP = Group("what a data set holds, and what is wrong with it", {"check": CHECK})
+GROUP = Group("what a data set holds, what is wrong with it, and shards of it", {"check": CHECK, "shards": SHARDS})

@@ -55,6 +55,8 @@ def run(config: MapsConfig) -> int:
         raise ConfigError("method.name is missing: say whose maps, e.g. --method.name rise.")
     if config.cache.folder is None:
         raise ConfigError("cache.folder is missing: say where the maps go, e.g. --cache.folder runs/maps.")
+    if not 0 <= config.share < config.shares:
+        raise ConfigError(f"share must lie in 0..shares-1, received share {config.share} of {config.shares} shares.")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     plain = replace(config.data, options=_unaugmented(config.data.options), train_options=_unaugmented(config.data.train_options))
@@ -75,10 +77,11 @@ def run(config: MapsConfig) -> int:
             seed=config.seed,
             version=explainer.__version__,
         )
-        cache = MapCache(config.cache.folder, key, config.cache.dtype, rank)
+        own, all_shares = config.share * world + rank, config.shares * world
+        cache = MapCache(config.cache.folder, key, config.cache.dtype, own)
         number = len(dataset) if config.limit is None else min(config.limit, len(dataset))
         indices = spread(len(dataset), number, config.seed) if config.spread else list(range(number))
-        parts = [indices[i : i + config.batch_size] for i in range(0, number, config.batch_size)][rank::world]
+        parts = [indices[i : i + config.batch_size] for i in range(0, number, config.batch_size)][own::all_shares]
         batches = (batch.to(device) for batch in data.batches(config.split, parts))
         start, done = time.monotonic(), 0
         maps = cached_maps(

@@ -25,6 +25,8 @@ class MapsConfig:
         seed: seed of random methods; distillation asks for the same (teachers: seed).
         device: auto, cpu, cuda, ...
         batch_size: images per step.
+        share: which of the ``shares`` of the images this process takes, from 0: for arrays of jobs that fill one cache.
+        shares: number of jobs that divide the images among them.
         time_budget: seconds after which no new batch is started; running again goes on.
         threads: CPU threads of torch.
     """
@@ -40,5 +42,7 @@ class MapsConfig:
     seed: int = 0
     device: str = "auto"
     batch_size: int = 50
+    share: int = 0
+    shares: int = 1
     time_budget: float | None = None
     threads: int | None = None

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from explainer.data.content import MISSING, content_digests
+from explainer.data.content import MISSING
 from explainer.data.contract import ExplainerDataset
 from explainer.data.decoding import image_facts
 from explainer.data.files import ImageFileDataset
@@ -80,7 +80,7 @@ def check_split(dataset: ExplainerDataset, workers: int = 2, progress: Callable[
             found.samples.append(facts)
             progress(1)
     if isinstance(dataset, ImageFileDataset):
-        found.digests = content_digests([r.image for r in dataset.records])
+        found.digests = dataset.image_digests()
     return found
 
 

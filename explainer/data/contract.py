@@ -153,6 +153,13 @@ class ExplainerDataset(Dataset[Sample], ABC):
         """The ``id`` of a sample, without decoding it."""
         return f"{self.split}/{index:06d}"
 
+    def order(self, seed: int, epoch: int) -> Sequence[int] | None:
+        """The order of an epoch's training samples, each once, where a data set cannot be read in any order at the same cost; None: it can.
+
+        A function of seed and epoch alone. It is sliced, never listed.
+        """
+        return None
+
     def target(self, index: int) -> Tensor:
         """``[K]`` labels of a sample. Data sets that know them without decoding the image override it."""
         return self[index].target

@@ -300,7 +300,9 @@ class DataModule(pl.LightningDataModule):
         rank, world = self._rank_world
         if world > 1 and brings_own_sampler(self.trainer):
             raise ConfigError("this data module brings its own samplers: build the Trainer with use_distributed_sampler=False.")
-        sampler = ResumableBatchSampler(len(self.dataset("train")), self._per_device(world), seed=self.seed, rank=rank, world=world)
+        dataset = self.dataset("train")
+        order = functools.partial(dataset.order, self.seed)
+        sampler = ResumableBatchSampler(len(dataset), self._per_device(world), seed=self.seed, rank=rank, world=world, arrange=order)
         sampler.copies = self.copies
         sampler.members = self.members("train") if self.balance else None
         if self.trainer is not None:

@@ -6,9 +6,11 @@ can be skipped or reported but never surfaces as a traceback from a codec.
 
 from __future__ import annotations
 
+import io
 import math
 import stat
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
@@ -23,6 +25,7 @@ from explainer.errors import CorruptSampleError, DatasetNotFoundError
 from explainer.files import parse_json
 
 __all__ = [
+    "Stored",
     "home_path",
     "image_facts",
     "image_size",
@@ -45,6 +48,17 @@ MAX_XML_DEPTH = 32
 # Raster formats only: PostScript, PDF and the like run interpreters.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file's bytes that do not lie in a file of their own, with the name that messages call them by."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def home_path(path: str | Path) -> Path:
@@ -75,10 +89,10 @@ def join_inside(root: Path, name: str, source: Path | str) -> Path:
     return root / name
 
 
-def _open(path: Path, what: str) -> Image.Image:
+def _open(path: Path | Stored, what: str) -> Image.Image:
     """The opened, not yet decoded image, after all checks that need no decoding."""
     try:
-        length = path.stat().st_size if path.is_file() else None
+        length = len(path.data) if isinstance(path, Stored) else path.stat().st_size if path.is_file() else None
     except (OSError, ValueError) as error:
         raise CorruptSampleError(f"{path}: {what} cannot be opened ({error}).") from error
     if length is None:
@@ -91,7 +105,8 @@ def _open(path: Path, what: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
             Image.init()  # Pillow loads its plug-ins late and answers a bad file with KeyError for those it has not met yet
-            image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+            source = io.BytesIO(path.data) if isinstance(path, Stored) else path
+            image = Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError as error:
         raise CorruptSampleError(f"{path}: {what} claims more pixels than the limit of {MAX_PIXELS}. Resize it first.") from error
     except Exception as error:  # codecs raise whatever they like on hostile bytes
@@ -107,18 +122,18 @@ def _open(path: Path, what: str) -> Image.Image:
     return image
 
 
-def _short(error: Exception, path: Path) -> str:
+def _short(error: Exception, path: Path | Stored) -> str:
     return (str(error).replace(repr(str(path)), "").strip() or type(error).__name__)[:200]
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path | Stored) -> tuple[int, int]:
     """``(height, width)`` as :func:`read_image` returns it, from the header alone."""
     with _open(path, "the image") as image:
         width, height = image.size
         return (width, height) if _turned(image) else (height, width)
 
 
-def image_facts(path: Path) -> tuple[int, int, str, str]:
+def image_facts(path: Path | Stored) -> tuple[int, int, str, str]:
     """``(height, width, mode, format)`` from the header, e.g. (480, 640, "RGB", "JPEG")."""
     with _open(path, "the image") as image:
         width, height = image.size[::-1] if _turned(image) else image.size
@@ -144,7 +159,7 @@ def read_image(path: str | Path) -> Tensor:
     return read_scaled(path)[0]
 
 
-def read_scaled(path: str | Path, at_least: int | None = None, most: int | None = None) -> tuple[Tensor, tuple[int, int]]:
+def read_scaled(path: str | Path | Stored, at_least: int | None = None, most: int | None = None) -> tuple[Tensor, tuple[int, int]]:
     """As :func:`read_image`, decoded at a fraction of its size where that is enough, and the size in the file.
 
     JPEG decodes to a half, a quarter or an eighth directly, which saves time and memory; other formats are averaged over blocks.
@@ -161,7 +176,7 @@ def read_scaled(path: str | Path, at_least: int | None = None, most: int | None 
     Raises:
         CorruptSampleError: see :func:`read_image`.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     with _open(path, "the image") as image:
         own = image.size[::-1] if not _turned(image) else image.size
         try:
@@ -175,7 +190,7 @@ def read_scaled(path: str | Path, at_least: int | None = None, most: int | None 
     return torch.from_numpy(array.transpose(2, 0, 1).copy()), own
 
 
-def _decoded(image: Image.Image, path: Path, at_least: int | None, most: int | None) -> Image.Image:
+def _decoded(image: Image.Image, path: Path | Stored, at_least: int | None, most: int | None) -> Image.Image:
     """RGB and upright, reduced by a whole factor."""
     width, height = image.size
     factor = min(width, height) // at_least if at_least else 1
@@ -198,7 +213,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, path: Path | Stored) -> Image.Image:
     if image.mode == "F":
         raise CorruptSampleError(f"{path}: the image has float pixels of unknown range. Save it with 8 or 16 bits.")
     if image.mode.startswith("I"):
@@ -215,7 +230,7 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_label_map(path: Path, size: tuple[int, int] | None = None, image: Path | None = None) -> Tensor:
+def read_label_map(path: Path | Stored, size: tuple[int, int] | None = None, image: Path | Stored | None = None) -> Tensor:
     """Decode a mask to uint8 ``[H,W]``: palette indices, or the grey values of 1-, 8- or 16-bit files (not above 255).
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from explainer.data.content import content_digests
 from explainer.data.contract import ExplainerDataset, Sample
-from explainer.data.decoding import image_size, read_label_map, read_scaled
+from explainer.data.decoding import Stored, image_size, read_label_map, read_scaled
 from explainer.data.samplers import sample_seed
 from explainer.data.transforms import Augmentation, place_image, place_masks, to_picture
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
@@ -33,17 +33,17 @@ class Record:
 
     Attributes:
         id: unique in the split.
-        image: path.
+        image: path, or its bytes.
         labels: indices of the present classes.
-        mask: path of its label map, or None.
+        mask: path or bytes of its label map, or None.
         problem: why the sample cannot be used (a bad annotation); raised when the sample is asked for.
         extra: what the data set needs besides.
     """
 
     id: str
-    image: Path
+    image: Path | Stored
     labels: tuple[int, ...] = ()
-    mask: Path | None = None
+    mask: Path | Stored | None = None
     problem: CorruptSampleError | None = None
     extra: Any = field(default=None, repr=False)
 
@@ -142,7 +142,7 @@ class ImageFileDataset(ExplainerDataset):
             ground truth all the same: no pixel of it is any class's object.
     """
 
-    records: list[Record]
+    records: Sequence[Record]
     palette: tuple[str, ...] = ()
     """Classes in the order of the stored indices, where they are more than ``class_names``."""
 
@@ -298,10 +298,14 @@ class ImageFileDataset(ExplainerDataset):
             return None
         return self._expand(index, self._labels(index, self.original_size(index)))
 
+    def image_digests(self) -> list[str]:
+        """One digest an image, of its file's content: the same picture has the same."""
+        return content_digests([r.image for r in self.records if isinstance(r.image, Path)])
+
     def identity(self) -> dict[str, Any]:
         """Adds the labels, the content of each image and mask file, whether masks are served, and the geometry."""
-        images = content_digests([r.image for r in self.records])
-        masks = iter(content_digests([r.mask for r in self.records if r.mask is not None]))
+        images = self.image_digests()
+        masks = iter(content_digests([r.mask for r in self.records if isinstance(r.mask, Path)]))
         rows = [[list(r.labels), image, next(masks) if r.mask is not None else None] for r, image in zip(self.records, images, strict=True)]
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
         shape = {"geometry": self.geometry, "no_region": list(self.no_region)}

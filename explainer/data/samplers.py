@@ -53,6 +53,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
             itself.
         members: images of each class, for balanced training: every class is drawn once in each round of classes, and its images in shuffled
             rounds of their own. An epoch keeps its number of batches. None draws every image once an epoch. ``among`` comes first.
+        arrange: gives an epoch's order of all samples in place of a permutation of all, or None where it has none.
 
     Raises:
         ConfigError: for a batch below 2, or fewer samples than one global batch.
@@ -71,6 +72,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         among: Callable[[int, int], Sequence[int] | None] | None = None,
         members: Sequence[Sequence[int]] | None = None,
         copies: int = 1,
+        arrange: Callable[[int], Sequence[int] | None] | None = None,
     ) -> None:
         if copies < 1:
             raise ConfigError(f"copies must be at least 1, got {copies}.")
@@ -88,7 +90,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
                 "Lower data.batch_size, use fewer devices, or add data."
             )
         self.length, self.batch_size, self.seed, self.rank, self.world, self.shuffle = length, batch_size, seed, rank, world, shuffle
-        self.steps, self.among = steps, among
+        self.steps, self.among, self.arrange = steps, among, arrange
         self.members = None if members is None else [list(m) for m in members if len(m)]
         self._rounds: dict[int, list[int]] = {}
         self._class_rounds: dict[int, tuple[int, list[int]]] = {}
@@ -128,9 +130,10 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         """Batches that are trained of an epoch."""
         return len(self) if self.steps is None else min(self.steps, len(self))
 
-    def order(self, epoch: int) -> list[int]:
-        """The epoch's permutation, the same on every rank."""
-        return self._permutation(self.length, epoch)
+    def order(self, epoch: int) -> Sequence[int]:
+        """The epoch's order, the same on every rank: a permutation of all samples, or the data's own."""
+        arranged = self.arrange(epoch) if self.arrange is not None and self.shuffle else None
+        return self._permutation(self.length, epoch) if arranged is None else arranged
 
     def _permutation(self, length: int, *key: int) -> list[int]:
         if not self.shuffle:
@@ -139,7 +142,8 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         return torch.randperm(length, generator=generator).tolist()
 
     def _batches(self, epoch: int, first: int) -> Iterator[list[tuple[int, int]]]:
-        order, stride = self.order(epoch), self.batch_size * self.world
+        stride = self.batch_size * self.world
+        order = self.order(epoch) if self.members is None else []
         for batch in range(first, len(self)):
             among = self.among(epoch, batch) if self.among is not None else None
             start = (epoch * self.per_epoch + batch) * stride
@@ -199,7 +203,7 @@ def class_by_class(members: Sequence[Sequence[int]], seed: int = 0) -> list[int]
         members: what :func:`members_by_class` returns.
         seed: random seed of the order within each class.
     """
-    queues = [deque(own[i] for i in _shuffled(len(own), seed, label)) for label, own in enumerate(members) if len(own)]
+    queues = [deque(own[i] for i in shuffled(len(own), seed, label)) for label, own in enumerate(members) if len(own)]
     chosen: dict[int, None] = {}
     while queues:
         for queue in queues:
@@ -222,7 +226,8 @@ def spread_over_classes(members: Sequence[Sequence[int]], number: int, seed: int
     return sorted(class_by_class(members, seed)[:number])
 
 
-def _shuffled(length: int, *key: int) -> list[int]:
+def shuffled(length: int, *key: int) -> list[int]:
+    """All positions below ``length`` in an order that depends on the key alone."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(sample_seed(*key, length))).tolist()
 
 

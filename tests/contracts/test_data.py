@@ -90,7 +90,7 @@ def test_a_missing_folder_says_where_to_put_the_data(name: str, tmp_path: Path) 
         plugins.build("explainer.data", name, split="train", root=str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("shapes", "images")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("shapes", "images", "shards")])
 def test_corrected_masks_and_data_without_masks_are_other_data(name: str, tmp_path: Path) -> None:
     given = {name: dataset_options(name, tmp_path / "data")}
     data = build(name, given)
