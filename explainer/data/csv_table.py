@@ -85,7 +85,7 @@ class CsvDataset(ImageFileDataset):
         if mask_base is not None:
             require_directory(mask_base, self.name, "It is given as mask_folder: one PNG label map per image.")
         self.records = [self._record(path, names, mask_base) for path, names, _ in rows]
-        report_links(self.folder, (r.image for r in self.records))
+        report_links(self.folder, (r.image for r in self.records if isinstance(r.image, Path)))
         self._ready(self.source, "Check its split column, or fractions.")
 
     def _read(self, path: Path) -> list[tuple[str, list[str], str]]:

@@ -122,7 +122,7 @@ class ImageFolder(ImageFileDataset):
             for record in self.records:
                 record.extra = _annotation(base, self.folder, record)
             self.boxes = self._boxes  # an attribute only where there are boxes: their readers ask whether it exists
-        report_links(self.folder, (r.image for r in self.records))
+        report_links(self.folder, (r.image for r in self.records if isinstance(r.image, Path)))
         self._ready(top, f"Image files end in {', '.join(sorted(IMAGE_SUFFIXES))}; check fractions in the flat layout.")
 
     def _boxes(self, index: int) -> tuple[Box, ...]:
