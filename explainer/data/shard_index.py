@@ -165,7 +165,8 @@ class Root:
         try:
             import fsspec
 
-            return fsspec.open(f"{self.root}/{name}", "rb").open()
+            stream: IO[bytes] = fsspec.open(f"{self.root}/{name}", "rb").open()
+            return stream
         except (ImportError, ValueError) as error:  # no such protocol, or its package is missing
             raise ConfigError(
                 f"root {self.root} cannot be opened ({error}). pip install 'explainer-net[shards]', and the protocol's own package (s3fs)."

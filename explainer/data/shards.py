@@ -99,6 +99,7 @@ class Shards(ImageFileDataset):
         self,
         split: str = "train",
         size: int | Sequence[int] = 224,
+        *,
         root: str = "data/shards",
         shard_cache: str | None = None,
         mixed: int = 16,
@@ -108,7 +109,7 @@ class Shards(ImageFileDataset):
         geometry: Geometry = "squash",
         no_region: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(split, size, augment, masks, cache, geometry, no_region or ())
+        super().__init__(split, size, augment=augment, masks=masks, cache=cache, geometry=geometry, no_region=no_region or ())
         if type(mixed) is not int or mixed < 1:
             raise ConfigError(f"mixed must be a whole number of shards, at least 1, got {mixed!r}.")
         place = Root(root, shard_cache)

@@ -53,7 +53,7 @@ def test_the_samples_are_those_of_the_source(name: str, tmp_path: Path) -> None:
 
     (tmp_path / "shards").mkdir()
     write_index(source, tmp_path / "shards", {"train": write_split(source, tmp_path / "shards", 3, range(len(source)))})
-    shards = Shards("train", SIZE, str(tmp_path / "shards"))
+    shards = Shards("train", SIZE, root=str(tmp_path / "shards"))
     assert len(shards) == len(source) and shards.class_names == tuple(source.class_names) and shards.task == source.task
     assert shards.no_region == source.no_region and same(shards.class_counts()[0], source.class_counts()[0])
     for i in range(len(source)):
@@ -80,7 +80,7 @@ def test_webdatasets_own_loader_reads_them(folder: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     files = sorted(str(p) for p in folder.glob("train-*.tar"))
     read = list(webdataset.WebDataset(files, shardshuffle=False))
-    shards = Shards("train", SIZE, str(folder))
+    shards = Shards("train", SIZE, root=str(folder))
     assert [json.loads(sample["json"])["id"] for sample in read] == [shards.sample_id(i) for i in range(len(shards))]
     assert [sample["jpg"] for sample in read] == [shards.records[i].image.data for i in range(len(shards))]  # type: ignore[union-attr]
 
@@ -130,7 +130,7 @@ _RANK_WORLD = DataModule._rank_world
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_goes_on_bit_by_bit_where_it_stopped(folder: Path, workers: int) -> None:
     whole = batches(folder)
-    assert len(whole) == len(Shards("train", SIZE, str(folder))) // 2 > 4
+    assert len(whole) == len(Shards("train", SIZE, root=str(folder))) // 2 > 4
     for cut in (1, len(whole) - 1):
         rest = batches(folder, start=(0, cut), num_workers=workers)
         assert [b.ids for b in rest] == [b.ids for b in whole[cut:]]
@@ -149,7 +149,7 @@ def test_ranks_share_an_epoch_without_a_sample_twice(folder: Path) -> None:
 
 
 def test_a_part_of_the_samples_keeps_its_order(folder: Path) -> None:
-    shards = Shards("train", SIZE, str(folder))
+    shards = Shards("train", SIZE, root=str(folder))
     ids = [shards.sample_id(i) for i in range(len(shards))]
     whole = shards.fingerprint()
     shards.keep([5, 1, 8])
@@ -161,7 +161,7 @@ def test_a_part_of_the_samples_keeps_its_order(folder: Path) -> None:
 
 
 def test_copies_and_threads_read_the_same(folder: Path) -> None:
-    shards = Shards("train", SIZE, str(folder))
+    shards = Shards("train", SIZE, root=str(folder))
     shards.reader.keep_open = 1  # so that shards close while others read
     first = [shards[i].image for i in range(len(shards))]
     copy = pickle.loads(pickle.dumps(shards))
@@ -175,9 +175,9 @@ def test_shards_from_elsewhere_are_fetched_once(folder: Path, tmp_path: Path) ->
     memory = fsspec.filesystem("memory")
     memory.put(str(folder), "/bucket/shards", recursive=True)
     with pytest.raises(ConfigError, match=r"is not on this machine: say where its shards are kept"):
-        Shards("val", SIZE, "memory://bucket/shards")
-    there = Shards("val", SIZE, "memory://bucket/shards", shard_cache=str(tmp_path / "cache"))
-    here = Shards("val", SIZE, str(folder))
+        Shards("val", SIZE, root="memory://bucket/shards")
+    there = Shards("val", SIZE, root="memory://bucket/shards", shard_cache=str(tmp_path / "cache"))
+    here = Shards("val", SIZE, root=str(folder))
     assert there.fingerprint() == here.fingerprint(), "the same data, wherever it lies"
     assert not (tmp_path / "cache").exists(), "nothing is fetched before it is asked for"
     assert all(torch.equal(there[i].image, here[i].image) for i in range(len(here)))
@@ -185,17 +185,17 @@ def test_shards_from_elsewhere_are_fetched_once(folder: Path, tmp_path: Path) ->
     assert len(kept) == len(here.reader.shards)
     for shard in here.reader.shards:
         memory.pipe(f"/bucket/shards/{shard.file}", b"x" * shard.bytes)
-    elsewhere = Shards("val", SIZE, "memory://bucket/shards", shard_cache=str(tmp_path / "other"))
+    elsewhere = Shards("val", SIZE, root="memory://bucket/shards", shard_cache=str(tmp_path / "other"))
     with pytest.raises(CorruptSampleError, match=r"the content is not what index\.json says"):
         elsewhere[0]
     assert list((tmp_path / "other").iterdir()) == []
     for shard in here.reader.shards:
         memory.rm(f"/bucket/shards/{shard.file}")
-    again = Shards("val", SIZE, "memory://bucket/shards", shard_cache=str(tmp_path / "cache"))
+    again = Shards("val", SIZE, root="memory://bucket/shards", shard_cache=str(tmp_path / "cache"))
     assert torch.equal(again[0].image, here[0].image)
     (tmp_path / "cache" / kept[0]).unlink()
     with pytest.raises(CorruptSampleError, match="cannot be fetched"):
-        [Shards("val", SIZE, "memory://bucket/shards", shard_cache=str(tmp_path / "cache"))[i] for i in range(len(here))]
+        [Shards("val", SIZE, root="memory://bucket/shards", shard_cache=str(tmp_path / "cache"))[i] for i in range(len(here))]
 
 
 def one_shard(**shard: Any) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_said(folder: Path, tmp_path: Path) -> None:
     copy.mkdir()
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    shards = Shards("train", SIZE, str(copy))
+    shards = Shards("train", SIZE, root=str(copy))
     shard, data = copy / "train-000000.tar", (copy / "train-000000.tar").read_bytes()
     shard.write_bytes(data[:-512])
     with pytest.raises(CorruptSampleError, match=r"train-000000\.tar: the shard has \d+ bytes, index\.json says"):
@@ -232,15 +232,15 @@ def test_what_does_not_fit_is_said(folder: Path, tmp_path: Path) -> None:
     ):
         (copy / INDEX).write_text(json.dumps(told | change))
         with pytest.raises(CorruptSampleError, match=message):
-            Shards("train", SIZE, str(copy))
+            Shards("train", SIZE, root=str(copy))
     (copy / INDEX).write_text("{")
     with pytest.raises(CorruptSampleError, match="not valid JSON"):
-        Shards("train", SIZE, str(copy))
+        Shards("train", SIZE, root=str(copy))
     (copy / INDEX).unlink()
     with pytest.raises(DatasetNotFoundError, match=r"index\.json does not exist\. Make shards"):
-        Shards("train", SIZE, str(copy))
+        Shards("train", SIZE, root=str(copy))
     with pytest.raises(ConfigError, match="mixed must be a whole number"):
-        Shards("train", SIZE, str(folder), mixed=0)
+        Shards("train", SIZE, root=str(folder), mixed=0)
 
 
 def test_the_command_makes_shards_that_train(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,8 +249,8 @@ def test_the_command_makes_shards_that_train(folder: Path, tmp_path: Path, capsy
     command = ["data", "shards", str(config), "--out", str(tmp_path / "out"), "--samples", "5", "--splits", "train,val", "--quiet"]
     assert main(command) == 0
     assert "data: {name: shards, options: {root:" in capsys.readouterr().out
-    made, source = Shards("train", SIZE, str(tmp_path / "out")), source_of(folder)
+    made, source = Shards("train", SIZE, root=str(tmp_path / "out")), source_of(folder)
     assert sorted(made.sample_id(i) for i in range(len(made))) == sorted(source.sample_id(i) for i in range(len(source)))
     assert [made.sample_id(i) for i in range(len(made))] != [source.sample_id(i) for i in range(len(source))], "not in the source's order"
     with pytest.raises(DatasetNotFoundError, match="has no test split, only train, val"):
-        Shards("test", SIZE, str(tmp_path / "out"))
+        Shards("test", SIZE, root=str(tmp_path / "out"))
