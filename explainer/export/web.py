@@ -45,10 +45,21 @@ class Web(Bundle):
         examples = write_examples(options.examples, folder / "examples")
         height, width = network_size(d)
         known = {
-            "file": path.name, "classes": d["classes"], "height": height, "width": width, "geometry": d["geometry"],
-            "padding": PADDING, "task": d["task"], "threshold": d["threshold"], "top": d["top"], "precision": d["precision"],
-            "weights": d["weights"], "explained_classifier": d["explained_classifier"], "runtime": RUNTIME, "examples": examples,
-        }  # fmt: skip
+            "file": path.name,
+            "classes": d["classes"],
+            "height": height,
+            "width": width,
+            "geometry": d["geometry"],
+            "padding": PADDING,
+            "task": d["task"],
+            "threshold": d["threshold"],
+            "top": d["top"],
+            "precision": d["precision"],
+            "weights": d["weights"],
+            "explained_classifier": d["explained_classifier"],
+            "runtime": RUNTIME,
+            "examples": examples,
+        }
         (folder / "model.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         for name in _PAGE:
             (folder / name).write_text(template(f"web/{name}"), encoding="utf-8")

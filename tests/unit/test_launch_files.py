@@ -15,9 +15,15 @@ from explainer.commands.parsing import parse
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "configs" / "launch"
 VALUES = {
-    "CONFIG": "configs/explainer/imagenet_lite0.yaml", "SHARDS": "s3://bucket/shards", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "0",
-    "SKYPILOT_NUM_GPUS_PER_NODE": "8", "JOB_COMPLETION_INDEX": "1", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "16",
-}  # fmt: skip
+    "CONFIG": "configs/explainer/imagenet_lite0.yaml",
+    "SHARDS": "s3://bucket/shards",
+    "SKYPILOT_NUM_NODES": "2",
+    "SKYPILOT_NODE_RANK": "0",
+    "SKYPILOT_NUM_GPUS_PER_NODE": "8",
+    "JOB_COMPLETION_INDEX": "1",
+    "SLURM_ARRAY_TASK_ID": "3",
+    "SLURM_ARRAY_TASK_COUNT": "16",
+}
 
 
 def scripts(path: Path) -> list[str]:

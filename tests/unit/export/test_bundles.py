@@ -304,9 +304,15 @@ def served() -> Iterator[Any]:
 @pytest.mark.browser
 @pytest.mark.parametrize("kind", ["fused", "top"])
 def test_the_page_computes_what_python_computes(
-    kind: str, net: Explainer, classifier: Explanandum, onnx_fused: tuple[Path, Any], picture: Path, images: np.ndarray, served: Any,
+    kind: str,
+    net: Explainer,
+    classifier: Explanandum,
+    onnx_fused: tuple[Path, Any],
+    picture: Path,
+    images: np.ndarray,
+    served: Any,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     from tests.browser import browser, screenshots
 
     if WEB_RUNTIME is None:
