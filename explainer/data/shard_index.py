@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, overload
 
-from explainer.data.decoding import MAX_FILE_BYTES, MAX_JSON_BYTES, Stored, join_inside
+from explainer.data.decoding import MAX_FILE_BYTES, MAX_JSON_BYTES, Stored, home_path, join_inside
 from explainer.data.samplers import shuffled
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
 from explainer.files import replacing
@@ -102,7 +102,7 @@ class Root:
 
     def __init__(self, root: str, cache: str | None = None) -> None:
         self.root, self.remote = root.rstrip("/"), "://" in root
-        self.cache = None if cache is None else Path(cache).expanduser()
+        self.cache = None if cache is None else home_path(cache)
         if self.remote and self.cache is None:
             raise ConfigError(f"root {root} is not on this machine: say where its shards are kept meanwhile (data.options.shard_cache).")
 
@@ -136,7 +136,7 @@ class Root:
             if not path.is_file():
                 self._fetch(shard, path)
         else:
-            path = join_inside(Path(self.root).expanduser(), shard.file, INDEX)
+            path = join_inside(home_path(self.root), shard.file, INDEX)
         try:
             found = path.stat().st_size
         except OSError as error:
@@ -161,7 +161,7 @@ class Root:
 
     def _open(self, name: str) -> IO[bytes]:
         if not self.remote:
-            return (Path(self.root).expanduser() / name).open("rb")
+            return (home_path(self.root) / name).open("rb")
         try:
             import fsspec
 

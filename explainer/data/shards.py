@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from explainer.data.decoding import Stored, read_label_map
+from explainer.data.decoding import Stored, home_path, read_label_map
 from explainer.data.files import VOID, ImageFileDataset, Record, require_directory
 from explainer.data.shard_index import LABELS, LAYERS, Root, ShardOrder, ShardReader
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
@@ -114,7 +113,7 @@ class Shards(ImageFileDataset):
             raise ConfigError(f"mixed must be a whole number of shards, at least 1, got {mixed!r}.")
         place = Root(root, shard_cache)
         if not place.remote:
-            require_directory(Path(root).expanduser(), self.name, "Make shards of any data set: explainer data shards CONFIG --out FOLDER.")
+            require_directory(home_path(root), self.name, "Make shards of any data set: explainer data shards CONFIG --out FOLDER.")
         index = place.index()
         self.class_names, self.task = tuple(index.class_names), index.task  # type: ignore[assignment]
         self.no_region = tuple(index.no_region if no_region is None else no_region)
