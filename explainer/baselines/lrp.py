@@ -17,13 +17,16 @@ z+             x w+, whatever the sign of x               (x w)+
 =============  =========================================  ==========================================
 
 Batch norms are folded into the convolution before them and residual sums are shared (option ``residual``), which captum does not do.
+In ``lrp``, layer, group and RMS norms (ConvNeXt, PoolFormer, Mixer) are linear with their standard deviation as a constant (Ali et al.,
+ICML 2022): with ``residual="ratio"`` relevance follows that map and biases absorb their share, with the other choices it passes
+unchanged, which is the identity rule of AttnLRP (Achtibat et al., ICML 2024). For attention there are ``attn_lrp`` and ``cp_lrp``.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -59,6 +62,7 @@ class _LrpFamily(RelevanceBaseline):
     """Shared options; see :class:`Lrp`."""
 
     signed = True
+    feature_norms: ClassVar[bool] = False  # whether the rules reach layer, group and RMS norms
 
     def __init__(
         self,
@@ -94,7 +98,14 @@ class _LrpFamily(RelevanceBaseline):
             return self._first(self.first_layer, self._weighted(layer), images, self.epsilon) if layer.first else self._weighted(layer)
 
         norm: Literal["affine", "pass"] = "affine" if self.residual == "ratio" else "pass"
-        return Rules(choose, residual=self.residual, max_pool=self.max_pool, norm=norm, epsilon=self.stabilizer)
+        return Rules(
+            choose,
+            residual=self.residual,
+            max_pool=self.max_pool,
+            norm=norm,
+            epsilon=self.stabilizer,
+            feature_norms=self.feature_norms,
+        )
 
     def _start(self, logits: Tensor, class_index: Tensor) -> Tensor:
         chosen = logits.gather(1, class_index[:, None]).squeeze(1)
@@ -120,6 +131,7 @@ class Lrp(_LrpFamily):
     """
 
     name = "lrp"
+    feature_norms = True
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from explainer.attribution.attention import OpenAttention
 from explainer.baselines.kernels.operations import ROUTING
+from explainer.baselines.kernels.relevance_norms import NORMS
 from explainer.baselines.kernels.relevance_rules import stabilize
 from explainer.errors import UnsupportedLayerError
 
@@ -182,8 +183,8 @@ class AttentionLrp(OpenAttention):
             return func(*args, **kwargs)
         if name in _IN_PLACE:
             name, func = name[1:], _IN_PLACE[name]
-        if name in _NORMS:
-            return _NORMS[name](*args, **kwargs)
+        if name in NORMS:
+            return NORMS[name](*args, **kwargs)
         if name in _IDENTITY and not kwargs.get("inplace", False):
             with torch.no_grad():
                 value = func(*args, **kwargs)
@@ -216,45 +217,3 @@ class AttentionLrp(OpenAttention):
             plain: Tensor = func(x, weight, bias, **bound)
             return plain
         return gamma_map(x, weight, bias, self.gamma[name == "linear"], lambda v, w, b: func(v, w, b, **bound))
-
-
-def _layer_norm(
-    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Tensor:
-    """Layer norm whose ``1/std`` is a constant."""
-    axes = tuple(range(-len(normalized_shape), 0))
-    centred = input - input.mean(axes, keepdim=True)
-    y = centred * (centred.detach().square().mean(axes, keepdim=True) + eps).rsqrt()
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
-
-
-def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """RMS norm whose ``1/rms`` is a constant."""
-    axes = tuple(range(-len(normalized_shape), 0))
-    floor = torch.finfo(input.dtype).eps if eps is None else eps
-    y = input * (input.detach().square().mean(axes, keepdim=True) + floor).rsqrt()
-    return y if weight is None else y * weight
-
-
-def _group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """Group norm whose ``1/std`` is a constant."""
-    groups = input.flatten(1).unflatten(1, (num_groups, -1))
-    y = _layer_norm(groups, groups.shape[-1:], eps=eps).view_as(input)
-    tail = (-1, *(1,) * (input.ndim - 2))
-    y = y if weight is None else y * weight.view(tail)
-    return y if bias is None else y + bias.view(tail)
-
-
-def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
-    """Division by a norm that is a constant."""
-    normalized: Tensor = input / torch.linalg.vector_norm(input.detach(), p, dim=dim, keepdim=True).clamp(min=eps)
-    return normalized
-
-
-_NORMS: dict[str, Callable[..., Tensor]] = {
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "group_norm": _group_norm,
-    "normalize": _normalize,
-}

@@ -9,7 +9,8 @@ nothing of the classifier is changed.
 A batch norm is folded into the convolution whose output it reads: the pair is one linear layer, ``w' = g w``,
 ``b' = g (b - mean) + beta`` with ``g = gamma / sqrt(var + eps)``. A gate, one number per channel that multiplies a feature map
 (squeeze-and-excitation), is taken as a constant: the feature map receives all relevance (signal takes all; Arras et al. 2017), the gate
-none. An operation without a rule raises
+none. Where the method's rules say so, layer and group norms are linear with their standard deviation as a constant
+(:mod:`~explainer.baselines.kernels.relevance_norms`). An operation without a rule raises
 :class:`~explainer.errors.UnsupportedLayerError` rather than letting a plain gradient through.
 """
 

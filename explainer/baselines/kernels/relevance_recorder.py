@@ -21,6 +21,7 @@ from explainer.baselines.kernels.operations import (
     plain_name,
     signal_and_gate,
 )
+from explainer.baselines.kernels.relevance_norms import NORMS, share_norm
 from explainer.baselines.kernels.relevance_rules import Layer, Rules, redistribute, share_sum
 from explainer.errors import UnsupportedLayerError
 
@@ -43,6 +44,7 @@ _POOLING = {
     "upsample",
 }
 _SUMS = {"add": 1, "radd": 1, "sub": -1, "subtract": -1, "rsub": -1}
+_ATTENTION = {"matmul", "bmm", "einsum", "softmax", "scaled_dot_product_attention", "multi_head_attention_forward"}
 ALTERNATIVES = "input_x_gradient, integrated_gradients, grad_cam, rise, extremal_perturbation"
 
 
@@ -98,9 +100,11 @@ class Recorder(TorchFunctionMode):
         """The error that says where an operation without a rule stands, and which methods do without rules."""
         path, module = self.place[-1] if self.place else ("", None)
         where = f"layer {path!r} ({type(module).__name__})" if path else f"the forward of {type(module).__name__}"
+        rules = "attn_lrp or cp_lrp, which have rules for attention, or " if operation.strip("_") in _ATTENTION else ""
+        rules = "lrp, which has a rule for it, or " if operation in NORMS and not self.rules.feature_norms else rules
         self.error = UnsupportedLayerError(
             f"{self.method} cannot pass through {operation!r} in {where}, operation {self.count} of the forward pass: {why}. "
-            f"Use a method without layer rules ({ALTERNATIVES}) or replace the layer."
+            f"Use {rules}a method without layer rules ({ALTERNATIVES}) or replace the layer."
         )
         return self.error
 
@@ -140,6 +144,8 @@ class Recorder(TorchFunctionMode):
             return self._linear(args[0], args[1].t())
         if name == "batch_norm":
             return self._batch_norm(*args, **kwargs)
+        if name in NORMS and self.rules.feature_norms:
+            return self._feature_norm(name, func, args, kwargs, features)
         if name in PRODUCTS | QUOTIENTS:
             return self._scaling(name, func, args, features)
         if name in POINTWISE:
@@ -326,6 +332,15 @@ class Recorder(TorchFunctionMode):
             return self._attach(value, lambda r: (r,), input)
         affine, epsilon = scale.reshape(-1, *tail), self.rules.epsilon
         return self._attach(value, lambda r: (share_sum([input.detach() * affine, shift.expand_as(input)], r, "ratio", epsilon)[0],), input)
+
+    def _feature_norm(self, name: str, func: Any, args: Any, kwargs: Any, features: list[Tensor]) -> Tensor:
+        if len(features) > 1:
+            raise self.unsupported(name, "its weights depend on the image")
+        value, epsilon = self._value(func, args, kwargs), self.rules.epsilon
+        if self.rules.norm == "pass":
+            return self._attach(value, lambda r: (r,), features[0])
+        args, kwargs = tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, (args, kwargs))
+        return self._attach(value, lambda r: (share_norm(name, args, kwargs, r, epsilon),), features[0])
 
 
 def _scaled(layer: Layer, factor: Tensor) -> Layer:

@@ -71,6 +71,8 @@ class Rules:
         norm: a batch norm or constant shift that is not folded: ``affine`` shares relevance between ``g x`` and its shift, which
             absorbs its part; ``pass`` hands relevance on unchanged.
         epsilon: stabiliser of pooling layers, sums and unfolded norms.
+        feature_norms: layer, group and RMS norms have a rule: with ``affine`` the epsilon rule of their linear map (Ali et al. 2022), with
+            ``pass`` the identity rule (Achtibat et al. 2024). False: they are refused.
     """
 
     weighted: Callable[[Layer], Rule]
@@ -79,6 +81,7 @@ class Rules:
     fold_norm: bool = True
     norm: Literal["affine", "pass"] = "affine"
     epsilon: float = 1e-9
+    feature_norms: bool = False
 
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:

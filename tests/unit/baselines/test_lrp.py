@@ -8,8 +8,10 @@ from torch import nn
 
 from explainer import Explanandum
 from explainer.baselines import build
+from explainer.baselines.kernels.attention_lrp import AttentionLrp
 from explainer.baselines.rap import shift_uniformly
 from explainer.errors import ConfigError, UnsupportedLayerError
+from explainer.models.families import FAMILIES
 
 
 def wrap(net, classes, **options):
@@ -124,6 +126,47 @@ def test_residual_shares_by_hand(residual, expected):
     attributor = build("lrp", wrap(Sum(), 1), residual=residual)
     branch = attributor.relevance(torch.tensor([[[[2.0, 4.0]]]], dtype=torch.float64), 0, at="conv")
     torch.testing.assert_close(branch.flatten(), expected * torch.tensor([1.0, 4.0], dtype=torch.float64), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("residual", "shift", "expected"),
+    [
+        # x = (3,1) -> y = (1,-1) + shift -> 2 y0 + y1. With 1/std constant, y0 = (x0 - x1)/2 and y1 its opposite.
+        ("ratio", (0.0, 0.0), (1.5, -0.5)),  # y gets (2,-1); 2 splits 1.5 : -0.5, -1 splits -1.5 : 0.5
+        ("ratio", (1.0, 0.0), (1.5, -0.5)),  # y0 = 2 gets 4, of which the shift absorbs 2: the same for the pixels
+        ("positive", (0.0, 0.0), (2.0, -1.0)),  # identity rule
+    ],
+)
+@pytest.mark.parametrize("kind", ["layer", "group"])
+def test_norms_by_hand(kind, residual, shift, expected):
+    """The first sums to the logit 1: relevance is conserved where there is no shift."""
+    norm = nn.LayerNorm(2, eps=0.0) if kind == "layer" else nn.GroupNorm(1, 2, eps=0.0)
+    net = nn.Sequential(nn.Flatten(), norm, nn.Linear(2, 1, bias=False))
+    norm.bias.data = torch.tensor(shift)
+    net[2].weight.data = torch.tensor([[2.0, 1.0]])
+    actual = build("lrp", wrap(net, 1), residual=residual)(torch.tensor([[[[3.0, 1.0]]]], dtype=torch.float64), 0)
+    torch.testing.assert_close(actual, torch.tensor([[expected]], dtype=torch.float64), rtol=2e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("family", ["ConvNeXt (timm)", "PoolFormer (timm)", "Mixer (timm)"])
+def test_epsilon_rule_of_networks_with_norms_is_a_modified_gradient(family):
+    """AttnLRP's kernel is written the other way: input x gradient, with 1/std constant and the slope of an activation y/x."""
+    net = FAMILIES[family].build(3).double()
+    explanandum = wrap(net, 3)
+    image = torch.rand(1, 3, FAMILIES[family].side, FAMILIES[family].side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mode = AttentionLrp(net, "test", constant_attention=False, gamma=None, gamma_in_attention=False)
+    leaf = image.clone().requires_grad_()
+    with mode.watching():
+        logits = explanandum(leaf)
+    assert mode.refused is None
+    (gradient,) = torch.autograd.grad(logits[0, 1], leaf)
+    actual = build("lrp", explanandum).relevance(image, 1)
+    torch.testing.assert_close(actual, leaf.detach() * gradient, rtol=1e-4, atol=1e-4 * float(actual.abs().max()))
+
+
+def test_attention_is_refused_with_methods_that_have_rules_for_it():
+    with pytest.raises(UnsupportedLayerError, match="Use attn_lrp or cp_lrp, which have rules for attention, or a method without"):
+        build("lrp", wrap(FAMILIES["ViT (timm)"].build(3), 3))(torch.rand(1, 3, 64, 64, dtype=torch.float64), 0)
 
 
 def test_rap_pieces_on_degenerate_relevance():

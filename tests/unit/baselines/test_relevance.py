@@ -214,7 +214,7 @@ def test_the_classifier_is_left_as_it_was(networks, method):
 
 
 def test_the_classifier_is_left_as_it_was_after_an_error():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(True), nn.Flatten(), nn.LayerNorm(144), nn.Linear(144, 2)).double()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(True), nn.Flatten(), nn.Linear(144, 2), nn.Softmax(1)).double()
     explanandum = Explanandum(net, 2)
     before = state(explanandum)
     with pytest.raises(UnsupportedLayerError):
@@ -388,8 +388,8 @@ def attention():
     [
         (Gate, ["'mul'", "Gate", "by features"]),
         (
-            lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.GroupNorm(2, 4)), nn.Flatten(), nn.Linear(144, 2)),
-            ["group_norm", "'1.0'", "GroupNorm", "operation 2"],
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.InstanceNorm2d(4)), nn.Flatten(), nn.Linear(144, 2)),
+            ["instance_norm", "'1.0'", "InstanceNorm2d", "operation 6"],
         ),
         (attention, ["softmax", "'1'", "Softmax"]),
         (lambda: Hidden(False), ["custom autograd function"]),
