@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -202,12 +203,9 @@ def picture(tmp_path: Path) -> Path:
 
 
 def stopped(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """End a server and the processes it has started, which it leaves behind where it is only asked to end."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @pytest.mark.slow
@@ -216,7 +214,9 @@ def test_the_litserve_folder_serves(onnx_fused: tuple[Path, Any], picture: Path,
     surrounded("litserve", onnx_fused[0], tmp_path / "served")
     port = free_port()
     command = [PYTHON, "server.py", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=tmp_path / "served", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=tmp_path / "served", start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         answered(f"http://127.0.0.1:{port}/info", process)
         names: dict[str, Any] = {}
