@@ -152,6 +152,7 @@ class ImageFolder(ImageFileDataset):
 
 def _annotation(base: Path, folder: Path, record: Record) -> tuple[Box, ...]:
     """The boxes of an image, all of its class; none without a file. A broken file is raised when the sample is asked for."""
+    assert isinstance(record.image, Path), "images of class folders lie in files of their own"
     beside = (base / record.image.relative_to(folder)).with_suffix(".xml")
     path = beside if beside.is_file() else base / f"{record.image.stem}.xml"
     if not path.is_file():
