@@ -165,7 +165,8 @@ class Root:
         try:
             import fsspec
 
-            stream: IO[bytes] = fsspec.open(f"{self.root}/{name}", "rb").open()
+            system, place = fsspec.core.url_to_fs(f"{self.root}/{name}")
+            stream: IO[bytes] = system.open(place, "rb")
             return stream
         except (ImportError, ValueError) as error:  # no such protocol, or its package is missing
             raise ConfigError(

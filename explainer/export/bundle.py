@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from explainer.export.onnx import Onnx
+from explainer.files import write_text
 from explainer.geometry import height_width
 from explainer.inference.formats import DEFAULT_SIDE, Array, ExportModel, ExportOptions
 
@@ -49,10 +50,10 @@ def write_predictor(folder: Path) -> None:
     for name in _ALONE:
         place = folder / "explainer" / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(resources.files("explainer").joinpath(*name.split("/")).read_text(encoding="utf-8"), encoding="utf-8")
+        write_text(place, resources.files("explainer").joinpath(*name.split("/")).read_text(encoding="utf-8"))
     words = '"""The part of explainer that runs an exported model: no torch."""\n'
     for package in ("explainer", "explainer/inference"):
-        (folder / package / "__init__.py").write_text(words, encoding="utf-8")
+        write_text(folder / package / "__init__.py", words)
 
 
 def write_examples(images: Array | None, folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from explainer.export.bundle import Bundle, template, write_predictor
+from explainer.files import write_text
 from explainer.inference.formats import ExportModel, ExportOptions
 
 
@@ -17,9 +18,9 @@ class LitServe(Bundle):
 
     def surround(self, model: ExportModel, path: Path, folder: Path, options: ExportOptions) -> None:
         """See :class:`Bundle`."""
-        (folder / "server.py").write_text(template("litserve.py").replace("fused.onnx", path.name), encoding="utf-8")
+        write_text(folder / "server.py", template("litserve.py").replace("fused.onnx", path.name))
         requirements = "litserve>=0.2.19\nnumpy>=1.26\nonnxruntime>=1.20\npillow>=10.3\n"
-        (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
+        write_text(folder / "requirements.txt", requirements)
         write_predictor(folder)
 
     def use(self, name: str) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from explainer.export.bundle import Bundle, template, write_examples, write_predictor
+from explainer.files import write_text
 from explainer.inference.formats import ExportModel, ExportOptions
 
 #: Tested with these; a Space installs gradio by the front matter, anyone else by requirements.txt.
@@ -21,8 +22,8 @@ class Space(Bundle):
 
     def surround(self, model: ExportModel, path: Path, folder: Path, options: ExportOptions) -> None:
         """See :class:`Bundle`."""
-        (folder / "app.py").write_text(template("space.py").replace("fused.onnx", path.name), encoding="utf-8")
-        (folder / "requirements.txt").write_text(f"gradio=={GRADIO}\nnumpy>=1.26\nonnxruntime>=1.20\npillow>=10.3\n", encoding="utf-8")
+        write_text(folder / "app.py", template("space.py").replace("fused.onnx", path.name))
+        write_text(folder / "requirements.txt", f"gradio=={GRADIO}\nnumpy>=1.26\nonnxruntime>=1.20\npillow>=10.3\n")
         write_predictor(folder)
         write_examples(options.examples, folder / "examples")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from explainer.errors import ExportError
 from explainer.export.bundle import Bundle
+from explainer.files import write_text
 from explainer.inference.formats import ExportModel, ExportOptions, require
 
 NAME = "explainer"
@@ -36,10 +37,10 @@ class Triton(Bundle):
         """See :class:`Bundle`."""
         home, d = folder / NAME, model.description
         graph = require("onnx", "export").load_model(str(path), load_external_data=False).graph
-        (home / "config.pbtxt").write_text(configuration(graph), encoding="utf-8")
-        (home / "labels.txt").write_text("".join(" ".join(name.split()) + "\n" for name in d["classes"]), encoding="utf-8")
+        write_text(home / "config.pbtxt", configuration(graph))
+        write_text(home / "labels.txt", "".join(" ".join(name.split()) + "\n" for name in d["classes"]))
         told = {key: d[key] for key in ("classes", "size", "image_size", "geometry", "outputs", "task", "threshold", "top", "weights")}
-        (home / "model.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        write_text(home / "model.json", json.dumps(told, indent=1) + "\n")
 
     def use(self, name: str) -> list[str]:
         """See :class:`ExportFormat`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from explainer.errors import ConfigError
 from explainer.export.bundle import Bundle, network_size, template, write_examples
+from explainer.files import write_text
 from explainer.geometry import PADDING
 from explainer.inference.formats import ExportModel, ExportOptions
 
@@ -60,9 +61,9 @@ class Web(Bundle):
             "runtime": RUNTIME,
             "examples": examples,
         }
-        (folder / "model.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / "model.json", json.dumps(known, indent=1) + "\n")
         for name in _PAGE:
-            (folder / name).write_text(template(f"web/{name}"), encoding="utf-8")
+            write_text(folder / name, template(f"web/{name}"))
         if options.runtime is not None:
             (folder / "runtime").mkdir()
             for name in RUNTIME:

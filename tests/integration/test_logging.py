@@ -44,7 +44,8 @@ def test_curves_stay_here_unless_asked_for(tmp_path, capfd):
     assert train([*FIT, "--run_dir", f"{tmp_path}/asked", "--logging.wandb", "offline"]) == 0
     assert list((tmp_path / "asked/wandb").glob("offline-run-*"))
     text = "".join(capfd.readouterr()).lower()
-    assert not [words for words in ("wandb:", "warning", "deprecat", "future version") if words in text]
+    # Our own WARNING lines may say that eight images make no classifier.
+    assert not [words for words in ("wandb:", "userwarning", "futurewarning", "deprecat", "future version") if words in text]
 
 
 @pytest.mark.parametrize(
