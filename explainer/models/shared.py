@@ -24,6 +24,7 @@ from explainer.errors import ConfigError
 from explainer.models.class_layer import chosen_classes, only_classes, per_image
 from explainer.models.enlarging import resized
 from explainer.models.guided import Guide, guided, make_guide
+from explainer.tensors import min_max
 
 Decoder = Literal["deeplabv3plus", "panoptic_deeplab", "fpn"]
 Start = Literal["activation", "competition", "foreground", "none"]
@@ -177,7 +178,7 @@ class ClassHead(nn.Module):
             # Every class competes, also where the masks of few are asked for: one small convolution at the coarsest stage.
             activation = self._shares(_positions(deep, weight), every_log_p)
             activation = activation if chosen is None else _columns(activation, chosen)
-            activation = activation * _foreground(deep) if self.start == "foreground" else activation
+            activation = activation * min_max(deep.mean(dim=1, keepdim=True)) if self.start == "foreground" else activation
         rows = resized(activation, size).flatten(2)
         # The sum over the second position is that over the first: `alike` is symmetric. Divided by it are n maps, and not P.
         sums = torch.matmul(torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1), alike)
@@ -202,13 +203,6 @@ def _columns(values: Tensor, chosen: Tensor) -> Tensor:
         return values[:, chosen]
     index = chosen.reshape(*chosen.shape, *[1] * (values.ndim - 2)).expand(*chosen.shape, *values.shape[2:])
     return values.gather(1, index)
-
-
-def _foreground(features: Tensor) -> Tensor:
-    """Mean of the features ``[B,C,h,w]`` of each position, ``[B,1,h,w]`` from 0 at the image's lowest to 1 at its highest."""
-    mean = features.mean(dim=1, keepdim=True)
-    low, high = mean.amin(dim=(2, 3), keepdim=True), mean.amax(dim=(2, 3), keepdim=True)
-    return (mean - low) / (high - low).clamp_min(1e-6)
 
 
 def similarity(features: Tensor, power: int = 1) -> Tensor:

@@ -45,7 +45,7 @@ class Segmentation(Protocol):
 
     Args:
         mode: which published version; see the module's text.
-        threshold: least mask value that counts as object, in ``iou_at`` and ``f1``.
+        threshold: mask values above it count as object, in ``iou_at`` and ``f1``.
         thresholds: a method's own threshold by its label (``grad_cam``) or label and scale (``grad_cam/minmax``), for methods whose values
             have no unit. Choose them on validation images (``--split val``, column "best t" of ``segmentation_per_class``).
         fill: replaces removed pixels for Sal.

@@ -41,13 +41,21 @@ class Tiny(nn.Module):
         return self.head(self.three(self.two(self.one(x).relu()).relu()).relu().mean(dim=(2, 3)))
 
 
-def shared(task: str = "multiclass") -> tuple[Explainer, Explanandum]:
+def shared(task: str = "multiclass", start: str = "activation") -> tuple[Explainer, Explanandum]:
     torch.manual_seed(3)
     classifier = Tiny()
     classifier.head.weight.data.mul_(20)
     e = Explanandum(classifier, K, task, mean=[0.5] * 3, std=[0.4] * 3, class_names=NAMES)  # type: ignore[arg-type]
     net = Explainer(
-        "fpn", K, {"width": 8}, class_names=NAMES, mean=[0.5] * 3, std=[0.4] * 3, image_size=32, encoder="shared", explanandum=e
+        "fpn",
+        K,
+        {"width": 8, "start": start},
+        class_names=NAMES,
+        mean=[0.5] * 3,
+        std=[0.4] * 3,
+        image_size=32,
+        encoder="shared",
+        explanandum=e,
     ).eval()
     nn.init.normal_(net.network.head.own)  # type: ignore[union-attr]
     net.metadata = {"fingerprint": e.fingerprint(), "task": task}
@@ -168,6 +176,14 @@ def test_masks_can_stay_at_the_decoders_resolution(pair: tuple[Explainer, Explan
     resizes = [node for node in onnx.load(path).graph.node if node.op_type == "Resize"]
     assert resizes and all(len(node.input) == 3 for node in resizes)
     assert with_whole_factors(onnx.load(path)).SerializeToString() == onnx.load(path).SerializeToString(), "nothing is left to do"
+
+
+@pytest.mark.parametrize("format_name", ["onnx", pytest.param("torch_export", marks=pytest.mark.slow)])
+def test_masks_that_begin_as_shares_are_exported(format_name: str, tmp_path: Path) -> None:
+    """All classes compete in the file too, where the masks of few are computed."""
+    net, _ = shared("multilabel", "foreground")
+    path, report = export(net, format_name, tmp_path, fused=True, top=TOP)
+    assert path.exists() and report.max_difference < 1e-3
 
 
 def test_numpy_enlarges_as_torch_does() -> None:
