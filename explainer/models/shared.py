@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explainer.attribution.rest import at_rest
+from explainer.attribution.shares import LEAST_LOG_PROBABILITY, class_shares
 from explainer.attribution.stages import Stage, find_stages, linear_head, named_stages
 from explainer.errors import ConfigError
 from explainer.models.class_layer import chosen_classes, only_classes, per_image
@@ -28,7 +29,6 @@ from explainer.tensors import min_max
 
 Decoder = Literal["deeplabv3plus", "panoptic_deeplab", "fpn"]
 Start = Literal["activation", "competition", "foreground", "none"]
-_LEAST_LOG_PROBABILITY = -8.0
 _SHARP = 3  # power of the similarity that shares are spread by: a plain cosine mixes them over the whole image
 
 
@@ -168,7 +168,7 @@ class ClassHead(nn.Module):
             log_p = _columns(log_p, chosen)
         filters = own if self.from_head is None or head is None else own + self.from_head(head)
         logits = _positions(embeddings, filters, self.bias)
-        level = self.level * log_p.clamp_min(_LEAST_LOG_PROBABILITY)[..., None, None]
+        level = self.level * log_p.clamp_min(LEAST_LOG_PROBABILITY)[..., None, None]
         if self.gain is None or head is None:
             return logits + level
         size, alike = similar.shape[-2:], similar.flatten(2)
@@ -176,7 +176,7 @@ class ClassHead(nn.Module):
             activation = _positions(deep, head)
         else:
             # Every class competes, also where the masks of few are asked for: one small convolution at the coarsest stage.
-            activation = self._shares(_positions(deep, weight), every_log_p)
+            activation = class_shares(_positions(deep, weight), every_log_p, self.contrast)
             activation = activation if chosen is None else _columns(activation, chosen)
             activation = activation * min_max(deep.mean(dim=1, keepdim=True)) if self.start == "foreground" else activation
         rows = resized(activation, size).flatten(2)
@@ -187,14 +187,6 @@ class ClassHead(nn.Module):
         # one map is enlarged, not two
         start = self.gain * guided(evidence, guide) + level
         return logits + resized(start, logits.shape[-2:])
-
-    def _shares(self, activation: Tensor, log_p: Tensor) -> Tensor:
-        """Of each class at a position, ``[B,K,h,w]`` in [0,1] with a sum of 1 over all classes."""
-        assert self.contrast is not None
-        deviation = activation - activation.mean(dim=(1, 2, 3), keepdim=True)
-        scale = deviation.square().mean(dim=(1, 2, 3), keepdim=True).add(1e-12).sqrt()
-        prior = log_p.clamp_min(_LEAST_LOG_PROBABILITY)[..., None, None]
-        return (self.contrast * deviation / scale + prior).softmax(dim=1)
 
 
 def _columns(values: Tensor, chosen: Tensor) -> Tensor:

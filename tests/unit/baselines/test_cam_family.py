@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ FAMILY = [
     "layer_cam",
     "hires_cam",
     "grad_cam_elementwise",
+    "competition_cam",
     "score_cam",
     "ablation_cam",
     "norm_grad",
@@ -424,3 +426,27 @@ def test_contrasted_logits_by_hand_and_where_one_class_is_certain() -> None:
     assert torch.autograd.grad(odds.sum(), logits)[0].isfinite().all()
     assert contrasted(logits[:1], "multilabel").tolist() == [[-1.0, 0.0, 1.0]]
     assert torch.equal(contrasted(logits[:, :1], "multilabel"), logits[:, :1])
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("foreground", [True, False])
+def test_classes_compete_for_a_position(task: str, foreground: bool) -> None:
+    """Slow derivation, position by position, on a network whose class activations are its head's rows times the features."""
+    net, images = gap_net(), random_images()
+    e = Explanandum(net, 3, task, mean=[0.0] * 3, std=[1.0] * 3)  # type: ignore[arg-type]
+    found = build("competition_cam", e, contrast=2.0, foreground=foreground, convention="torchray").all_classes(images)
+    features, logits = net[:2](images).detach(), net(images).detach()
+    for b in range(2):
+        activations = [
+            [[float(net[4].weight[k].detach() @ features[b, :, y, x]) / 36 for x in range(6)] for y in range(6)] for k in range(3)
+        ]
+        spread = torch.tensor(activations).double().std(unbiased=False).item()
+        present = logits[b].sigmoid() if task == "multilabel" else logits[b].softmax(0)
+        seen = features[b].mean(0)
+        for y in range(6):
+            for x in range(6):
+                odds = torch.tensor([float(present[k]) * math.exp(2 * activations[k][y][x] / spread) for k in range(3)]).double()
+                level = float((seen[y, x] - seen.min()) / (seen.max() - seen.min())) if foreground else 1.0
+                torch.testing.assert_close(found[b, :, y, x], odds / odds.sum() * level, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match="contrast must be above 0, received 0"):
+        build("competition_cam", e, contrast=0)
