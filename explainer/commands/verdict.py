@@ -20,10 +20,11 @@ from explainer.data.samplers import spread, spread_over_classes
 from explainer.errors import ExplainerError
 from explainer.fills import judging_fill
 from explainer.inference.judging import Judge
-from explainer.inference.rivals import LEAST, compare, pinned, weaker_than_majority
+from explainer.inference.rivals import LEAST, START, UNTRAINED, compare, pinned, weaker_than_majority
 from explainer.losses.area import AreaBound
 from explainer.models.encoders import init_encoder
 from explainer.models.explainer import Explainer
+from explainer.models.shared import ClassHead
 from explainer.tasks.callbacks import remedies
 from explainer.tasks.class_report import ClassReport
 from explainer.tasks.explain import ExplainTask
@@ -130,7 +131,9 @@ def _rivals(config: RunConfig, task: ExplainTask, net: Explainer) -> dict[str, A
     if config.explainer.init_encoder:
         init_encoder(fresh.network, task.explanandum.classifier)
     fresh = fresh.to(task.explanandum.mean.device).eval()
-    found["the untrained network"] = lambda images, classes: fresh(images, classes[:, None])[:, 0]
+    head = getattr(fresh.network, "head", None)
+    name = START if isinstance(head, ClassHead) and head.gain is not None else UNTRAINED
+    found[name] = lambda images, classes: fresh(images, classes[:, None])[:, 0]
     return found
 
 

@@ -17,6 +17,8 @@ from explainer.fills import FillKind
 from explainer.inference.refinement import quality
 
 CONSTANT, OTHERS = "a constant", "the masks of other pictures"
+#: Of an Explainer that knows nothing before it is trained, and of one whose masks begin as class activations.
+UNTRAINED, START = "the untrained network", "the masks that training began with"
 LEAST = 8
 """Pictures below which nothing is compared."""
 
@@ -67,12 +69,17 @@ class Comparison:
             f"the mask shows {self.kept:.2f}, without it {self.left:.2f}. The difference of the last two, {self.scores['own']:.2f}, is "
             f"{told} (the masks' own values, placed by each)."
         ]
-        unbeaten = [name for name in (*self.equal, *self.worse) if name in (CONSTANT, OTHERS, "the untrained network")]
+        unbeaten = [name for name in (*self.equal, *self.worse) if name in (CONSTANT, OTHERS, UNTRAINED)]
         if unbeaten:
             next_steps = f" Not set yet: {'; '.join(advice)}." if advice else ""
             found.append(
                 f"WARNING: the masks keep and remove their class no better than {', '.join(unbeaten)}. They do not show where its evidence "
                 f"is. The guide's page Train says what to try (When masks show nothing).{next_steps}"
+            )
+        elif START in self.worse:
+            found.append(
+                f"WARNING: the masks keep and remove their class less well than {START}, which are the classifier's own activations. Train "
+                "more gently: a lower optimizer.lr, fewer steps, other weights of the area losses."
             )
         return found
 

@@ -72,6 +72,14 @@ def test_run_folder_is_complete(runs):
     assert any(row["train/loss/area_bound"] for row in rows) and any(row["val/iou"] for row in rows)
 
 
+def test_the_verdict_on_a_shared_encoder_compares_with_what_masks_began_as(runs):
+    folder, fit = runs
+    shared = ["--explainer.encoder", "shared", "--explainer.network", "fpn", "--explainer.options", "{layers: [features.5, features]}"]
+    assert train([*fit[: -len(SMALL_NET)], *shared, "--run_dir", f"{folder}/shared"]) == 0
+    verdict = json.loads((folder / "shared/summary.json").read_text())["verdict"]
+    assert {"own", "a constant", "the masks of other pictures", "Grad-CAM", "the masks that training began with"} == set(verdict["scores"])
+
+
 def test_saved_config_runs_again_to_the_same_loss(runs, tmp_path):
     folder, _ = runs
     assert train(["fit", "--config", f"{folder}/e/config.yaml", "--run_dir", str(tmp_path / "again")]) == 0

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from explainer import Explanandum
-from explainer.inference.rivals import CONSTANT, OTHERS, compare, pinned, placed, weaker_than_majority
-
-UNTRAINED = "the untrained network"
+from explainer.inference.rivals import CONSTANT, OTHERS, START, UNTRAINED, Comparison, compare, pinned, placed, weaker_than_majority
 
 
 class Brightest(nn.Module):
@@ -61,6 +59,18 @@ def test_masks_beside_the_evidence_are_told_with_what_is_not_set_yet() -> None:
     assert warning.startswith("WARNING: the masks keep and remove their class no better than") and warning.endswith(
         "Not set yet: masking.binarize: 0.5."
     )
+
+
+def test_masks_that_begin_as_class_activations_may_keep_as_much_as_they_did_and_not_less() -> None:
+    masks = quarters()
+    images, classes = masks[:, None].expand(-1, 3, -1, -1).contiguous(), torch.zeros(8, dtype=torch.long)
+    found = compare(explanandum(), images, masks, classes, {START: masks}, fill="black")
+    assert found.equal == (START,) and len(found.sentences(["more steps"])) == 1, "evidence that was known before is no fault"
+    scores = {"own": 0.6, CONSTANT: -0.9, START: 0.8}
+    spoilt = Comparison(images=24, whole=0.99, kept=0.9, left=0.3, scores=scores, better=(CONSTANT,), equal=(), worse=(START,))
+    warning = spoilt.sentences()[1]
+    assert warning.startswith("WARNING: the masks keep and remove their class less well than the masks that training began with")
+    assert "a lower optimizer.lr" in warning
 
 
 def test_an_area_that_the_bound_decides_is_told() -> None:
