@@ -20,6 +20,7 @@ from explainer.metrics.segmentation import soft_iou
 from explainer.models.area_conditioned import area_masks
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
+from explainer.models.folding import folded
 from explainer.models.masking import aggregate
 from explainer.models.networks import encoder_of
 from explainer.models.token_masking import forward_masked
@@ -88,6 +89,7 @@ class ExplainTask(pl.LightningModule):
         self.means = Means()
         self._believed = False
         self._learning: list[nn.Parameter] = []
+        self._passes: list[Explanandum] = []  # in a list: no part of the module
 
     no_region: Tensor | None
 
@@ -101,7 +103,7 @@ class ExplainTask(pl.LightningModule):
         """Give the parameters their flags back."""
         for parameter in self._learning:
             parameter.requires_grad_(True)
-        self._learning = []
+        self._learning, self._passes = [], []
 
     # ------------------------------------------------------------------ checkpoints
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -220,7 +222,9 @@ class ExplainTask(pl.LightningModule):
         if self.masking.fill == "tokens":
             return forward_masked(self.explanandum, torch.cat([images, images]), torch.cat([mask, 1 - mask]))
         fill = self._fill(images, draws)
-        logits: Tensor = self.explanandum(torch.cat([blend(images, mask, fill), blend(images, 1 - mask, fill)]))
+        if not self._passes or self._passes[0].mean.device != images.device:
+            self._passes = [folded(self.explanandum, images.detach())]
+        logits: Tensor = self._passes[0](torch.cat([blend(images, mask, fill), blend(images, 1 - mask, fill)]))
         return logits
 
     def _fill(self, images: Tensor, draws: Draws) -> Tensor:

@@ -23,6 +23,7 @@ from explainer.config import RunConfig, TrainerConfig
 from explainer.errors import CheckpointError
 from explainer.files import parse_json, write_text
 from explainer.geometry import Size, height_width
+from explainer.models.folding import folded
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask
 
@@ -97,11 +98,17 @@ def _slower(times: Sequence[float], other: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(times, other, strict=False))
 
 
-def step_of(task: ClassifyTask | ExplainTask) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]:
-    """A copy of the task's networks, and the part of a training step that takes its time: ``(networks, images) -> a loss``."""
+def step_of(task: ClassifyTask | ExplainTask, images: Tensor) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]:
+    """A copy of the task's networks, and the part of a training step that takes its time: ``(networks, images) -> a loss``.
+
+    Args:
+        task: the run's, on the images' device.
+        images: ``[B,3,H,W]``; with them the classifier's batch norms are folded as training does.
+    """
     if isinstance(task, ClassifyTask):
         return copy.deepcopy(task.classifier).train(), lambda net, images: net(images).float().square().mean()
     nets = copy.deepcopy(nn.ModuleList([task.explainer, task.explanandum]))  # together: a shared encoder stays shared
+    nets[1] = folded(nets[1].to(images.device), images)  # type: ignore[arg-type]
     sees_classifier = task.explanandum.differentiable
 
     def step(nets: Any, images: Tensor) -> Tensor:
@@ -120,10 +127,10 @@ def timed_step(task: ClassifyTask | ExplainTask, batch_size: int, size: Size, de
 
     One processor thread is timed by its own clock, which stands still while another program has the processor.
     """
-    nets, step = step_of(task)
+    images = torch.rand(batch_size, 3, *height_width(size), generator=torch.Generator().manual_seed(0)).to(device)
+    nets, step = step_of(task, images)
     nets.to(device)
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    images = torch.rand(batch_size, 3, *height_width(size), generator=torch.Generator().manual_seed(0)).to(device)
 
     def run(c: Combination) -> float:
         nets.to(memory_format=torch.channels_last if c.channels_last else torch.contiguous_format)
