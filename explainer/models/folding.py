@@ -80,7 +80,7 @@ def _pairs(explanandum: Explanandum, images: Tensor) -> list[tuple[str, str]]:
         return hook
 
     watched = [(path, m) for path, m in explanandum.classifier.named_modules() if isinstance(m, nn.Conv2d) or _is_foldable(m)]
-    handles = [m.register_forward_hook(record(path)) for path, m in watched]  # type: ignore[arg-type]
+    handles = [m.register_forward_hook(record(path)) for path, m in watched]
     try:
         with at_rest(explanandum):
             explanandum(images)
@@ -105,5 +105,5 @@ def _fold(classifier: nn.Module, convolution: str, norm: str) -> None:
     weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
     conv.weight, conv.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
     parent, _, name = norm.rpartition(".")
-    rest = nn.Identity() if type(bn) is nn.BatchNorm2d else nn.Sequential(bn.drop, bn.act)  # type: ignore[arg-type]
+    rest = nn.Identity() if type(bn) is nn.BatchNorm2d else nn.Sequential(bn.drop, bn.act)
     setattr(classifier.get_submodule(parent), name, rest)

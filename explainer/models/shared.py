@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explainer.attribution.rest import at_rest
-from explainer.attribution.shares import LEAST_LOG_PROBABILITY, class_shares
+from explainer.attribution.shares import LEAST_LOG_PROBABILITY, SHARP, class_shares, similarity, spread_over_similar
 from explainer.attribution.stages import Stage, find_stages, linear_head, named_stages
 from explainer.errors import ConfigError
 from explainer.models.class_layer import chosen_classes, only_classes, per_image
@@ -29,7 +29,6 @@ from explainer.tensors import min_max
 
 Decoder = Literal["deeplabv3plus", "panoptic_deeplab", "fpn"]
 Start = Literal["activation", "competition", "foreground", "none"]
-_SHARP = 3  # power of the similarity that shares are spread by: a plain cosine mixes them over the whole image
 
 
 def _block(channels: int, width: int, dilation: int = 1) -> nn.Sequential:
@@ -154,7 +153,7 @@ class ClassHead(nn.Module):
             deep: ``[B,C,h',w']``, the classifier's last feature map.
             log_p: ``[B,K]`` log-probabilities.
             weight: ``[K,C]`` head weights of the classifier, or None.
-            similar: ``[B,P,h'',w'']``, see :func:`similarity`.
+            similar: ``[B,P,h'',w'']``, see :func:`~explainer.attribution.shares.similarity`.
             guide: the images, for the guided filter.
 
         Returns:
@@ -171,7 +170,7 @@ class ClassHead(nn.Module):
         level = self.level * log_p.clamp_min(LEAST_LOG_PROBABILITY)[..., None, None]
         if self.gain is None or head is None:
             return logits + level
-        size, alike = similar.shape[-2:], similar.flatten(2)
+        size = similar.shape[-2:]
         if self.contrast is None or weight is None:
             activation = _positions(deep, head)
         else:
@@ -179,11 +178,7 @@ class ClassHead(nn.Module):
             activation = class_shares(_positions(deep, weight), every_log_p, self.contrast)
             activation = activation if chosen is None else _columns(activation, chosen)
             activation = activation * min_max(deep.mean(dim=1, keepdim=True)) if self.start == "foreground" else activation
-        rows = resized(activation, size).flatten(2)
-        # The sum over the second position is that over the first: `alike` is symmetric. Divided by it are n maps, and not P.
-        sums = torch.matmul(torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1), alike)
-        spread = sums[:, :-1] / sums[:, -1:].clamp_min(1e-6)
-        evidence = resized(_standard(spread.unflatten(2, size)), guide.image.shape[-2:])
+        evidence = resized(_standard(spread_over_similar(resized(activation, size), similar)), guide.image.shape[-2:])
         # one map is enlarged, not two
         start = self.gain * guided(evidence, guide) + level
         return logits + resized(start, logits.shape[-2:])
@@ -195,23 +190,6 @@ def _columns(values: Tensor, chosen: Tensor) -> Tensor:
         return values[:, chosen]
     index = chosen.reshape(*chosen.shape, *[1] * (values.ndim - 2)).expand(*chosen.shape, *values.shape[2:])
     return values.gather(1, index)
-
-
-def similarity(features: Tensor, power: int = 1) -> Tensor:
-    """How alike the features at two positions are: cosine of the angle between them after the image's mean was subtracted, negative ones
-    0, to a power. Symmetric in the two positions.
-
-    Args:
-        features: ``[B,C,h,w]``.
-        power: a higher one leaves only positions that are much alike.
-
-    Returns:
-        ``[B,P,h,w]`` with P = h w the first positions, row by row.
-    """
-    centred = (features - features.mean(dim=(2, 3), keepdim=True)).flatten(2)
-    unit = centred / torch.linalg.vector_norm(centred, dim=1, keepdim=True).clamp_min(1e-6)
-    maps: Tensor = torch.matmul(unit.transpose(1, 2), unit).clamp_min(0).pow(power).unflatten(2, features.shape[-2:])
-    return maps
 
 
 def _standard(maps: Tensor) -> Tensor:
@@ -299,7 +277,7 @@ class SharedNetwork(nn.Module):
             height, width = maps[1].shape[-2:]  # the second finest stage: finer ones gain nothing and cost four times as much
             guide = make_guide(x, (height, width), unit=self.std)
             # The last stage but one: fine enough to follow objects, coarse enough to know what they are, and few positions.
-            similar = similarity(middle, 1 if self.head.start == "activation" else _SHARP)
+            similar = similarity(middle, 1 if self.head.start == "activation" else SHARP)
             masks: Tensor = self.head(embeddings, deep, log_p, weight, similar, guide)
             return masks
 

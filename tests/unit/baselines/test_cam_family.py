@@ -450,3 +450,19 @@ def test_classes_compete_for_a_position(task: str, foreground: bool) -> None:
                 torch.testing.assert_close(found[b, :, y, x], odds / odds.sum() * level, rtol=1e-5, atol=1e-6)
     with pytest.raises(ConfigError, match="contrast must be above 0, received 0"):
         build("competition_cam", e, contrast=0)
+
+
+def test_shares_spread_over_positions_that_look_alike() -> None:
+    """Slow derivation: every position is the mean of all, weighted by the third power of how alike their features are."""
+    net, images = gap_net(), random_images()
+    e = Explanandum(net, 3, mean=[0.0] * 3, std=[1.0] * 3)
+    plain = build("competition_cam", e, convention="torchray").all_classes(images).flatten(2)
+    found = build("competition_cam", e, spread="0", convention="torchray").all_classes(images).flatten(2)
+    for b in range(2):
+        features = net[0](images[b : b + 1])[0].detach().flatten(1)
+        features = features - features.mean(1, keepdim=True)
+        for i in range(36):
+            weights = torch.stack(
+                [functional.cosine_similarity(features[:, i], features[:, j], dim=0).clamp(min=0) ** 3 for j in range(36)]
+            )
+            torch.testing.assert_close(found[b, :, i], (plain[b] * weights).sum(1) / weights.sum(), rtol=1e-5, atol=1e-6)
