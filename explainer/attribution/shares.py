@@ -59,4 +59,5 @@ def spread_over_similar(maps: Tensor, similar: Tensor) -> Tensor:
     rows = maps.flatten(2)
     # The sum over the second position is that over the first: the matrix is symmetric. Divided by it are n maps, and not P.
     sums = torch.matmul(torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1), similar.flatten(2))
-    return (sums[:, :-1] / sums[:, -1:].clamp_min(1e-6)).unflatten(2, similar.shape[-2:])
+    spread: Tensor = (sums[:, :-1] / sums[:, -1:].clamp_min(1e-6)).unflatten(2, similar.shape[-2:])
+    return spread

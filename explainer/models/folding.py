@@ -105,5 +105,6 @@ def _fold(classifier: nn.Module, convolution: str, norm: str) -> None:
     weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
     conv.weight, conv.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
     parent, _, name = norm.rpartition(".")
-    rest = nn.Identity() if type(bn) is nn.BatchNorm2d else nn.Sequential(bn.drop, bn.act)
+    left = [] if type(bn) is nn.BatchNorm2d else [bn.get_submodule("drop"), bn.get_submodule("act")]
+    rest = nn.Sequential(*left) if left else nn.Identity()
     setattr(classifier.get_submodule(parent), name, rest)

@@ -10,6 +10,7 @@ classes of a position can compete for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
@@ -125,16 +126,20 @@ class ClassHead(nn.Module):
         start: ``activation``; ``competition``: the classes' shares, for images whose every pixel belongs to a class; ``foreground``: the
             shares times the mean of the position's features, scaled to [0,1] in each image, because what a network has learned to see
             activates more of them than a background does; ``none``. All but ``none`` need ``weight``, without it they are ``none``.
+        level: what ``level`` begins with, at least 0. At 2 the mask of a class that the classifier gives 2 % is nearly empty from the
+            start; the order of its pixels stays. It is trained like the rest.
     """
 
-    def __init__(self, num_classes: int, width: int, weight: Tensor | None, start: Start = "activation") -> None:
+    def __init__(self, num_classes: int, width: int, weight: Tensor | None, start: Start = "activation", level: float = 0.5) -> None:
         super().__init__()
+        if not 0 <= level < math.inf:
+            raise ConfigError(f"explainer.options.level must be a number of at least 0, received {level!r}.")
         if start not in get_args(Start):
             raise ConfigError(f"explainer.options.start must be one of {', '.join(get_args(Start))}, received {start!r}.")
         self.start = start
         self.own = nn.Parameter(torch.zeros(num_classes, width))
         self.bias = nn.Parameter(torch.tensor(-1.0))
-        self.level = nn.Parameter(torch.tensor(0.5))
+        self.level = nn.Parameter(torch.tensor(float(level)))
         self.from_head = None if weight is None else nn.Linear(weight.shape[1], width, bias=False)
         self.gain = nn.Parameter(torch.tensor(2.0)) if start != "none" and weight is not None else None
         compete = self.gain is not None and start != "activation"
@@ -222,6 +227,7 @@ class SharedNetwork(nn.Module):
         layers: module paths of the feature maps; None: the last one of each of the strides 4, 8, 16 and 32, or four depths of a vision
             transformer.
         start: what masks begin as, where the classifier's head allows it; see :class:`ClassHead`.
+        level: how much a class's probability counts in its mask, before training; see :class:`ClassHead`.
         side: side in pixels of the image that the stages are looked for with.
         std: what the images were divided by, per channel.
     """
@@ -236,6 +242,7 @@ class SharedNetwork(nn.Module):
         width: int = 64,
         layers: Sequence[str] | None = None,
         start: Start = "activation",
+        level: float = 0.5,
         side: int = 224,
         std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
@@ -246,7 +253,7 @@ class SharedNetwork(nn.Module):
         self._head = [linear_head(classifier, self.stages[-1], num_classes, side)]  # in a list: it is the classifier's, not a part
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
         self.decoder = FeatureDecoder(self.stages, width, decoder)
-        self.head = ClassHead(num_classes, width, None if self._head[0] is None else self._head[0].weight.detach(), start)
+        self.head = ClassHead(num_classes, width, None if self._head[0] is None else self._head[0].weight.detach(), start, level)
         self.register_state_dict_post_hook(_without_classifier)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_keep_classifier)  # type: ignore[no-untyped-call]
 

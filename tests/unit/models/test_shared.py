@@ -230,7 +230,7 @@ def test_what_cannot_share_is_refused():
         Explainer("fpn", 6, encoder="shared")
     with pytest.raises(ConfigError, match="fpn"):
         Explainer("unet", 6, encoder="shared", explanandum=resnet(), image_size=64)
-    with pytest.raises(ConfigError, match="width, layers and start"):
+    with pytest.raises(ConfigError, match="width, layers, start and level"):
         Explainer("fpn", 6, {"encoder_name": "resnet18"}, encoder="shared", explanandum=resnet(), image_size=64)
     with pytest.raises(ConfigError, match="downscale"):
         Explainer("fpn", 6, downscale=2, encoder="shared", explanandum=resnet(), image_size=64)
