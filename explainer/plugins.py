@@ -1,7 +1,7 @@
 """Plug-ins: a new file with a class that has a ``name`` is all it takes.
 
 ``find("explainer.losses", "entropy")`` imports every module of the package once and returns the concrete class whose
-``name`` is asked for; an unknown name is answered with the known ones.
+``name`` is asked for; an unknown name is answered with the known ones. Metrics are functions, to which a decorator gives the ``name``.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from explainer.errors import ConfigError, ExplainerError, UnknownNameError
 
 
 @functools.cache
-def discover(package: str) -> dict[str, type]:
-    """Concrete classes of ``package`` by their ``name``, sorted. A class counts where it is defined, not where imported."""
+def discover(package: str) -> dict[str, Any]:
+    """Concrete classes and functions of ``package`` by their ``name``, sorted. Each counts where it is defined, not where imported."""
     root = importlib.import_module(package)
-    found: dict[str, type] = {}
+    found: dict[str, Any] = {}
     for info in pkgutil.iter_modules(root.__path__):
         module = importlib.import_module(f"{package}.{info.name}")
-        for cls in vars(module).values():
-            if not inspect.isclass(cls) or cls.__module__ != module.__name__ or inspect.isabstract(cls):
+        for plugin in vars(module).values():
+            if not (inspect.isclass(plugin) or inspect.isfunction(plugin)) or plugin.__module__ != module.__name__:
                 continue
-            name = cls.__dict__.get("name")
-            if not isinstance(name, str):
+            name = vars(plugin).get("name")
+            if not isinstance(name, str) or inspect.isabstract(plugin):
                 continue
-            if name in found and found[name] is not cls:
+            if name in found and found[name] is not plugin:
                 raise ConfigError(f"two plug-ins are called {name!r}: {found[name].__module__} and {module.__name__}. Rename one.")
-            found[name] = cls
+            found[name] = plugin
     return dict(sorted(found.items()))
 
 
-def find(package: str, name: str) -> type:
-    """The class called ``name``. Raises :class:`UnknownNameError` with the known names and the closest one."""
+def find(package: str, name: str) -> Any:
+    """The class or function called ``name``. Raises :class:`UnknownNameError` with the known names and the closest one."""
     known = discover(package)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)

@@ -1,7 +1,7 @@
 """The words of the command line and of configurations, without importing torch: ``--help`` and a typing error are answered at once.
 
-The names of plug-ins are read from their files (a class body with ``name = "..."``), so that a new plug-in stays one new file. A test
-compares them with what :func:`explainer.plugins.discover` finds by importing everything.
+The names of plug-ins are read from their files (a class body with ``name = "..."``, or a function under ``@Facts("...")``), so that a new
+plug-in stays one new file. A test compares them with what :func:`explainer.plugins.discover` finds by importing everything.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ def _names_of(module: ast.Module) -> Iterator[str]:
     for node in module.body:
         if isinstance(node, ast.ClassDef) and not _is_abstract(node):
             yield from (value for statement in node.body if (value := _assigned_name(statement)) is not None)
+        elif isinstance(node, ast.FunctionDef):
+            yield from (value for decorator in node.decorator_list if (value := _declared_name(decorator)) is not None)
 
 
 def _is_abstract(node: ast.ClassDef) -> bool:
@@ -78,3 +80,11 @@ def _assigned_name(statement: ast.stmt) -> str | None:
     if isinstance(target, ast.Name) and target.id == "name" and isinstance(value, ast.Constant) and isinstance(value.value, str):
         return value.value
     return None
+
+
+def _declared_name(decorator: ast.expr) -> str | None:
+    """The text that ``@Facts("...")`` (:class:`explainer.metrics.facts.Facts`) gives a function as its name."""
+    if not isinstance(decorator, ast.Call) or ast.unparse(decorator.func).rpartition(".")[2] != "Facts":
+        return None
+    given = [*decorator.args[:1], *(keyword.value for keyword in decorator.keywords if keyword.arg == "name")]
+    return next((value.value for value in given if isinstance(value, ast.Constant) and isinstance(value.value, str)), None)

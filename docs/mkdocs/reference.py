@@ -23,6 +23,7 @@ from explainer.commands.maps_config import MapsConfig
 from explainer.commands.parsing import Command, Group, command_parser
 from explainer.config import RunConfig
 from explainer.evaluation.config import EvaluateConfig
+from explainer.metrics.facts import INPUTS, inputs, options
 from explainer.plugins import discover
 
 #: Configurations with the command that reads them.
@@ -37,7 +38,6 @@ CONFIGURATIONS: dict[str, type] = {
 PLUGINS = {
     "Losses": "explainer.losses",
     "Protocols": "explainer.evaluation.protocols",
-    "Metrics": "explainer.metrics",
     "Data sets": "explainer.data",
 }
 #: Public names: they change only with a deprecation of one minor version.
@@ -167,7 +167,7 @@ def api() -> str:
 
 
 def plugins() -> str:
-    """Losses, protocols, metrics and data sets with their options, as configurations name them."""
+    """Losses, protocols and data sets with their options, as configurations name them, and the metrics of Python."""
     lines = ["# Losses, protocols, metrics, data sets", ""]
     lines += [
         "Names for configurations, and the options that each takes. [Methods](methods.md) have a page of their own. One file adds a",
@@ -183,7 +183,28 @@ def plugins() -> str:
             about = inspect.getmodule(cls) if title == "Protocols" else cls
             rows.append((f"`{name}`", _cell((inspect.getdoc(about) or "").partition("\n\n")[0]), options))
         lines += [f"## {title}", "", *_table(("name", "what it is", "options with defaults"), rows)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_metrics()])
+
+
+def _metrics() -> list[str]:
+    """The metrics as Python takes them: inputs, options and the facts of each."""
+    rows = []
+    for name, metric in discover("explainer.metrics").items():
+        facts = metric if inspect.isclass(metric) else metric.facts
+        settings = options(metric)
+        better = {True: "higher", False: "lower", None: ""}[facts.higher_is_better]
+        low, high = (f"{bound:.3g}" for bound in facts.bounds)
+        about = f"{(inspect.getdoc(metric) or '').partition(chr(10) * 2)[0]} (`{metric.__module__}.{metric.__qualname__}`)"
+        given = ", ".join(f"`{p}`" for p in inputs(metric.values if inspect.isclass(metric) else metric))
+        taken = ", ".join(f"`{option}: {_default(value)}`" for option, value in settings.items())
+        rows.append((f"`{name}`", _cell(about), f"[{low}, {high}]", better, given, taken))
+    text = ["## Metrics", ""]
+    text += [
+        "Functions of tensors. `PerImageMetric` and `PerClassMetric` average them as torchmetrics does ([From Python](../howto/python.md)).",
+        "",
+    ]
+    text += _table(("name", "what it is", "range", "better", "inputs", "options with defaults"), rows)
+    return [*text, *_table(("input", "what it is"), [(f"`{name}`", _cell(f"`{kind}`")) for name, kind in INPUTS.items()])]
 
 
 PAGES: dict[str, Callable[[], str]] = {

@@ -20,12 +20,12 @@ def overview() -> list[tuple[str, ...]]:
         rows.append(
             (
                 name,
-                _mark(cls.needs_gradients),  # type: ignore[attr-defined]
+                _mark(cls.needs_gradients),
                 layer,
-                cls.passes,  # type: ignore[attr-defined]
-                _mark(cls.class_specific),  # type: ignore[attr-defined]
-                _mark(cls.signed),  # type: ignore[attr-defined]
-                _mark(not cls.deterministic),  # type: ignore[attr-defined]
+                cls.passes,
+                _mark(cls.class_specific),
+                _mark(cls.signed),
+                _mark(not cls.deterministic),
             )
         )
     return rows
@@ -55,7 +55,7 @@ def options_as_yaml(name: str) -> str:
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items() if value is not None}
     unset = [key for key, value in defaults.items() if value is None]
     summary = (inspect.getdoc(inspect.getmodule(cls)) or "").strip().splitlines()[0]
-    lines = [f"# {summary}", f"# Cost per image: {cls.passes}"]  # type: ignore[attr-defined]
+    lines = [f"# {summary}", f"# Cost per image: {cls.passes}"]
     if unset:
         lines.append(f"# Unset here, decided by the method: {', '.join(unset)}")
     chosen: str = yaml.safe_dump({"name": name, "options": plain}, sort_keys=False, default_flow_style=None)

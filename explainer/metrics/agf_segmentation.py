@@ -5,14 +5,14 @@ Signed maps are segmented at 0, positive-only maps at their mean over the image 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from explainer.errors import ConfigError
-from explainer.metrics.base import PerImageMetric
 from explainer.metrics.correlation import tie_groups
+from explainer.metrics.facts import Facts
 from explainer.metrics.ground_truth import Pixels, align
 from explainer.metrics.preparation import divide_by_max_abs
 
@@ -28,6 +28,7 @@ def segment(saliency: Tensor, signed: bool) -> Tensor:
     return found.double().masked_fill(unknown[:, None, None], torch.nan)
 
 
+@Facts("pixel_accuracy", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0)
 def pixel_accuracy(saliency: Tensor, truth: Tensor, void: Tensor | None = None, signed: bool = False) -> Tensor:
     """Share of pixels on which segment and ground truth (``> 0``) agree, ``[B]`` in [0,1]."""
     pixels = align(segment(saliency, signed), truth > 0, void)
@@ -49,6 +50,7 @@ def average_precision(scores: Tensor, labels: Tensor, weight: Tensor | None = No
     return value.masked_fill((scores.isnan() & counted).any(1), torch.nan)
 
 
+@Facts("mean_average_precision", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0)
 def mean_average_precision(
     saliency: Tensor, truth: Tensor, void: Tensor | None = None, signed: bool = False, scores: Literal["segment", "saliency"] = "segment"
 ) -> Tensor:
@@ -71,38 +73,3 @@ def mean_average_precision(
     background = 1 - pixels.mask if scores == "segment" else -pixels.mask
     labels = torch.cat([pixels.truth, 1 - pixels.truth], 1)
     return average_precision(torch.cat([pixels.mask, background], 1), labels, torch.cat([pixels.weight, pixels.weight], 1))
-
-
-class PixelAccuracy(PerImageMetric):
-    """Mean :func:`pixel_accuracy`. Range [0,1], optimum 1. ``signed``: segment at 0 instead of at the mean."""
-
-    name = "pixel_accuracy"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
-    optimum = 1.0
-
-    def __init__(self, signed: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.signed = signed
-
-    def values(self, saliency: Tensor, truth: Tensor, void: Tensor | None = None) -> Tensor:
-        """See :func:`pixel_accuracy`."""
-        return pixel_accuracy(saliency, truth, void, self.signed)
-
-
-class MeanAveragePrecision(PerImageMetric):
-    """Mean :func:`mean_average_precision`. Range [0,1], optimum 1. Options as in the function."""
-
-    name = "mean_average_precision"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
-    optimum = 1.0
-
-    def __init__(self, signed: bool = False, scores: Literal["segment", "saliency"] = "segment", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.signed = signed
-        self.scores: Literal["segment", "saliency"] = scores
-
-    def values(self, saliency: Tensor, truth: Tensor, void: Tensor | None = None) -> Tensor:
-        """See :func:`mean_average_precision`."""
-        return mean_average_precision(saliency, truth, void, self.signed, self.scores)

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from explainer.attribution.rest import at_rest
 from explainer.errors import ConfigError, ShapeError, UnsupportedLayerError
-from explainer.metrics.base import PerImageMetric
+from explainer.metrics.facts import Facts
 
 Mode = Literal["apop", "apop_relu"]
 Substitute = Literal["zeros", "ones", "noise"]
@@ -278,46 +278,32 @@ def top_k_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     return (rivals < k) & finite
 
 
-class APOP(PerImageMetric):
-    """Top-1 and top-5 accuracy of the original and of the activation-pattern-only prediction, in [0,1].
+#: What :func:`apop` tells of an image.
+COLUMNS = ("original_top1", "original_top5", "apop_top1", "apop_top5")
 
-    The values of an image are four columns, in the order of :attr:`columns`; ``compute()`` is ``[4]`` and :meth:`table` names them.
+
+@Facts("apop", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0, columns=COLUMNS)
+def apop(
+    images: Tensor, class_index: Tensor, explanandum: Any, *, substitute: Substitute = "zeros", mode: Mode = "apop", seed: int = 0
+) -> Tensor:
+    """Top-1 and top-5 hits of the original and of the activation-pattern-only prediction.
 
     Args:
-        substitute, mode: the image of pass 2, and what of pass 1 is kept; see :func:`apop_logits`.
-        seed: random seed of the substitute ``noise``, drawn afresh for each batch.
+        images: ``[B,3,H,W]`` in [0,1].
+        class_index: labels ``[B]``.
+        explanandum: its ``normalize`` and ``classifier`` are used.
+        substitute: the image of pass 2; see :func:`apop_logits`.
+        mode: what of pass 1 is kept; see :func:`apop_logits`.
+        seed: random seed of the substitute ``noise``, which is the same for every batch of one size.
+
+    Returns:
+        ``[B,4]`` in {0,1}, in the order of :data:`COLUMNS`.
     """
-
-    name = "apop"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
-    optimum = 1.0
-    columns = ("original_top1", "original_top5", "apop_top1", "apop_top5")
-
-    def __init__(self, substitute: Substitute = "zeros", mode: Mode = "apop", seed: int = 0, **kwargs: Any) -> None:
-        super().__init__(columns=len(self.columns), **kwargs)
-        self.substitute, self.mode = substitute, mode
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def values(self, images: Tensor, class_index: Tensor, explanandum: Any) -> Tensor:
-        """Two passes.
-
-        Args:
-            images: ``[B,3,H,W]`` in [0,1].
-            class_index: labels ``[B]``.
-            explanandum: its ``normalize`` and ``classifier`` are used.
-
-        Returns:
-            ``[B,4]`` in {0,1}.
-        """
-        size = getattr(explanandum, "input_size", None)
-        if size is not None and images.shape[-2:] != (size, size):
-            images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
-        with at_rest(explanandum):
-            logits = apop_logits(explanandum.classifier, explanandum.normalize(images), self.substitute, self.mode, self.generator)
-        labels = class_index.to(images.device)
-        return torch.stack([top_k_hits(y, labels, k) for y in logits for k in (1, 5)], 1).double()
-
-    def table(self) -> dict[str, float]:
-        """Accuracy by column."""
-        return dict(zip(self.columns, self.compute().tolist(), strict=True))
+    size = getattr(explanandum, "input_size", None)
+    if size is not None and images.shape[-2:] != (size, size):
+        images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
+    generator = torch.Generator().manual_seed(seed)
+    with at_rest(explanandum):
+        logits = apop_logits(explanandum.classifier, explanandum.normalize(images), substitute, mode, generator)
+    labels = class_index.to(images.device)
+    return torch.stack([top_k_hits(y, labels, k) for y in logits for k in (1, 5)], 1).double()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from explainer.metrics.base import PerImageMetric
 from explainer.metrics.correlation import average_ranks
+from explainer.metrics.facts import Facts
 from explainer.metrics.ground_truth import align
 
 
+@Facts("auc", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0)
 def roc_auc(mask: Tensor, truth: Tensor, void: Tensor | None = None) -> Tensor:
-    """Probability that an object pixel (``truth > 0``) has a larger value than a background pixel, ties counting one half.
+    """Probability in [0,1] that an object pixel (``truth > 0``) has a larger value than a background pixel, ties counting one half.
 
     The Mann-Whitney form, so a constant mask scores exactly 0.5. NaN without object or without background pixels.
     """
@@ -24,16 +25,3 @@ def roc_auc(mask: Tensor, truth: Tensor, void: Tensor | None = None) -> Tensor:
     n_negative = counts.sum(1) - n_positive
     wins = (ranks * positive).sum(1) - n_positive * (n_positive + 1) / 2
     return pixels.ratio(wins + 0 * pixels.mask.sum(1), n_positive * n_negative)
-
-
-class AUC(PerImageMetric):
-    """Mean :func:`roc_auc`. Range [0,1], 0.5 is chance, optimum 1."""
-
-    name = "auc"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
-    optimum = 1.0
-
-    def values(self, mask: Tensor, truth: Tensor, void: Tensor | None = None) -> Tensor:
-        """See :func:`roc_auc`."""
-        return roc_auc(mask, truth, void)

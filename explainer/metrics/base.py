@@ -1,90 +1,90 @@
-"""What all metrics share: one value per image in, a mean with its number of images out.
+"""Metrics as torchmetrics has them: a function's values per image in, their mean with its number of images out.
 
-A metric is a pure function ``f(...) -> [B]`` (NaN where it is undefined) and a class that averages it. The class's ``values`` takes
-arguments from one vocabulary, so that a runner can hand any metric what it asks for:
+``PerImageMetric(soft_iou)``, ``PerImageMetric("iou", threshold=0.3)`` and ``PerClassMetric(pointing_game, num_classes=K)`` take any
+function that declares its facts (:class:`explainer.metrics.facts.Facts`). Its values are ``[B]``, NaN where it is undefined.
 
-- ``mask`` in [0,1], ``saliency`` (raw), ``least_saliency`` (of the least likely class), ``other_saliency`` (to compare with): ``[B,H,W]``;
-- ``class_masks`` ``[B,K,H,W]``, ``area_masks`` ``[B,A,H,W]``, all in [0,1];
-- ``truth`` in [0,1] and ``void`` bool: ``[B,H,W]``; ``class_truth`` ``[B,K,H,W]``;
-- ``images`` ``[B,3,H,W]`` in [0,1], ``class_index`` ``[B]``, ``targets`` ``[B,K]`` multi-hot;
-- ``explanandum``, and ``attributor(images, class_index) -> [B,H,W]``.
+In a ``MetricCollection`` each metric takes its own of the keywords. Give the collection a dictionary, because all metrics have one class.
 """
 
 from __future__ import annotations
 
 import abc
-import functools
-import inspect
+import difflib
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from explainer.errors import ConfigError, ShapeError
+from explainer.metrics.facts import INPUTS, Facts, Function, find, inputs, options
 
 
-class PerImageMetric(Metric):
-    """Mean over images of a per-image value; NaN values are left out and counted.
-
-    Class attributes:
-        name: how configurations call it.
-        higher_is_better: direction, or None when neither is better.
-        bounds: smallest and largest possible value.
-        optimum: the value of a perfect explanation, or None.
+class ImageMean(Metric):
+    """Mean over images of values per image; NaN values are left out and counted.
 
     State (all summed over processes): ``total`` float64, ``used`` and ``excluded`` numbers of images.
+
+    Args:
+        shape: shape of one image's value; ``()`` for a number.
+        key: what tells this metric from others, with its options.
+        kwargs: arguments of :class:`torchmetrics.Metric`.
     """
 
-    name: ClassVar[str]
-    bounds: ClassVar[tuple[float, float]]
-    optimum: ClassVar[float | None]
+    name: str
+    bounds: tuple[float, float]
+    optimum: float | None
     is_differentiable = False
     full_state_update = False
     total: Tensor
     used: Tensor
     excluded: Tensor
 
-    def __init__(self, columns: int | None = None, **kwargs: Any) -> None:
-        """``columns``: T for metrics whose value per image is a curve ``[B,T]``; ``kwargs`` go to :class:`torchmetrics.Metric`."""
+    def __init__(self, shape: tuple[int, ...] = (), *, key: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        shape = () if columns is None else (columns,)
         self.add_state("total", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("used", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("excluded", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
+        # A MetricCollection updates only one of several metrics whose states have equal names, and equal values after the first batch:
+        # IoU at 0.3 and at 0.5 agree on a batch of binary masks. A state with a name of its own keeps them apart.
+        self.add_state(f"is {key or self.name}", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give ``update`` the signature of ``values``: MetricCollection hands each metric the keywords that its ``update`` names."""
-        super().__init_subclass__(**kwargs)
-        inner = cls.update
-
-        @functools.wraps(inner)
-        def update(self: PerImageMetric, *args: Any, **kwargs: Any) -> None:
-            inner(self, *args, **kwargs)
-
-        update.__signature__ = cls._signature()  # type: ignore[attr-defined]
-        cls.update = update  # type: ignore[method-assign]
-
-    @classmethod
-    def _signature(cls) -> inspect.Signature:
-        return inspect.signature(cls.values)
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Arguments of ``values`` and ``update``, in their order."""
+        return inputs(self.values)
 
     @abc.abstractmethod
     def values(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The per-image values ``[B]`` (or ``[B,T]``); changes no state."""
+        """The values per image ``[B]`` (or ``[B, *shape]``); changes no state."""
 
     def update(self, *args: Any, given: Tensor | None = None, **kwargs: Any) -> None:
-        """Add a batch; the arguments are those of ``values``, or ``given`` holds what it would return."""
-        self._sum_up(self.values(*args, **kwargs) if given is None else given)
+        """Add a batch.
+
+        Args:
+            args: as :attr:`inputs` lists them.
+            given: what ``values`` would return, if it is known.
+            kwargs: inputs by name; those of other metrics are ignored.
+        """
+        self._sum_up(self._of_batch(args, kwargs) if given is None else given)
 
     def add(self, values: Tensor) -> None:
-        """Add per-image values that were computed elsewhere; NaN counts as excluded."""
+        """Add values per image that were computed elsewhere; NaN counts as excluded."""
         self.update(given=values)
+
+    def _of_batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        return self.values(*args, **self._own(kwargs))
+
+    def _own(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keywords without those of other metrics; unknown ones stay, so that a typing error fails."""
+        own = self.inputs
+        return {name: value for name, value in kwargs.items() if name in own or name not in INPUTS}
 
     def _sum_up(self, values: Tensor) -> None:
         if values.shape[1:] != self.total.shape:
-            raise ShapeError(f"{self.name} averages values of shape (B, *{tuple(self.total.shape)}), received {tuple(values.shape)}.")
+            expected = ",".join(["B", *map(str, self.total.shape)])
+            raise ShapeError(f"{self.name} averages values of shape ({expected}), received {tuple(values.shape)}.")
         values = values.detach().to(self.total)
         undefined = values.isnan()
         self.total = self.total + values.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(0)
@@ -105,43 +105,120 @@ class PerImageMetric(Metric):
             return {"value": type(self).compute(self), "used": self.used.clone(), "excluded": self.excluded.clone()}
 
 
-class PerClassMetric(PerImageMetric):
+class _FunctionMean(ImageMean):
+    """What the metrics of a function share.
+
+    Args:
+        function: a metric's function, or its name.
+        facts: of a function that declares none.
+        settings: options of the function; others are arguments of :class:`torchmetrics.Metric`.
+        num_classes: K for a state per class.
+    """
+
+    def __init__(self, function: Function | str, facts: Facts | None, settings: dict[str, Any], num_classes: int | None = None) -> None:
+        function, facts = find(function, facts)
+        defaults = options(function)
+        chosen = {name: value for name, value in settings.items() if name in defaults}
+        others = {name: value for name, value in settings.items() if name not in defaults}
+        labels = facts.labels({**defaults, **chosen})
+        if labels is not None and num_classes is not None:
+            raise ConfigError(f"{facts.name} has {len(labels)} values per image; a mean over classes needs one.")
+        shape = () if labels is None else (len(labels),)
+        key = ", ".join([facts.name, *(f"{name}={value}" for name, value in sorted(chosen.items()))])
+        try:
+            super().__init__(shape if num_classes is None else (num_classes,), key=key, **others)
+        except ValueError as error:
+            close = difflib.get_close_matches(next(iter(others)), defaults, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            known = f"Options of {facts.name}: {', '.join(defaults) or 'none'}; others are torchmetrics.Metric's."
+            raise ConfigError(f"{error}.{hint} {known}") from error
+        self.function, self.facts, self.options, self.labels = function, facts, chosen, labels
+        self.name, self.bounds, self.optimum = facts.name, facts.bounds, facts.optimum
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]
+        """As the function's facts say."""
+        return self.facts.higher_is_better
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Arguments that a batch gives to the function, in its order."""
+        return inputs(self.function)
+
+    def values(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The function's values under the options."""
+        return self.function(*args, **kwargs, **self.options)
+
+
+class PerImageMetric(_FunctionMean):
+    """Mean over images of a function's values.
+
+    Args:
+        function: a metric's function, or its name.
+        facts: of a function that declares none.
+        settings: options of the function; others are arguments of :class:`torchmetrics.Metric`.
+
+    Attributes:
+        labels: names of the columns where the function has several values per image, else None.
+
+    Raises:
+        ConfigError: an unknown name or option, or a function without facts.
+    """
+
+    def __init__(self, function: Function | str, facts: Facts | None = None, **settings: Any) -> None:
+        super().__init__(function, facts, settings)
+
+
+class PerClassMetric(_FunctionMean):
     """Mean over classes of the mean over each class's images.
 
     Args:
-        num_classes: K.
+        function: a metric's function with one value per image, or its name.
+        num_classes: number of classes K.
+        facts: of a function that declares none.
         average: ``classes`` (each class counts the same) or ``images`` (each image counts the same).
         absent: a class without any image is left out of the mean (``skip``) or counts as 0 (``zero``, as TorchRay does).
+        settings: options of the function; others are arguments of :class:`torchmetrics.Metric`.
 
     State: ``total``, ``used``, ``excluded`` of shape ``[K]``.
     """
 
     def __init__(
-        self, num_classes: int, average: Literal["classes", "images"] = "classes", absent: Literal["skip", "zero"] = "skip", **kwargs: Any
+        self,
+        function: Function | str,
+        num_classes: int,
+        facts: Facts | None = None,
+        *,
+        average: Literal["classes", "images"] = "classes",
+        absent: Literal["skip", "zero"] = "skip",
+        **settings: Any,
     ) -> None:
-        super().__init__(columns=num_classes, **kwargs)
+        super().__init__(function, facts, settings, num_classes)
         if average not in ("classes", "images") or absent not in ("skip", "zero"):
             raise ConfigError(f"average must be 'classes' or 'images' and absent 'skip' or 'zero', received {average!r} and {absent!r}.")
         self.average, self.absent = average, absent
 
     def update(self, *args: Any, class_index: Tensor | None = None, given: Tensor | None = None, **kwargs: Any) -> None:
-        """Add a batch: the arguments of ``values`` and the class ``[B]`` that each image counts for."""
-        values = self.values(*args, **kwargs) if given is None else given
-        if class_index is None:
-            self._sum_up(values)
-        else:
-            self._sum_up_by_class(values, class_index)
+        """Add a batch.
 
-    @classmethod
-    def _signature(cls) -> inspect.Signature:
-        own = inspect.signature(cls.values)
-        index = inspect.Parameter("class_index", inspect.Parameter.KEYWORD_ONLY, annotation=Tensor)
-        others = [p for p in own.parameters.values() if p.name != index.name]
-        # A signature lists keywords last, and ``**kwargs`` after them.
-        return own.replace(parameters=sorted([*others, index], key=lambda p: p.kind))
+        Args:
+            args: as :attr:`inputs` lists them.
+            class_index: the class ``[B]`` that each image counts for; the function has it too if it asks for it.
+            given: values ``[B]`` of these classes, if they are known; without ``class_index`` a column for each class, ``[B,K]``.
+            kwargs: inputs by name; those of other metrics are ignored.
+        """
+        if class_index is None:
+            if given is None:
+                raise ConfigError(f"the mean of {self.name} over classes needs class_index=[B], the class of each image.")
+            self._sum_up(given)
+            return
+        if given is None:
+            own = {"class_index": class_index} if "class_index" in self.inputs[len(args) :] else {}
+            given = self._of_batch(args, {**kwargs, **own})
+        self._sum_up_by_class(given, class_index)
 
     def add_by_class(self, values: Tensor, class_index: Tensor) -> None:
-        """Add per-image values ``[B]`` of the classes ``[B]``."""
+        """Add values per image ``[B]`` of the classes ``[B]``."""
         self.update(given=values, class_index=class_index)
 
     def _sum_up_by_class(self, values: Tensor, class_index: Tensor) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainer.metrics.base import PerImageMetric
 from explainer.metrics.classifier import Classifier, Output, class_scores
+from explainer.metrics.facts import Facts
 from explainer.metrics.stability import Explain
 
 
+@Facts("infidelity", higher_is_better=False, bounds=(0.0, float("inf")), optimum=0.0)
 def infidelity(
     explanandum: Classifier,
     images: Tensor,
@@ -65,6 +66,7 @@ def infidelity(
     return value.double().clamp(min=0).masked_fill(unknown, torch.nan)
 
 
+@Facts("max_sensitivity", higher_is_better=False, bounds=(0.0, float("inf")), optimum=0.0)
 def max_sensitivity(
     attributor: Explain, images: Tensor, class_index: Tensor, *, samples: int = 10, radius: float = 0.02, seed: int = 0
 ) -> Tensor:
@@ -93,50 +95,3 @@ def max_sensitivity(
     value: Tensor = sensitivity_max(explain, images, perturb_func=perturb, n_perturb_samples=samples)
     undefined = reference.isnan().any(1) | (reference == 0).all(1)
     return value.double().masked_fill(undefined, torch.nan)
-
-
-class Infidelity(PerImageMetric):
-    """Mean :func:`infidelity`. Range [0,inf), optimum 0. Options as in the function."""
-
-    name = "infidelity"
-    higher_is_better = False
-    bounds = (0.0, float("inf"))
-    optimum = 0.0
-
-    def __init__(
-        self, samples: int = 50, noise: float = 0.1, normalize: bool = True, output: Output = "logit", seed: int = 0, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.samples, self.noise, self.normalize, self.seed = samples, noise, normalize, seed
-        self.output: Output = output
-
-    def values(self, explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor) -> Tensor:
-        """See :func:`infidelity`."""
-        return infidelity(
-            explanandum,
-            images,
-            saliency,
-            class_index,
-            samples=self.samples,
-            noise=self.noise,
-            normalize=self.normalize,
-            output=self.output,
-            seed=self.seed,
-        )
-
-
-class MaxSensitivity(PerImageMetric):
-    """Mean :func:`max_sensitivity`. Range [0,inf), optimum 0. Options as in the function."""
-
-    name = "max_sensitivity"
-    higher_is_better = False
-    bounds = (0.0, float("inf"))
-    optimum = 0.0
-
-    def __init__(self, samples: int = 10, radius: float = 0.02, seed: int = 0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.samples, self.radius, self.seed = samples, radius, seed
-
-    def values(self, attributor: Explain, images: Tensor, class_index: Tensor) -> Tensor:
-        """See :func:`max_sensitivity`."""
-        return max_sensitivity(attributor, images, class_index, samples=self.samples, radius=self.radius, seed=self.seed)

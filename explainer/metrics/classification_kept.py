@@ -10,7 +10,7 @@ from torch import Tensor
 
 from explainer.errors import ConfigError
 from explainer.fills import FillKind
-from explainer.metrics.base import PerImageMetric
+from explainer.metrics.base import ImageMean
 from explainer.metrics.classifier import Classifier, class_outputs, masked
 
 #: Logit thresholds reported besides the two of the table.
@@ -47,16 +47,19 @@ def image_f1(logits: Tensor, targets: Tensor, threshold: float | None = 0.0) -> 
     return scores_from_counts(micro_counts(logits, targets, threshold))[:, 3]
 
 
-class ClassificationKept(PerImageMetric):
+class ClassificationKept(ImageMean):
     """Micro accuracy, precision, recall and F1 of the whole image and of the masked image. Range [0,1], optimum 1.
 
     ``compute`` returns a dictionary: ``original/...``, ``masked/...`` and, for each threshold of the sweep, ``masked@-2/...``; the
     value per image is the masked image's F1. For single-label tasks the largest logit is the prediction and thresholds do not matter.
+    It is a class and no function because its scores come from counts over all images, not from a mean of values per image.
 
     Args:
-        original_threshold, masked_threshold: on the logits (0 and -1 in the paper).
+        original_threshold: logit from which a class of the whole image is predicted (0 in the paper).
+        masked_threshold: logit from which a class of the masked image is predicted (-1 in the paper).
         sweep: further thresholds for the masked image.
         fill: replaces the removed pixels.
+        kwargs: arguments of :class:`torchmetrics.Metric`.
     """
 
     name = "classification_kept"
@@ -74,7 +77,8 @@ class ClassificationKept(PerImageMetric):
         fill: FillKind = "mean",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        key = f"classification_kept at {original_threshold}, {masked_threshold}, {tuple(sweep)}, fill={fill}"
+        super().__init__(key=key, **kwargs)
         if any(t != t for t in (original_threshold, masked_threshold, *sweep)):
             raise ConfigError("thresholds must be numbers, received NaN.")
         self.original_threshold, self.masked_threshold, self.sweep = original_threshold, masked_threshold, tuple(sweep)
@@ -88,7 +92,7 @@ class ClassificationKept(PerImageMetric):
     def update(self, *args: Any, given: Tensor | None = None, **kwargs: Any) -> None:
         """Add a batch, as ``values`` takes it; ``given`` values per image count in their mean alone."""
         if given is None:
-            counts = self._image_counts(*args, **kwargs)
+            counts = self._image_counts(*args, **self._own(kwargs))
             usable = ~counts.isnan().any(2).any(1)
             self.counts = self.counts + counts[usable].sum(0).to(self.counts)
             given = self._values(counts)

@@ -5,20 +5,21 @@ Bhatt et al., IJCAI 2020; SRD (ICLR 2024) Table 2.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from explainer.errors import ConfigError
 from explainer.fills import FillKind
-from explainer.metrics.base import PerImageMetric
 from explainer.metrics.classifier import Classifier, Output, class_scores, removal_fill
 from explainer.metrics.correlation import pearson
+from explainer.metrics.facts import Facts
 
 Unit = Literal["pixel", "feature"]
 
 
+@Facts("fidelity", higher_is_better=True, bounds=(-1.0, 1.0), optimum=1.0)
 def fidelity(
     explanandum: Classifier,
     images: Tensor,
@@ -70,44 +71,3 @@ def fidelity(
     # Equal pixels may add up to sums that differ in the last digit only: that is no variance.
     flat = saliency.flatten(1)
     return value.masked_fill((flat == flat[:, :1]).all(1), torch.nan)
-
-
-class Fidelity(PerImageMetric):
-    """Mean :func:`fidelity`. Range [-1,1], optimum 1. Options as in the function."""
-
-    name = "fidelity"
-    higher_is_better = True
-    bounds = (-1.0, 1.0)
-    optimum = 1.0
-
-    def __init__(
-        self,
-        subsets: int = 100,
-        *,
-        subset_size: int = 200,
-        fill: FillKind = "mean",
-        unit: Unit = "pixel",
-        output: Output = "logit",
-        seed: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.subsets, self.subset_size, self.seed = subsets, subset_size, seed
-        self.fill: FillKind = fill
-        self.unit: Unit = unit
-        self.output: Output = output
-
-    def values(self, explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor) -> Tensor:
-        """See :func:`fidelity`."""
-        return fidelity(
-            explanandum,
-            images,
-            saliency,
-            class_index,
-            subsets=self.subsets,
-            subset_size=self.subset_size,
-            fill=self.fill,
-            unit=self.unit,
-            output=self.output,
-            seed=self.seed,
-        )

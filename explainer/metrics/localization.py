@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from explainer.errors import ConfigError
-from explainer.metrics.base import PerImageMetric
+from explainer.metrics.facts import Facts
 from explainer.metrics.ground_truth import align
 
 Region = Literal["mask", "box"]
@@ -20,6 +20,7 @@ def bounding_box(truth: Tensor) -> Tensor:
     return _span(rows)[:, :, None] & _span(columns)[:, None, :]
 
 
+@Facts("attribution_localisation", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0)
 def attribution_localisation(saliency: Tensor, truth: Tensor, void: Tensor | None = None, region: Region = "mask") -> Tensor:
     """``sum_{i in region} max(s_i,0) / sum_i max(s_i,0)``, ``[B]`` in [0,1].
 
@@ -43,20 +44,3 @@ def _span(occupied: Tensor) -> Tensor:
     """True from the first to the last True of each row of ``[B,N]``."""
     count = occupied.long()
     return (count.cumsum(1) > 0) & (count.flip(1).cumsum(1).flip(1) > 0)
-
-
-class AttributionLocalisation(PerImageMetric):
-    """Mean :func:`attribution_localisation`. Range [0,1], optimum 1."""
-
-    name = "attribution_localisation"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
-    optimum = 1.0
-
-    def __init__(self, region: Region = "mask", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.region: Region = region
-
-    def values(self, saliency: Tensor, truth: Tensor, void: Tensor | None = None) -> Tensor:
-        """See :func:`attribution_localisation`."""
-        return attribution_localisation(saliency, truth, void, self.region)

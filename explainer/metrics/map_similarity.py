@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from explainer.errors import ShapeError
-from explainer.metrics.base import PerImageMetric
 from explainer.metrics.correlation import spearman
+from explainer.metrics.facts import Facts
 
 
+@Facts("map_ssim", higher_is_better=False, bounds=(-1.0, 1.0), optimum=0.0)
 def map_ssim(saliency: Tensor, other_saliency: Tensor, data_range: float = 1.0) -> Tensor:
     """Structural similarity ``[B]`` in [-1,1] of maps ``[B,H,W]`` (11x11 Gaussian window, sigma 1.5, reflected borders).
 
@@ -29,6 +28,7 @@ def map_ssim(saliency: Tensor, other_saliency: Tensor, data_range: float = 1.0) 
     return value.reshape(-1).masked_fill(unknown, torch.nan)
 
 
+@Facts("map_spearman", higher_is_better=False, bounds=(-1.0, 1.0), optimum=0.0)
 def map_spearman(saliency: Tensor, other_saliency: Tensor, absolute: bool = False) -> Tensor:
     """Spearman correlation ``[B]`` in [-1,1]; ``absolute``: of the absolute values. NaN for a constant map."""
     _check(saliency, other_saliency)
@@ -40,37 +40,3 @@ def map_spearman(saliency: Tensor, other_saliency: Tensor, absolute: bool = Fals
 def _check(saliency: Tensor, other_saliency: Tensor) -> None:
     if saliency.shape != other_saliency.shape or saliency.ndim != 3:
         raise ShapeError(f"both maps must have one shape (B,H,W), received {tuple(saliency.shape)} and {tuple(other_saliency.shape)}.")
-
-
-class MapSSIM(PerImageMetric):
-    """Mean :func:`map_ssim`. Range [-1,1]; a faithful method's maps lose similarity when the classifier is randomised."""
-
-    name = "map_ssim"
-    higher_is_better = False
-    bounds = (-1.0, 1.0)
-    optimum = 0.0
-
-    def __init__(self, data_range: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.data_range = data_range
-
-    def values(self, saliency: Tensor, other_saliency: Tensor) -> Tensor:
-        """See :func:`map_ssim`."""
-        return map_ssim(saliency, other_saliency, self.data_range)
-
-
-class MapSpearman(PerImageMetric):
-    """Mean :func:`map_spearman`. Range [-1,1]; a faithful method's maps lose similarity when the classifier is randomised."""
-
-    name = "map_spearman"
-    higher_is_better = False
-    bounds = (-1.0, 1.0)
-    optimum = 0.0
-
-    def __init__(self, absolute: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.absolute = absolute
-
-    def values(self, saliency: Tensor, other_saliency: Tensor) -> Tensor:
-        """See :func:`map_spearman`."""
-        return map_spearman(saliency, other_saliency, self.absolute)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from explainer.errors import ConfigError, ShapeError
 from explainer.fills import FillKind, blend
-from explainer.metrics.base import PerImageMetric
+from explainer.metrics.base import ImageMean
 from explainer.metrics.classifier import Classifier, Output, class_outputs, removal_fill
+from explainer.metrics.facts import Facts
 from explainer.metrics.ground_truth import THRESHOLDS
 from explainer.tensors import min_max
 
@@ -78,14 +79,34 @@ def masking_contrast(matrix: Tensor) -> Tensor:
     return (own - foreign).nanmean(1)
 
 
-class MaskingMatrix(PerImageMetric):
+@Facts("masking_contrast", higher_is_better=True, bounds=(-1.0, 1.0), optimum=1.0)
+def image_contrast(
+    explanandum: Classifier,
+    images: Tensor,
+    class_masks: Tensor,
+    targets: Tensor,
+    *,
+    rescale: bool = False,
+    fill: FillKind | Tensor = "mean",
+    output: Output = "softmax",
+) -> Tensor:
+    """:func:`masking_contrast` of :func:`masking_scores`: one number for the matrix, ``[B]`` in [-1,1]."""
+    return masking_contrast(masking_scores(explanandum, images, class_masks, targets, rescale=rescale, fill=fill, output=output))
+
+
+class MaskingMatrix(ImageMean):
     """Mean :func:`masking_scores` over the images of each class, in percent: ``[T,T+1]``, NaN rows for classes without images.
 
-    A good method has a diagonal near the last column and small entries elsewhere. Range [0,100].
+    A good method has a diagonal near the last column and small entries elsewhere. Range [0,100]. It is a class and no function because the
+    number of classes decides the shape of its state.
 
     Args:
-        num_classes: K.
-        classes, rescale, fill, output: as in :func:`masking_scores`.
+        num_classes: number of classes K.
+        classes: the T classes of the matrix; None: all K.
+        rescale: min-max rescale every class mask first.
+        fill: replaces the removed pixels.
+        output: what is read from the classifier.
+        kwargs: arguments of :class:`torchmetrics.Metric`.
     """
 
     name = "masking_matrix"
@@ -102,43 +123,17 @@ class MaskingMatrix(PerImageMetric):
         output: Output = "softmax",
         **kwargs: Any,
     ) -> None:
-        self_classes = tuple(range(num_classes) if classes is None else classes)
-        if not self_classes or min(self_classes) < 0 or max(self_classes) >= num_classes:
+        chosen = tuple(range(num_classes) if classes is None else classes)
+        if not chosen or min(chosen) < 0 or max(chosen) >= num_classes:
             raise ConfigError(f"classes must be a list of numbers in 0..{num_classes - 1}, received {classes}.")
-        super().__init__(columns=len(self_classes) * (len(self_classes) + 1), **kwargs)
-        self.classes, self.rescale = self_classes, rescale
+        key = f"masking_matrix of {chosen}, rescale={rescale}, fill={fill}, output={output}"
+        super().__init__((len(chosen), len(chosen) + 1), key=key, **kwargs)
+        self.classes, self.rescale = chosen, rescale
         self.fill: FillKind = fill
         self.output: Output = output
 
     def values(self, explanandum: Classifier, images: Tensor, class_masks: Tensor, targets: Tensor) -> Tensor:
-        """:func:`masking_scores` in percent, flattened to ``[B,T*(T+1)]``."""
-        scores = masking_scores(
+        """:func:`masking_scores` in percent, ``[B,T,T+1]``."""
+        return 100 * masking_scores(
             explanandum, images, class_masks, targets, classes=self.classes, rescale=self.rescale, fill=self.fill, output=self.output
-        )
-        return 100 * scores.flatten(1)
-
-    def compute(self) -> Tensor:
-        """The matrix ``[T,T+1]``."""
-        matrix: Tensor = super().compute().unflatten(0, (len(self.classes), -1))
-        return matrix
-
-
-class MaskingContrast(PerImageMetric):
-    """Mean :func:`masking_contrast`: one number for the matrix. Range [-1,1], optimum 1. Options as in :class:`MaskingMatrix`."""
-
-    name = "masking_contrast"
-    higher_is_better = True
-    bounds = (-1.0, 1.0)
-    optimum = 1.0
-
-    def __init__(self, rescale: bool = False, fill: FillKind = "mean", output: Output = "softmax", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.rescale = rescale
-        self.fill: FillKind = fill
-        self.output: Output = output
-
-    def values(self, explanandum: Classifier, images: Tensor, class_masks: Tensor, targets: Tensor) -> Tensor:
-        """See :func:`masking_contrast`."""
-        return masking_contrast(
-            masking_scores(explanandum, images, class_masks, targets, rescale=self.rescale, fill=self.fill, output=self.output)
         )

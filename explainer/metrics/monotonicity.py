@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from explainer.errors import ConfigError, ShapeError
 from explainer.fills import FillKind
-from explainer.metrics.base import PerImageMetric
 from explainer.metrics.classifier import Classifier, Output, class_scores, masked
+from explainer.metrics.facts import Facts
 
 AREAS: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
@@ -35,45 +34,33 @@ def monotone_scores(scores: Tensor, original: Tensor) -> Tensor:
     return torch.where(undefined, torch.nan, (~falls.any(1)).double())
 
 
+@Facts("monotonicity", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0)
 def monotonicity(
     explanandum: Classifier,
     images: Tensor,
     area_masks: Tensor,
     class_index: Tensor,
     *,
+    areas: Sequence[float] | None = None,
     fill: FillKind | Tensor = "blur",
     output: Output = "probability",
 ) -> Tensor:
-    """:func:`monotone_scores` of the masks ``[B,A,H,W]`` of growing area (one mask per area, for instance of extremal perturbation)."""
-    kept = [class_scores(explanandum, masked(explanandum, images, m, fill), class_index, output) for m in area_masks.unbind(1)]
-    return monotone_scores(torch.stack(kept, dim=1), class_scores(explanandum, images, class_index, output))
-
-
-class Monotonicity(PerImageMetric):
-    """Share of images that are monotone. Range [0,1], optimum 1; ``used`` is the n that the paper's protocol asks to report.
+    """Whether larger masks preserve more, ``[B]`` in {0,1}: :func:`monotone_scores` of one mask per area.
 
     Args:
-        areas: the areas that ``area_masks`` have, for the record and to check their number.
-        fill, output: as in :func:`monotonicity`.
+        explanandum: classifier.
+        images: ``[B,3,H,W]`` in [0,1].
+        area_masks: ``[B,A,H,W]`` of growing area, for instance of extremal perturbation.
+        class_index: ``[B]``.
+        areas: the A areas that the masks should have, to check their order and number; None: not checked.
+        fill: replaces the removed pixels.
+        output: what is read from the classifier.
+
+    The number of images used is the n that the paper's protocol asks to report.
     """
-
-    name = "monotonicity"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
-    optimum = 1.0
-
-    def __init__(self, areas: Sequence[float] = AREAS, fill: FillKind = "blur", output: Output = "probability", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if list(areas) != sorted(areas):
-            raise ConfigError(f"areas must grow, received {list(areas)}.")
-        self.areas = tuple(areas)
-        self.fill: FillKind = fill
-        self.output: Output = output
-
-    def values(self, explanandum: Classifier, images: Tensor, area_masks: Tensor, class_index: Tensor) -> Tensor:
-        """See :func:`monotonicity`."""
-        if area_masks.shape[1] != len(self.areas):
-            raise ShapeError(
-                f"area_masks is {tuple(area_masks.shape)}, expected (B,{len(self.areas)},H,W): one mask per area {self.areas}."
-            )
-        return monotonicity(explanandum, images, area_masks, class_index, fill=self.fill, output=self.output)
+    if areas is not None and list(areas) != sorted(areas):
+        raise ConfigError(f"areas must grow, received {list(areas)}.")
+    if areas is not None and area_masks.shape[1] != len(areas):
+        raise ShapeError(f"area_masks is {tuple(area_masks.shape)}, expected (B,{len(areas)},H,W): one mask per area {tuple(areas)}.")
+    kept = [class_scores(explanandum, masked(explanandum, images, m, fill), class_index, output) for m in area_masks.unbind(1)]
+    return monotone_scores(torch.stack(kept, dim=1), class_scores(explanandum, images, class_index, output))

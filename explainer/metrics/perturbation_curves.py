@@ -6,15 +6,15 @@ Deletion and insertion: Petsiuk et al., BMVC 2018. Negative and positive perturb
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from explainer.errors import ConfigError
 from explainer.fills import FillKind, blend
-from explainer.metrics.base import PerImageMetric
 from explainer.metrics.classifier import Classifier, Output, class_scores, correct, removal_fill
+from explainer.metrics.facts import Facts
 from explainer.metrics.ranking import First, top_masks
 
 #: 0, 0.1, ... 0.9 of the pixels removed (the AGF protocol never removes the whole image).
@@ -76,6 +76,7 @@ def even_fractions(steps: int) -> tuple[float, ...]:
     return tuple(i / steps for i in range(steps + 1))
 
 
+@Facts("deletion", higher_is_better=False, bounds=(0.0, 1.0), optimum=0.0)
 def deletion(
     explanandum: Classifier,
     images: Tensor,
@@ -94,6 +95,7 @@ def deletion(
     )
 
 
+@Facts("insertion", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0)
 def insertion(
     explanandum: Classifier,
     images: Tensor,
@@ -112,6 +114,7 @@ def insertion(
     )
 
 
+@Facts("negative_perturbation", higher_is_better=True, bounds=(0.0, 90.0), optimum=90.0)
 def negative_perturbation(
     explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor, fill: FillKind | Tensor = "black"
 ) -> Tensor:
@@ -123,10 +126,11 @@ def negative_perturbation(
     return _agf(explanandum, images, saliency, class_index, "lowest", fill)
 
 
+@Facts("positive_perturbation", higher_is_better=False, bounds=(0.0, 90.0), optimum=0.0)
 def positive_perturbation(
     explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor, fill: FillKind | Tensor = "black"
 ) -> Tensor:
-    """As :func:`negative_perturbation` with the highest pixels removed first; smaller is better."""
+    """As :func:`negative_perturbation` with the highest pixels removed first, ``[B]`` in [0,90]; smaller is better."""
     return _agf(explanandum, images, saliency, class_index, "highest", fill)
 
 
@@ -135,75 +139,3 @@ def _agf(explanandum: Classifier, images: Tensor, saliency: Tensor, class_index:
         explanandum, images, saliency, class_index, AGF_FRACTIONS, first=first, reveal=False, fill=fill, measure="correct"
     )
     return 100 * area_under(curve, AGF_FRACTIONS)
-
-
-class Deletion(PerImageMetric):
-    """Mean :func:`deletion`. Range [0,1] (probabilities), optimum 0."""
-
-    name = "deletion"
-    higher_is_better = False
-    bounds = (0.0, 1.0)
-    optimum = 0.0
-
-    def __init__(self, steps: int = 20, fill: FillKind = "mean", output: Output = "probability", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.steps = steps
-        self.fill: FillKind = fill
-        self.output: Output = output
-
-    def values(self, explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor) -> Tensor:
-        """See :func:`deletion`."""
-        return deletion(explanandum, images, saliency, class_index, self.steps, fill=self.fill, output=self.output)
-
-
-class Insertion(PerImageMetric):
-    """Mean :func:`insertion`. Range [0,1] (probabilities), optimum 1."""
-
-    name = "insertion"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
-    optimum = 1.0
-
-    def __init__(self, steps: int = 20, fill: FillKind = "blur", output: Output = "probability", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.steps = steps
-        self.fill: FillKind = fill
-        self.output: Output = output
-
-    def values(self, explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor) -> Tensor:
-        """See :func:`insertion`."""
-        return insertion(explanandum, images, saliency, class_index, self.steps, fill=self.fill, output=self.output)
-
-
-class NegativePerturbation(PerImageMetric):
-    """Mean :func:`negative_perturbation`. Range [0,90], optimum 90."""
-
-    name = "negative_perturbation"
-    higher_is_better = True
-    bounds = (0.0, 90.0)
-    optimum = 90.0
-
-    def __init__(self, fill: FillKind = "black", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.fill: FillKind = fill
-
-    def values(self, explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor) -> Tensor:
-        """See :func:`negative_perturbation`."""
-        return negative_perturbation(explanandum, images, saliency, class_index, self.fill)
-
-
-class PositivePerturbation(PerImageMetric):
-    """Mean :func:`positive_perturbation`. Range [0,90], optimum 0."""
-
-    name = "positive_perturbation"
-    higher_is_better = False
-    bounds = (0.0, 90.0)
-    optimum = 0.0
-
-    def __init__(self, fill: FillKind = "black", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.fill: FillKind = fill
-
-    def values(self, explanandum: Classifier, images: Tensor, saliency: Tensor, class_index: Tensor) -> Tensor:
-        """See :func:`positive_perturbation`."""
-        return positive_perturbation(explanandum, images, saliency, class_index, self.fill)

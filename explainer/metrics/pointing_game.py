@@ -5,13 +5,13 @@ With ``tolerance`` 15 it is eq. 24 of SRD (Han et al., ICLR 2024).
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from explainer.errors import ConfigError, ShapeError
-from explainer.metrics.base import PerClassMetric
+from explainer.metrics.facts import Facts
 
 
 def first_maximum(saliency: Tensor) -> Tensor:
@@ -37,14 +37,18 @@ def point_hits(points: Tensor, truth: Tensor, tolerance: float = 15.0) -> Tensor
     return (near & (truth > 0)).flatten(1).any(1)
 
 
+@Facts("pointing_game", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0)
 def pointing_game(
     saliency: Tensor,
     truth: Tensor,
     void: Tensor | None = None,
     tolerance: float = 15.0,
     empty: Literal["skip", "miss"] = "skip",
+    *,
+    targets: Tensor | None = None,
+    subset: Literal["all", "difficult"] = "all",
 ) -> Tensor:
-    """Hit (1) or miss (0) per image, ``[B]`` float64.
+    """Hit or miss per image, ``[B]`` float64 in {0,1}.
 
     Args:
         saliency: ``[B,H,W]`` at the resolution of the ground truth.
@@ -52,11 +56,15 @@ def pointing_game(
         void: ``[B,H,W]`` bool: the maximum is sought elsewhere, and void pixels are no object.
         tolerance: pixels (15 at the image's own resolution), strict.
         empty: an image without object pixels is NaN (``skip``) or 0 (``miss``, as TorchRay counts it).
+        targets: ``[B,K]`` multi-hot, for ``subset="difficult"``.
+        subset: ``all`` images, or those that :func:`difficult` names; the others are NaN.
 
     A constant map points nowhere: it is a miss. A map with NaN, or only void pixels, is NaN.
     """
-    if empty not in ("skip", "miss"):
-        raise ConfigError(f"empty must be 'skip' or 'miss', received {empty!r}.")
+    if empty not in ("skip", "miss") or subset not in ("all", "difficult"):
+        raise ConfigError(f"empty must be 'skip' or 'miss' and subset 'all' or 'difficult', received {empty!r} and {subset!r}.")
+    if subset == "difficult" and targets is None:
+        raise ConfigError("the difficult subset needs to know which classes are present: pass targets=[B,K].")
     if saliency.shape != truth.shape or saliency.ndim != 3:
         raise ShapeError(f"saliency is {tuple(saliency.shape)} and truth {tuple(truth.shape)}; both must be (B,H,W): resize the map.")
     counts = torch.ones_like(truth, dtype=torch.bool) if void is None else ~void.bool()
@@ -67,6 +75,8 @@ def pointing_game(
     undefined = visible.isnan().flatten(1).any(1) | ~counts.flatten(1).any(1)
     if empty == "skip":
         undefined |= ~object_pixels.flatten(1).any(1)
+    if targets is not None and subset == "difficult":
+        undefined |= ~difficult(truth, targets)
     return torch.where(undefined, torch.full_like(lowest, torch.nan), hit.double())
 
 
@@ -92,42 +102,3 @@ def box_mask(boxes: Tensor, is_difficult: Tensor, size: tuple[int, int]) -> BoxM
     for left, top, right, bottom in boxes.tolist():
         mask[int(top) - 1 : int(bottom), int(left) - 1 : int(right)] = True
     return BoxMask(mask, not bool(is_difficult.bool().all()))
-
-
-class PointingGame(PerClassMetric):
-    """Accuracy of :func:`pointing_game`, mean over classes. Range [0,1], optimum 1.
-
-    Args:
-        num_classes: K.
-        subset: ``all``, or ``difficult`` (see :func:`difficult`; ``targets`` are needed then, the other images count as excluded).
-        tolerance, empty: as in :func:`pointing_game`.
-        kwargs: ``average`` and ``absent`` of :class:`PerClassMetric`.
-    """
-
-    name = "pointing_game"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
-    optimum = 1.0
-
-    def __init__(
-        self,
-        num_classes: int,
-        subset: Literal["all", "difficult"] = "all",
-        tolerance: float = 15.0,
-        empty: Literal["skip", "miss"] = "skip",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_classes, **kwargs)
-        if subset not in ("all", "difficult"):
-            raise ConfigError(f"subset must be 'all' or 'difficult', received {subset!r}.")
-        self.subset, self.tolerance = subset, tolerance
-        self.empty: Literal["skip", "miss"] = empty
-
-    def values(self, saliency: Tensor, truth: Tensor, targets: Tensor | None = None, void: Tensor | None = None) -> Tensor:
-        """See :func:`pointing_game`; NaN outside the subset."""
-        hit = pointing_game(saliency, truth, void, self.tolerance, self.empty)
-        if self.subset == "all":
-            return hit
-        if targets is None:
-            raise ConfigError("the difficult subset needs to know which classes are present: pass targets=[B,K].")
-        return torch.where(difficult(truth, targets), hit, torch.full_like(hit, torch.nan))

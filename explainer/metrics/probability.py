@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from explainer.fills import FillKind
-from explainer.metrics.base import PerImageMetric
 from explainer.metrics.classifier import Classifier, class_outputs, masked
+from explainer.metrics.facts import Facts
 
 
 def prob_sparsity(probabilities: Tensor) -> Tensor:
@@ -24,35 +22,13 @@ def prob_entropy(probabilities: Tensor) -> Tensor:
     return entropy
 
 
-class ProbSparsity(PerImageMetric):
-    """Mean :func:`prob_sparsity` of softmax outputs on the masked image. Range [0,1], optimum 1."""
-
-    name = "prob_sparsity"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
-    optimum = 1.0
-
-    def __init__(self, fill: FillKind = "mean", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.fill: FillKind = fill
-
-    def values(self, explanandum: Classifier, images: Tensor, mask: Tensor) -> Tensor:
-        """See :func:`prob_sparsity`."""
-        return prob_sparsity(class_outputs(explanandum, masked(explanandum, images, mask, self.fill), "softmax"))
+@Facts("prob_sparsity", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0)
+def masked_sparsity(explanandum: Classifier, images: Tensor, mask: Tensor, *, fill: FillKind | Tensor = "mean") -> Tensor:
+    """:func:`prob_sparsity` of the softmax outputs on the masked image, ``[B]`` in [1/K,1]."""
+    return prob_sparsity(class_outputs(explanandum, masked(explanandum, images, mask, fill), "softmax"))
 
 
-class ProbEntropy(PerImageMetric):
-    """Mean :func:`prob_entropy` of softmax outputs on the masked image. Range [0,inf), optimum 0."""
-
-    name = "prob_entropy"
-    higher_is_better = False
-    bounds = (0.0, float("inf"))
-    optimum = 0.0
-
-    def __init__(self, fill: FillKind = "mean", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.fill: FillKind = fill
-
-    def values(self, explanandum: Classifier, images: Tensor, mask: Tensor) -> Tensor:
-        """See :func:`prob_entropy`."""
-        return prob_entropy(class_outputs(explanandum, masked(explanandum, images, mask, self.fill), "softmax"))
+@Facts("prob_entropy", higher_is_better=False, bounds=(0.0, float("inf")), optimum=0.0)
+def masked_entropy(explanandum: Classifier, images: Tensor, mask: Tensor, *, fill: FillKind | Tensor = "mean") -> Tensor:
+    """:func:`prob_entropy` of the softmax outputs on the masked image, ``[B]`` in [0, log K]."""
+    return prob_entropy(class_outputs(explanandum, masked(explanandum, images, mask, fill), "softmax"))

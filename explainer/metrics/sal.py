@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
 
 from explainer.fills import FillKind
-from explainer.metrics.base import PerImageMetric
 from explainer.metrics.classifier import Classifier, Output, class_outputs, masked
+from explainer.metrics.facts import Facts
 
 
 def saliency_metric(mask: Tensor, probabilities: Tensor, targets: Tensor, min_area: float = 0.05) -> Tensor:
@@ -30,26 +30,12 @@ def saliency_metric(mask: Tensor, probabilities: Tensor, targets: Tensor, min_ar
     return torch.where(targets.sum(1) == 0, torch.full_like(value, torch.nan), value)
 
 
+@Facts("sal", higher_is_better=False, bounds=(math.log(0.05), -math.log(1e-12)), optimum=math.log(0.05))
 def sal(
     explanandum: Classifier, images: Tensor, mask: Tensor, targets: Tensor, *, fill: FillKind | Tensor = "mean", output: Output = "softmax"
 ) -> Tensor:
-    """:func:`saliency_metric` of the image masked by ``mask``; softmax also for multi-label classifiers, as in the paper."""
+    """Area against kept score, ``[B]`` in [log 0.05, 27.7]: :func:`saliency_metric` of the masked image.
+
+    softmax also for multi-label classifiers, as in the paper.
+    """
     return saliency_metric(mask, class_outputs(explanandum, masked(explanandum, images, mask, fill), output), targets)
-
-
-class Sal(PerImageMetric):
-    """Mean :func:`sal`. Range [log 0.05, 27.7], optimum log 0.05."""
-
-    name = "sal"
-    higher_is_better = False
-    bounds = (-2.995732273553991, 27.631021115928547)
-    optimum = -2.995732273553991
-
-    def __init__(self, fill: FillKind = "mean", output: Output = "softmax", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.fill: FillKind = fill
-        self.output: Output = output
-
-    def values(self, explanandum: Classifier, images: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
-        """See :func:`sal`."""
-        return sal(explanandum, images, mask, targets, fill=self.fill, output=self.output)

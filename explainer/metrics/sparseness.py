@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from explainer.metrics.base import PerImageMetric
+from explainer.metrics.facts import Facts
 
 
+@Facts("sparseness", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0)
 def sparseness(saliency: Tensor, offset: float = 0.0) -> Tensor:
     """``sum_k (2k - d - 1) v_(k) / (d sum v)`` with ``v = |saliency|`` sorted ascending and d pixels, ``[B]`` in [0, 1-1/d].
 
@@ -23,20 +22,3 @@ def sparseness(saliency: Tensor, offset: float = 0.0) -> Tensor:
     value = ((2 * k - d - 1) * v).sum(1) / (d * total)
     # A constant map's terms cancel only up to rounding; 0 is the exact value.
     return torch.where((total == 0) | (v[:, 0] == v[:, -1]), torch.zeros_like(total), value)
-
-
-class Sparseness(PerImageMetric):
-    """Mean :func:`sparseness`. Range [0,1), larger is sparser."""
-
-    name = "sparseness"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
-    optimum = 1.0
-
-    def __init__(self, offset: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.offset = offset
-
-    def values(self, saliency: Tensor) -> Tensor:
-        """See :func:`sparseness`."""
-        return sparseness(saliency, self.offset)

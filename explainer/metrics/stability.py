@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from explainer.errors import ConfigError
-from explainer.metrics.base import PerImageMetric
 from explainer.metrics.classifier import Classifier
+from explainer.metrics.facts import Facts
 from explainer.metrics.preparation import Norm, prepare
 
 #: ``attributor(images [B,3,H,W], class_index [B]) -> [B,h,w]``
 Explain = Callable[[Tensor, Tensor], Tensor]
 
 
+@Facts("stability", higher_is_better=False, bounds=(0.0, float("inf")), optimum=0.0)
 def stability(
     attributor: Explain,
     explanandum: Classifier,
@@ -55,23 +55,3 @@ def stability(
         ratio = (changed - reference).flatten(1).norm(dim=1) / (step.double().norm() + 1e-10)
         worst = torch.maximum(worst, ratio)
     return worst
-
-
-class Stability(PerImageMetric):
-    """Mean :func:`stability`. Range [0,inf), optimum 0. Options as in the function."""
-
-    name = "stability"
-    higher_is_better = False
-    bounds = (0.0, float("inf"))
-    optimum = 0.0
-
-    def __init__(self, samples: int = 200, noise: float = 0.1, norm: Norm = "max", seed: int = 0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.samples, self.noise, self.seed = samples, noise, seed
-        self.norm: Norm = norm
-
-    def values(self, attributor: Explain, explanandum: Classifier, images: Tensor, class_index: Tensor) -> Tensor:
-        """See :func:`stability`."""
-        return stability(
-            attributor, explanandum, images, class_index, samples=self.samples, noise=self.noise, norm=self.norm, seed=self.seed
-        )

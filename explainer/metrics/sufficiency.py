@@ -6,14 +6,13 @@ A score that holds under one fill only may come from the fill; so the mean over 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from explainer.fills import FillKind
-from explainer.metrics.base import PerImageMetric
 from explainer.metrics.classifier import Classifier, Output, class_scores, masked
+from explainer.metrics.facts import Facts
 
 FILLS: tuple[FillKind, ...] = ("mean", "black", "blur", "noise")
 
@@ -60,37 +59,29 @@ def sufficiency_by_fill(
     return torch.stack([sufficiency(explanandum, images, mask, class_index, fill, output=output) for fill in fills], dim=1)
 
 
-class Sufficiency(PerImageMetric):
-    """Mean :func:`sufficiency` over images and fills. Range [0,1] (probabilities), optimum 1."""
-
-    name = "sufficiency"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
-    optimum = 1.0
-
-    def __init__(self, fills: Sequence[FillKind] = FILLS, output: Output = "probability", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.fills = tuple(fills)
-        self.output: Output = output
-
-    def values(self, explanandum: Classifier, images: Tensor, mask: Tensor, class_index: Tensor) -> Tensor:
-        """Mean of :func:`sufficiency_by_fill` over the fills."""
-        return sufficiency_by_fill(explanandum, images, mask, class_index, self.fills, output=self.output).mean(1)
+@Facts("sufficiency", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0)
+def mean_sufficiency(
+    explanandum: Classifier,
+    images: Tensor,
+    mask: Tensor,
+    class_index: Tensor,
+    fills: Sequence[FillKind] = FILLS,
+    *,
+    output: Output = "probability",
+) -> Tensor:
+    """Mean of :func:`sufficiency` over the fills, ``[B]`` in [0,1] for probabilities."""
+    return sufficiency_by_fill(explanandum, images, mask, class_index, fills, output=output).mean(1)
 
 
-class Necessity(PerImageMetric):
-    """Mean :func:`necessity` (score left) over images and fills. Range [0,1] (probabilities), optimum 0."""
-
-    name = "necessity"
-    higher_is_better = False
-    bounds = (0.0, 1.0)
-    optimum = 0.0
-
-    def __init__(self, fills: Sequence[FillKind] = FILLS, output: Output = "probability", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.fills = tuple(fills)
-        self.output: Output = output
-
-    def values(self, explanandum: Classifier, images: Tensor, mask: Tensor, class_index: Tensor) -> Tensor:
-        """Mean of :func:`sufficiency_by_fill` of the inverse mask over the fills."""
-        return sufficiency_by_fill(explanandum, images, 1 - mask, class_index, self.fills, output=self.output).mean(1)
+@Facts("necessity", higher_is_better=False, bounds=(0.0, 1.0), optimum=0.0)
+def mean_necessity(
+    explanandum: Classifier,
+    images: Tensor,
+    mask: Tensor,
+    class_index: Tensor,
+    fills: Sequence[FillKind] = FILLS,
+    *,
+    output: Output = "probability",
+) -> Tensor:
+    """Mean of :func:`necessity` (the score left) over the fills, ``[B]`` in [0,1] for probabilities."""
+    return mean_sufficiency(explanandum, images, 1 - mask, class_index, fills, output=output)

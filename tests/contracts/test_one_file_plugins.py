@@ -15,6 +15,7 @@ from explainer import plugins, vocabulary
 from explainer.baselines import build
 from explainer.evaluation.protocol import parse_protocols
 from explainer.losses.base import build_terms, total_loss
+from explainer.metrics.base import PerImageMetric
 from tests.contracts.networks import tiny
 
 SOURCES = {
@@ -46,16 +47,11 @@ class Darkness(LossTerm):
         return 1 - e.class_masks.mean()
 """,
     "explainer.metrics": """
-from explainer.metrics.base import PerImageMetric
+from explainer.metrics.facts import Facts
 
-class Brightest(PerImageMetric):
-    name = "throwaway"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
-    optimum = None
-
-    def values(self, mask):
-        return mask.flatten(1).amax(1)
+@Facts("throwaway", higher_is_better=True, bounds=(0.0, 1.0), optimum=None)
+def brightest(mask, gain=1.0):
+    return gain * mask.flatten(1).amax(1)
 """,
     "explainer.evaluation.protocols": """
 from explainer.evaluation.protocol import Column, Protocol
@@ -97,9 +93,9 @@ def test_one_file_is_a_baseline_a_loss_a_metric_and_a_protocol(tmp_path: Path) -
         SimpleNamespace(class_masks=torch.full((1, 3, 4, 4), 0.25), progress=0.0, ids=("a",)),  # type: ignore[arg-type]
     )
     assert total == 1.5 and values["throwaway"] == 0.75
-    metric = plugins.build("explainer.metrics", "throwaway")
+    metric = PerImageMetric("throwaway", gain=2.0)
     metric.update(torch.tensor([[[0.0, 0.5]], [[0.25, 0.0]]]))
-    assert metric.compute() == 0.375
+    assert metric.compute() == 0.75
     assert list(parse_protocols(["throwaway"], "corrected")["throwaway"].columns()) == ["zero"]
     assert all(vocabulary.names_in(tmp_path / package) == ["throwaway"] for package in SOURCES)
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from explainer.metrics import auc, coverage, f1, probability, sal, segmentation
+from explainer.metrics.base import PerClassMetric
 from explainer.metrics.classification_kept import micro_counts, scores_from_counts
 from explainer.metrics.ground_truth import THRESHOLDS
-from explainer.metrics.pointing_game import PointingGame, box_mask, first_maximum, point_hits, pointing_game
+from explainer.metrics.pointing_game import box_mask, first_maximum, point_hits, pointing_game
 from tests.golden.cases import load
 
 # The public code defines 0/0 as 0; this project's default is NaN.
@@ -76,7 +77,7 @@ def test_pointing_hits_and_accuracy():
     hits = point_hits(points, torch.from_numpy(arrays["in/masks"]), tolerance=15)
     assert (hits.long() * 2 - 1).tolist() == arrays["out/hit"].tolist()
 
-    metric = PointingGame(num_classes=6, absent="zero", empty="miss")
+    metric = PerClassMetric(pointing_game, num_classes=6, absent="zero", empty="miss")
     metric.add_by_class(hits.double(), torch.from_numpy(arrays["in/class_ids"]))
     assert metric.total.tolist() == arrays["out/hits"].tolist()
     assert (metric.used - metric.total).tolist() == arrays["out/misses"].tolist()

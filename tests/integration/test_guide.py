@@ -25,6 +25,7 @@ from explainer.baselines.overview import overview
 from explainer.cli import COMMANDS, main
 from explainer.commands.parsing import parse
 from explainer.config import RunConfig
+from explainer.metrics.base import PerImageMetric
 from explainer.models.explainer import Explainer
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,14 @@ def test_loss_of_the_guide_runs() -> None:
     exec(compile(blocks(ROOT / "docs/howto/extend.md", "python")[0], "extend.md", "exec"), names)
     value = names["Sparsity"].value(None, SimpleNamespace(class_masks=torch.tensor([0.0, 0.25, 1.0]).view(1, 1, 1, 3)))
     assert float(value) == pytest.approx((0.0 + 0.5 + 1.0) / 3, abs=1e-3)
+
+
+def test_metric_of_the_guide_runs() -> None:
+    names: dict[str, Any] = {}
+    exec(compile(blocks(ROOT / "docs/howto/extend.md", "python")[1], "extend.md", "exec"), names)
+    metric = PerImageMetric(names["edge_share"], width=2)
+    metric.update(torch.ones(1, 8, 8))
+    assert metric.name == "edge_share" and float(metric.compute()) == pytest.approx(1 - 16 / 64)
 
 
 def test_site_builds_without_warnings_and_is_complete(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def test_blocks_run_with_the_users_own_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs/howto/python.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
-    assert len(blocks) == 3 and all(len([line for line in block.splitlines() if line.strip()]) <= 13 for block in blocks)
+    assert len(blocks) == 4 and all(len([line for line in block.splitlines() if line.strip()]) <= 13 for block in blocks)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, Any] = {}
@@ -24,6 +24,12 @@ def test_blocks_run_with_the_users_own_trainer(tmp_path: Path, monkeypatch: pyte
     exec(compile(blocks[1], "python.md, 2", "exec"), names)
     assert all(torch.equal(v, start[k]) for k, v in names["classifier"].classifier.state_dict().items()), "the classifier stays frozen"
     exec(compile(blocks[2], "python.md, 3", "exec"), names)
+    exec(compile(blocks[3], "python.md, 4", "exec"), names)
+    assert float(names["table"]["iou"]) == pytest.approx(float(names["each"].mean())) and set(names["table"]) == {
+        "iou",
+        "iou@0.3",
+        "pointing",
+    }
     K = names["data"].num_classes
     batch = names["batch"]
     assert names["masks"].shape == (len(batch), K, 32, 32) and names["masks"].min() >= 0 and names["masks"].max() <= 1

@@ -15,7 +15,7 @@ from explainer import fills, plugins, vocabulary
 @pytest.mark.parametrize(
     "package", [f"explainer.{p}" for p in ("baselines", "losses", "metrics", "data", "evaluation.protocols", "export")]
 )
-def test_names_read_from_files_are_those_of_the_imported_classes(package: str) -> None:
+def test_names_read_from_files_are_those_of_what_is_imported(package: str) -> None:
     assert vocabulary.names(package) == list(plugins.discover(package))
 
 
@@ -24,13 +24,16 @@ def test_fills_are_one_list() -> None:
     assert set(vocabulary.SEARCHES) < set(get_args(vocabulary.RefineMethod))
 
 
-def test_abstract_classes_and_other_assignments_are_no_names(tmp_path: Path) -> None:
+def test_only_concrete_classes_and_declared_functions_have_names(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(
         'name = "module"\n\nclass A:\n    name = "a"\n\nclass B:\n    name: str = "b"\n    x = name = "c"\n\n'
         'class C:\n    name = "abstract"\n\n    @abc.abstractmethod\n    def f(self): ...\n\nclass D:\n    name: str\n'
     )
     (tmp_path / "b.txt").write_text('class E:\n    name = "e"\n')
-    assert vocabulary.names_in(tmp_path) == ["a", "b"]
+    (tmp_path / "f.py").write_text(
+        '@Facts("f", optimum=1.0)\ndef f(): ...\n\n@facts.Facts(name="g")\ndef other(): ...\n\n@cached("h")\ndef h(): ...\n'
+    )
+    assert vocabulary.names_in(tmp_path) == ["a", "b", "f", "g"]
 
 
 def test_reading_names_imports_no_torch() -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
 from explainer.evaluation.protocol import Column, Mode, Protocol, Score, scores
 from explainer.evaluation.scene import Maps, Scene
-from explainer.metrics.apop import APOP
+from explainer.metrics.apop import COLUMNS, apop
 
 
 class Apop(Protocol):
@@ -30,14 +28,19 @@ class Apop(Protocol):
 
     def columns(self) -> dict[str, Column]:
         """Top-1 and top-5 accuracy."""
-        return {name: Column(name.replace("_", " "), True, percent=True) for name in APOP.columns}
+        return {name: Column(name.replace("_", " "), True, percent=True) for name in COLUMNS}
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
         """See the module's text."""
         rows, classes = scene.labels.nonzero(as_tuple=True)
         if len(rows) == 0:
             return []
-        metric = APOP(self.substitute, "apop_relu" if self.relu else "apop", seed=scene.seed)
-        with torch.no_grad():
-            hits = metric.values(scene.images[rows], classes, scene.explanandum)
-        return scores(rows, classes, dict(zip(APOP.columns, hits.unbind(1), strict=True)))
+        hits = apop(
+            scene.images[rows],
+            classes,
+            scene.explanandum,
+            substitute=self.substitute,
+            mode="apop_relu" if self.relu else "apop",
+            seed=scene.seed,
+        )
+        return scores(rows, classes, dict(zip(COLUMNS, hits.unbind(1), strict=True)))

@@ -10,7 +10,8 @@ from torch import nn
 
 from explainer import Explanandum
 from explainer.errors import ConfigError, ShapeError, UnsupportedLayerError
-from explainer.metrics.apop import APOP, apop_logits, binarized_call_logits, binarized_logits, make_substitute, top_k_hits
+from explainer.metrics.apop import COLUMNS, apop, apop_logits, binarized_call_logits, binarized_logits, make_substitute, top_k_hits
+from explainer.metrics.base import PerImageMetric
 
 
 def network(bias=True, relu=nn.ReLU):
@@ -187,7 +188,7 @@ def test_metric_counts_and_merges():
     x = images(6).sigmoid()
     labels = net(explanandum.normalize(x)).argmax(1)
     labels[0] = (labels[0] + 1) % 3
-    metric, first, second = APOP(), APOP(), APOP()
+    metric, first, second = PerImageMetric(apop), PerImageMetric(apop), PerImageMetric(apop)
     metric.update(x, labels, explanandum)
     first.update(x[:2], labels[:2], explanandum)
     second.update(x[2:], labels[2:], explanandum)
@@ -198,8 +199,8 @@ def test_metric_counts_and_merges():
         "apop_top1": float((imposed.argmax(1) == labels).double().mean()),
         "apop_top5": 1.0,
     }
-    assert metric.table() == pytest.approx(expected)
+    assert metric.labels == COLUMNS and dict(zip(metric.labels, metric.compute().tolist(), strict=True)) == pytest.approx(expected)
     assert torch.allclose((first.total + second.total) / (first.used + second.used), metric.compute())
-    resized = APOP()
+    resized = PerImageMetric("apop")
     resized.update(F.interpolate(x, (12, 12)), labels, Explanandum(net, 3, mean=0.5, std=0.25, input_size=8))
     assert int(resized.used[0]) == 6

@@ -11,12 +11,13 @@ from scipy import stats
 from torch import nn
 
 from explainer.errors import ConfigError, ShapeError
+from explainer.metrics.base import PerImageMetric
 from explainer.metrics.captum_metrics import infidelity, max_sensitivity
 from explainer.metrics.classification_kept import ClassificationKept, image_f1, micro_counts, scores_from_counts
 from explainer.metrics.classifier import class_outputs, class_scores, correct, masked, predicted_classes, removal_fill
 from explainer.metrics.fidelity import fidelity
 from explainer.metrics.masking_matrix import MaskingMatrix, masking_contrast, masking_scores
-from explainer.metrics.monotonicity import Monotonicity, monotone_scores, monotonicity
+from explainer.metrics.monotonicity import AREAS, monotone_scores, monotonicity
 from explainer.metrics.perturbation_curves import (
     AGF_FRACTIONS,
     area_under,
@@ -27,10 +28,10 @@ from explainer.metrics.perturbation_curves import (
     perturbation_curve,
     positive_perturbation,
 )
-from explainer.metrics.probability import ProbEntropy, ProbSparsity, prob_entropy
-from explainer.metrics.sal import Sal, sal, saliency_metric
+from explainer.metrics.probability import prob_entropy
+from explainer.metrics.sal import sal, saliency_metric
 from explainer.metrics.stability import stability
-from explainer.metrics.sufficiency import Necessity, Sufficiency, necessity, sufficiency, sufficiency_by_fill
+from explainer.metrics.sufficiency import necessity, sufficiency, sufficiency_by_fill
 from explainer.models.explanandum import Explanandum
 
 SIDE = 4
@@ -122,7 +123,7 @@ def test_sal_by_hand(quadrants):
     first = math.log(0.25) - math.log(math.exp(4) / (math.exp(4) + 3))
     second = math.log(0.05) - math.log((math.exp(0.2) + 1) / (math.exp(0.2) + 3))
     assert sal(net, images, mask, targets).tolist() == pytest.approx([first, second])
-    metric = Sal()
+    metric = PerImageMetric(sal)
     metric.update(net, images, mask, torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]))
     assert metric.compute().item() == pytest.approx(first) and int(metric.excluded) == 1, "no labels: undefined"
     assert saliency_metric(mask[:1], torch.zeros(1, 4), targets[:1]).item() == pytest.approx(math.log(0.25) + 12 * math.log(10))
@@ -131,7 +132,7 @@ def test_sal_by_hand(quadrants):
 def test_probability_metrics_of_the_masked_image(quadrants):
     net, _ = quadrants
     images, nothing = uniform(1, 3, SIDE, SIDE), torch.zeros(1, SIDE, SIDE)
-    sparsity, entropy = ProbSparsity(), ProbEntropy()
+    sparsity, entropy = PerImageMetric("prob_sparsity"), PerImageMetric("prob_entropy")
     sparsity.update(net, images, nothing)
     entropy.update(net, images, nothing)
     assert sparsity.compute().item() == pytest.approx(0.25) and entropy.compute().item() == pytest.approx(math.log(4))
@@ -210,7 +211,8 @@ def test_sufficiency_and_necessity_by_hand(quadrants):
         assert necessity(net, images, mask, index, fill, output="logit").item() == pytest.approx(left)
     assert sufficiency(net, images, mask, index, "black", output="logit", relative=True).item() == pytest.approx(0.5)
     assert sufficiency_by_fill(net, images, mask, index, ("black", "grey", "white"), output="logit").tolist() == [[2, 3, 4]]
-    kept, left = Sufficiency(fills=("black", "grey"), output="logit"), Necessity(fills=("black", "grey"), output="logit")
+    options = {"fills": ("black", "grey"), "output": "logit"}
+    kept, left = PerImageMetric("sufficiency", **options), PerImageMetric("necessity", **options)
     mask[0, 0, 1] = 1
     kept.update(net, images, mask, index)
     left.update(net, images, mask, index)
@@ -250,7 +252,7 @@ def test_masking_matrix_averages_rows_over_the_images_of_their_class(quadrants):
     matrix = metric.compute()
     assert matrix.shape == (4, 5) and matrix[2:].isnan().all()
     assert matrix[0].tolist() == pytest.approx([100, 0, 0, 0, 25], abs=1e-4) and matrix[1, 1].item() == pytest.approx(100)
-    assert metric.used.reshape(4, 5)[:, 0].tolist() == [2, 1, 0, 0]
+    assert metric.used[:, 0].tolist() == [2, 1, 0, 0]
     contrast = masking_contrast(masking_scores(net, images, own, targets))
     assert contrast[:2].tolist() == pytest.approx([1, 1], abs=1e-6) and contrast[2].isnan()
     same = masking_contrast(masking_scores(net, images, own[:, :1].expand(3, 4, SIDE, SIDE), targets))
@@ -318,9 +320,9 @@ def test_monotonicity_of_masks(quadrants):
     assert monotonicity(net, images, growing[:, [1, 0, 2]], index, fill="black").item() == 0
     assert monotonicity(net, images, growing[:, :2], index, fill="black").isnan().all()
     with pytest.raises(ShapeError, match="one mask per area"):
-        Monotonicity().values(net, images, growing, index)
+        monotonicity(net, images, growing, index, areas=AREAS)
     with pytest.raises(ConfigError, match="must grow"):
-        Monotonicity(areas=(0.2, 0.1))
+        monotonicity(net, images, growing, index, areas=(0.2, 0.1, 0.3))
 
 
 # ------------------------------------------------------------------ fidelity

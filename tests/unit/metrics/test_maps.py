@@ -12,12 +12,13 @@ from sklearn.metrics import average_precision_score
 
 from explainer.errors import ConfigError, ShapeError
 from explainer.metrics.agf_segmentation import average_precision, mean_average_precision, pixel_accuracy, segment
+from explainer.metrics.base import PerClassMetric, PerImageMetric
 from explainer.metrics.class_segmentation import class_mean_average_precision, class_pixel_accuracy, class_scores_map, segment_classes
 from explainer.metrics.class_sensitivity import class_sensitivity, extreme_classes
 from explainer.metrics.correlation import average_ranks, pearson, spearman
-from explainer.metrics.localization import AttributionLocalisation, attribution_localisation, bounding_box
+from explainer.metrics.localization import attribution_localisation, bounding_box
 from explainer.metrics.map_similarity import map_spearman, map_ssim
-from explainer.metrics.pointing_game import PointingGame, box_mask, difficult, first_maximum, pointing_game
+from explainer.metrics.pointing_game import box_mask, difficult, first_maximum, pointing_game
 from explainer.metrics.preparation import clamp, divide_by_max, divide_by_max_abs, prepare, resize
 from explainer.metrics.ranking import pixel_ranks, top_masks
 from explainer.metrics.sparseness import sparseness
@@ -129,8 +130,8 @@ def test_difficult_subset():
     truth[2, 0] = 1  # exactly a quarter
     targets = torch.tensor([[1, 1], [1, 0], [1, 1]])
     assert difficult(truth, targets).tolist() == [True, False, False]
-    metric = PointingGame(num_classes=2, subset="difficult", tolerance=0)
-    metric.update(truth, truth, targets, class_index=torch.tensor([0, 0, 1]))
+    metric = PerClassMetric(pointing_game, num_classes=2, subset="difficult", tolerance=0)
+    metric.update(truth, truth, targets=targets, class_index=torch.tensor([0, 0, 1]))
     assert metric.compute().item() == 1.0
     assert metric.summary()["used"].tolist() == [1, 0] and metric.summary()["excluded"].tolist() == [1, 1]
     with pytest.raises(ConfigError, match="targets"):
@@ -141,13 +142,13 @@ def test_mean_over_classes_and_over_images():
     hits, classes = torch.tensor([1.0, 1.0, 0.0, 0.0, math.nan]), torch.tensor([0, 0, 0, 1, 2])
     expected = {("classes", "skip"): (2 / 3 + 0) / 2, ("classes", "zero"): (2 / 3) / 4, ("images", "skip"): 0.5}
     for (average, absent), value in expected.items():
-        metric = PointingGame(num_classes=4, average=average, absent=absent)
+        metric = PerClassMetric(pointing_game, num_classes=4, average=average, absent=absent)
         metric.add_by_class(hits, classes)
         assert metric.compute().item() == pytest.approx(value)
         assert metric.excluded.tolist() == [0, 0, 1, 0]
     assert metric.per_class()[:2].tolist() == pytest.approx([2 / 3, 0]) and metric.per_class()[2:].isnan().all()
     with pytest.raises(ConfigError, match="average must be"):
-        PointingGame(num_classes=4, average="median")
+        PerClassMetric(pointing_game, num_classes=4, average="median")
 
 
 def test_voc_boxes_are_one_based_and_inclusive():
@@ -167,7 +168,7 @@ def test_localisation_counts_positive_attribution_only():
     assert attribution_localisation(saliency, truth, void).item() == 1.0
     assert attribution_localisation(saliency.clamp(max=0), truth).isnan().all(), "no positive attribution"
     assert attribution_localisation(saliency, torch.zeros_like(truth)).isnan().all(), "no object"
-    metric = AttributionLocalisation()
+    metric = PerImageMetric(attribution_localisation)
     metric.update(torch.cat([saliency, torch.zeros_like(saliency)]), truth.repeat(2, 1, 1))
     assert metric.compute().item() == 0.75 and int(metric.excluded) == 1
 

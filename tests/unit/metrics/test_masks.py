@@ -12,15 +12,13 @@ from sklearn import metrics as sk
 from torchmetrics import MetricCollection
 
 from explainer.errors import ShapeError
-from explainer.metrics.auc import AUC, roc_auc
+from explainer.metrics.auc import roc_auc
+from explainer.metrics.base import PerImageMetric
 from explainer.metrics.coverage import background_coverage, object_coverage, overlap, similarity_ratio
-from explainer.metrics.f1 import DiscreteF1, F1Curve, f1, f1_curve, soft_f1
-from explainer.metrics.grey_share import GreyShare, grey_share
+from explainer.metrics.f1 import f1, f1_curve, soft_f1
+from explainer.metrics.grey_share import grey_share
 from explainer.metrics.ground_truth import THRESHOLDS
 from explainer.metrics.segmentation import (
-    IoUCurve,
-    SoftIoU,
-    ThresholdedIoU,
     iou,
     iou_curve,
     mean_absolute_error,
@@ -105,12 +103,12 @@ def test_threshold_is_strict_and_exact():
 def test_curves_average_each_threshold_over_its_own_images():
     truth = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]])
     mask = torch.tensor([[[1.0, 0.0]], [[0.35, 0.0]]])
-    for curve in (IoUCurve(), F1Curve()):
+    for curve in (PerImageMetric(iou_curve), PerImageMetric("f1_curve")):
         curve.update(mask, truth)
         # The second image is empty on both sides above 0.35: undefined there, 0 below.
         assert curve.compute().tolist() == [0.5] * 3 + [1.0] * 6
         assert curve.summary()["excluded"].tolist() == [0] * 3 + [1] * 6
-    for single in (ThresholdedIoU(threshold=0.3), DiscreteF1(threshold=0.3)):
+    for single in (PerImageMetric(iou, threshold=0.3), PerImageMetric("f1", threshold=0.3)):
         single.update(mask, truth)
         assert single.compute().item() == 0.5
     assert len(THRESHOLDS) == 9
@@ -130,7 +128,7 @@ def test_auc_of_constant_maps_and_of_one_class():
     truth = torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]], [[1.0, 1.0, 1.0]]])
     value = roc_auc(torch.full((3, 1, 3), 0.7), truth)
     assert value[0].item() == 0.5 and value[1:].isnan().all()
-    metric = AUC()
+    metric = PerImageMetric("auc")
     metric.update(torch.full((3, 1, 3), 0.7), truth)
     assert metric.compute().item() == 0.5
     assert {k: int(v) for k, v in metric.summary().items() if k != "value"} == {"used": 1, "excluded": 2}
@@ -159,11 +157,11 @@ def test_wrong_shapes_are_named():
     with pytest.raises(ShapeError, match=r"expected \(B,H,W\)"):
         soft_iou(MASK[None], TRUTH[None])
     with pytest.raises(ShapeError, match="soft_iou averages values"):
-        SoftIoU().add(torch.zeros(3, 2))
+        PerImageMetric(soft_iou).add(torch.zeros(3, 2))
 
 
 def test_a_row_added_after_compute_is_seen():
-    metric = SoftIoU()
+    metric = PerImageMetric(soft_iou)
     metric.add(torch.tensor([1.0]))
     assert metric.compute().item() == 1.0
     metric.add(torch.tensor([0.0, math.nan]))
@@ -172,14 +170,14 @@ def test_a_row_added_after_compute_is_seen():
 
 
 def test_a_collection_hands_each_metric_its_own_arguments_also_after_pickling():
-    collection = MetricCollection([SoftIoU(), GreyShare()])
+    collection = MetricCollection({"iou": PerImageMetric(soft_iou), "grey": PerImageMetric(grey_share)})
     for metrics in (collection, pickle.loads(pickle.dumps(collection))):
         metrics.update(mask=MASK, truth=TRUTH)  # the share of grey has no ``truth``
-        assert metrics.compute()["SoftIoU"].item() == pytest.approx(1.5 / 2.2)
-        assert metrics.compute()["GreyShare"].item() == pytest.approx(grey_share(MASK).item())
+        assert metrics.compute()["iou"].item() == pytest.approx(1.5 / 2.2)
+        assert metrics.compute()["grey"].item() == pytest.approx(grey_share(MASK).item())
 
 
 def test_an_infinite_value_is_not_hidden():
-    metric = SoftIoU()
+    metric = PerImageMetric(soft_iou)
     metric.add(torch.tensor([math.inf, 0.0]))
     assert metric.compute().item() == math.inf
