@@ -198,11 +198,8 @@ def _metrics() -> list[str]:
         given = ", ".join(f"`{p}`" for p in inputs(metric.values if inspect.isclass(metric) else metric))
         taken = ", ".join(f"`{option}: {_default(value)}`" for option, value in settings.items())
         rows.append((f"`{name}`", _cell(about), f"[{low}, {high}]", better, given, taken))
-    text = ["## Metrics", ""]
-    text += [
-        "Functions of tensors. `PerImageMetric` and `PerClassMetric` average them as torchmetrics does ([From Python](../howto/python.md)).",
-        "",
-    ]
+    text = ["## Metrics", "", "Functions of tensors, one value per image. `PerImageMetric` and `PerClassMetric` average them as"]
+    text += ["torchmetrics does: [From Python](../howto/python.md).", ""]
     text += _table(("name", "what it is", "range", "better", "inputs", "options with defaults"), rows)
     return [*text, *_table(("input", "what it is"), [(f"`{name}`", _cell(f"`{kind}`")) for name, kind in INPUTS.items()])]
 
