@@ -15,7 +15,7 @@ from torch import Tensor
 from explainer.errors import ConfigError
 from explainer.files import replacing
 
-OVERLAY_COLOUR = (1.0, 0.1, 0.35)
+OVERLAY_COLOR = (1.0, 0.1, 0.35)
 
 
 def overlay(image: Tensor, mask: Tensor, dim: float = 0.25) -> NDArray[np.uint8]:

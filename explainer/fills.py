@@ -85,12 +85,12 @@ def alternative_fill(
     std: Tensor,
     *,
     generator: Generators = None,
-    kind: Literal["blur", "colour", "random"] = "random",
+    kind: Literal["blur", "color", "random"] = "random",
     blur_sigma: float = 10.0,
 ) -> Tensor:
     """The alternative image of Dabkowski & Gal (2017), as adapted by Stalder et al.'s public code; made from normalised images.
 
-    ``blur``: Gaussian of the normalised image, surrounded by zeros (the mean colour). ``colour``: per image and channel one value uniform
+    ``blur``: Gaussian of the normalised image, surrounded by zeros (the mean colour). ``color``: per image and channel one value uniform
     in [-0.33, 0.33], plus noise of mean 0.11 and standard deviation 1 per pixel (so in the code; 0.11 was meant as the deviation).
     ``random``: one of the two for the whole batch.
 
@@ -102,25 +102,25 @@ def alternative_fill(
         blur_sigma: pixels.
 
     Returns:
-        ``[B,3,H,W]``; ``colour`` may leave [0,1].
+        ``[B,3,H,W]``; ``color`` may leave [0,1].
     """
-    if kind not in ("blur", "colour", "random"):
-        raise ConfigError(f"the alternative image must be blur, colour or random, received {kind!r}.")
+    if kind not in ("blur", "color", "random"):
+        raise ConfigError(f"the alternative image must be blur, color or random, received {kind!r}.")
     if kind == "random":
         if generator is not None and not isinstance(generator, torch.Generator):
-            raise ConfigError("one generator for each image cannot choose for the batch: name the kind, blur or colour.")
+            raise ConfigError("one generator for each image cannot choose for the batch: name the kind, blur or color.")
         kind = alternative_kind(generator)
-    centre, scale = mean.to(images).reshape(1, -1, 1, 1), std.to(images).reshape(1, -1, 1, 1)
+    center, scale = mean.to(images).reshape(1, -1, 1, 1), std.to(images).reshape(1, -1, 1, 1)
     if kind == "blur":
-        return zero_padded_blur((images - centre) / scale, blur_sigma) * scale + centre
-    colour = _drawn(torch.rand, (*images.shape[:2], 1, 1), generator, images.dtype) * 0.66 - 0.33
+        return zero_padded_blur((images - center) / scale, blur_sigma) * scale + center
+    color = _drawn(torch.rand, (*images.shape[:2], 1, 1), generator, images.dtype) * 0.66 - 0.33
     noise = _drawn(torch.randn, images.shape, generator, images.dtype) + 0.11
-    return (colour + noise).to(images) * scale + centre
+    return (color + noise).to(images) * scale + center
 
 
-def alternative_kind(generator: torch.Generator | None = None) -> Literal["blur", "colour"]:
+def alternative_kind(generator: torch.Generator | None = None) -> Literal["blur", "color"]:
     """Which alternative image a batch gets, each as likely."""
-    return "blur" if bool(torch.rand((), generator=generator) < 0.5) else "colour"
+    return "blur" if bool(torch.rand((), generator=generator) < 0.5) else "color"
 
 
 def zero_padded_blur(images: Tensor, sigma: float) -> Tensor:

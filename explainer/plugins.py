@@ -14,6 +14,7 @@ import pkgutil
 from typing import Any
 
 from explainer.errors import ConfigError, ExplainerError, UnknownNameError
+from explainer.vocabulary import todays
 
 
 @functools.cache
@@ -38,6 +39,7 @@ def discover(package: str) -> dict[str, Any]:
 def find(package: str, name: str) -> Any:
     """The class or function called ``name``. Raises :class:`UnknownNameError` with the known names and the closest one."""
     known = discover(package)
+    name = todays(name, known)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -49,6 +51,8 @@ def find(package: str, name: str) -> Any:
 def build(package: str, name: str, *args: Any, **options: Any) -> Any:
     """Instantiate the class called ``name``; an unknown option is answered with the known ones."""
     cls = find(package, name)
+    parameters = inspect.signature(cls).parameters
+    options = {todays(option, parameters): value for option, value in options.items()}
     check_options(cls, options, given=len(args))
     try:
         return cls(*args, **options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Literal
@@ -17,6 +17,19 @@ from typing import Literal
 FillKind = Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle"]
 #: What can refine a mask: two searches and a filter that follows the image.
 RefineMethod = Literal["extremal_perturbation", "igos_pp", "guided_filter"]
+#: Names that were spelled otherwise before version 0.3, by their old spelling; what users type in the old one keeps working.
+FORMER: dict[str, str] = {
+    "attribution_localisation": "attribution_localization",
+    "binarised": "binarized",
+    "data_randomisation": "data_randomization",
+    "licence": "license",
+    "localisation": "localization",
+    "neighbours": "neighbors",
+    "optimiser": "optimizer",
+    "parameter_randomisation": "parameter_randomization",
+    "randomise": "randomize",
+    "randomised_classifier": "randomized_classifier",
+}
 #: The refinement methods that iterate; the others take no iterations and need no gradients.
 SEARCHES: tuple[RefineMethod, ...] = ("extremal_perturbation", "igos_pp")
 
@@ -34,6 +47,16 @@ def protocols() -> list[str]:
 def formats() -> list[str]:
     """Names of the export formats."""
     return names("explainer.export")
+
+
+def todays(name: str, known: Container[str]) -> str:
+    """A name in today's spelling, where only that is known.
+
+    Args:
+        name: a command, an option, a protocol or a metric, in any spelling.
+        known: the names that there are.
+    """
+    return FORMER[name] if name not in known and FORMER.get(name) in known else name
 
 
 @functools.cache

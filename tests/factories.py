@@ -1,6 +1,6 @@
 """Tiny data sets in the real layouts of VOC, COCO, CUB, class folders and CSV, written by code.
 
-Each image of class i shows a rectangle in the colour ``COLOURS[i]`` at a place that the returned object knows, so that tests can
+Each image of class i shows a rectangle in the colour ``COLORS[i]`` at a place that the returned object knows, so that tests can
 check labels, masks and boxes against what was drawn.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-COLOURS = (
+COLORS = (
     (220, 40, 40),
     (40, 200, 60),
     (50, 70, 230),
@@ -41,7 +41,7 @@ def _draw(seed: int, height: int, width: int, classes: tuple[int, ...]) -> tuple
     for slot, label in enumerate(classes):  # side by side, so that they never overlap
         left, right = slot * width // len(classes), (slot + 1) * width // len(classes)
         box = (int(random.integers(0, height // 4)), left + 1, int(random.integers(height // 2, height)), right - 1)
-        array[box[0] : box[2], box[1] : box[3]] = COLOURS[label]
+        array[box[0] : box[2], box[1] : box[3]] = COLORS[label]
         rectangles[label] = box
     return array, rectangles
 
@@ -205,11 +205,11 @@ def make_broden(root: Path) -> None:
     folder = root / "images" / "ade20k"
     folder.mkdir(parents=True)
     rows = ["image,split,ih,iw,sh,sw,color,object,part,material,scene,texture"]
-    colour, things, parts = (np.zeros((4, 4), dtype=np.int64) for _ in range(3))
-    colour[:, :2], things[:2], parts[3, 3] = 2, 1, 300
+    color, things, parts = (np.zeros((4, 4), dtype=np.int64) for _ in range(3))
+    color[:, :2], things[:2], parts[3, 3] = 2, 1, 300
     for i, (split, scene) in enumerate([("train", "3"), ("train", ""), ("val", "")]):
         Image.fromarray(_draw(i, 8, 8, (i,))[0]).save(folder / f"{i}.jpg")
-        for name, numbers in (("color", colour), ("object", things), ("part_0", np.zeros_like(parts)), ("part_1", parts)):
+        for name, numbers in (("color", color), ("object", things), ("part_0", np.zeros_like(parts)), ("part_1", parts)):
             layers = np.stack([numbers % 256, numbers // 256, np.zeros_like(numbers)], 2).astype(np.uint8)
             Image.fromarray(layers).save(folder / f"{i}_{name}.png")
         files = {n: f"ade20k/{i}_{n}.png" for n in ("color", "object", "part_0", "part_1")}

@@ -277,10 +277,10 @@ def _vertical_shifts(explanandum: Any, module: nn.Module, options: list[Layout],
             explanandum(torch.cat([first, top, bottom]))
     finally:
         handle.remove()
-    return [_centre(m[2] - m[0]) - _centre(m[1] - m[0]) for m in (layout.spatial(seen[-1]).double() for layout in options)]
+    return [_center(m[2] - m[0]) - _center(m[1] - m[0]) for m in (layout.spatial(seen[-1]).double() for layout in options)]
 
 
-def _centre(change: Tensor) -> float:
+def _center(change: Tensor) -> float:
     """Mean row of a change ``[C,h,w]``, from 0 (top) to 1 (bottom)."""
     weight = change.abs().sum((0, 2))
     steps = torch.linspace(0, 1, len(weight), dtype=weight.dtype, device=weight.device)

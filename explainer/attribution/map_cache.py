@@ -35,7 +35,7 @@ _ARRAYS = ("ids", "classes", "maps", "low", "scale", "key")
 _KEPT_IN_MEMORY = 4
 
 
-def quantise(maps: Tensor, dtype: MapType) -> dict[str, NDArray[Any]]:
+def quantize(maps: Tensor, dtype: MapType) -> dict[str, NDArray[Any]]:
     """Maps ``[N,H,W]`` as arrays ``maps``, ``low`` and ``scale`` with ``map = low + scale * stored``.
 
     ``float16`` is relative to the map's largest absolute value, so that neither tiny gradients nor large scores leave its range (relative
@@ -58,8 +58,8 @@ def quantise(maps: Tensor, dtype: MapType) -> dict[str, NDArray[Any]]:
     return {"maps": stored, "low": np.where(sound, low, np.nan), "scale": scale}
 
 
-def dequantise(arrays: Mapping[str, NDArray[Any]]) -> Tensor:
-    """The inverse of :func:`quantise`, float32."""
+def dequantize(arrays: Mapping[str, NDArray[Any]]) -> Tensor:
+    """The inverse of :func:`quantize`, float32."""
     low, scale = (np.asarray(arrays[k], dtype=np.float64)[:, None, None] for k in ("low", "scale"))
     return torch.from_numpy((low + scale * arrays["maps"].astype(np.float64)).astype(np.float32))
 
@@ -112,7 +112,7 @@ class MapCache:
     Args:
         folder: shared by all keys; this key's shards are in ``folder/<hash of the key>``.
         key: plain values that decide the maps, e.g. ``{"classifier": ..., "method": ..., "options": ..., "data": ...}``.
-        dtype: how maps are stored (part of the key); see :func:`quantise`.
+        dtype: how maps are stored (part of the key); see :func:`quantize`.
         rank: rank of this process, in the shards' names.
 
     Raises:
@@ -172,7 +172,7 @@ class MapCache:
                 found.append(None)
                 continue
             row = slice(place[1], place[1] + 1)
-            found.append(dequantise({k: shard[k][row] for k in ("maps", "low", "scale")})[0])
+            found.append(dequantize({k: shard[k][row] for k in ("maps", "low", "scale")})[0])
         return found
 
     def _shard(self, name: str) -> dict[str, NDArray[Any]] | None:
@@ -229,9 +229,9 @@ class MapCache:
         """
         if maps.ndim != 3 or not len(ids) == len(classes) == len(maps):
             raise ShapeError(f"put takes N ids, N classes and maps [N,H,W], received {len(ids)}, {len(classes)} and {tuple(maps.shape)}.")
-        arrays = quantise(maps, self.dtype)
+        arrays = quantize(maps, self.dtype)
         if len(maps) == 0:
-            return dequantise(arrays)
+            return dequantize(arrays)
         shard: dict[str, NDArray[Any]] = {
             "ids": np.array(list(ids), dtype=np.str_),
             "classes": np.array(list(classes), dtype=np.int64),
@@ -245,7 +245,7 @@ class MapCache:
         self._remember(name, shard)
         for row, pair in enumerate(zip(ids, classes, strict=True)):
             self._place[pair] = (name, row)
-        return dequantise(arrays)
+        return dequantize(arrays)
 
 
 def _digest(shard: Mapping[str, NDArray[Any]]) -> str:

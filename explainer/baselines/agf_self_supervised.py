@@ -24,7 +24,7 @@ class SelfSupervisedExplanation:
     maps: Tensor
     class_index: Tensor
     logits: Tensor
-    neighbour: Tensor
+    neighbor: Tensor
 
 
 def explain_self_supervised(
@@ -73,14 +73,14 @@ def explain_self_supervised(
         code = run.output.detach()
         own = code.flatten(1)
         others = _latents(encoder, candidates, own)
-        neighbour = _nearest(own, others, exclude)
-        point = {"difference": own - others[neighbour], "sum": own + others[neighbour], "none": own}[latent]
+        neighbor = _nearest(own, others, exclude)
+        point = {"difference": own - others[neighbor], "sum": own + others[neighbor], "none": own}[latent]
         top = Graph(head, "agf").run(point)
         logits = top.output.detach()
         index = logits.argmax(dim=1) if class_index is None else check_class_index(class_index, images, logits.shape[1])
         phi, gradient = Sweep(top, chosen, map_shape=_latent_shape(run)).from_class(index)
         phi = Sweep(run, chosen).from_output(phi.view(code.shape), gradient.view(code.shape))
-    return SelfSupervisedExplanation(to_map(phi).to(images.dtype), index, logits, neighbour)
+    return SelfSupervisedExplanation(to_map(phi).to(images.dtype), index, logits, neighbor)
 
 
 def _latents(encoder: nn.Module, candidates: Tensor, own: Tensor) -> Tensor:

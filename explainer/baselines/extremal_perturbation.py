@@ -32,7 +32,7 @@ from explainer.baselines.kernels.extremal_channels import ChannelMasks, channel_
 from explainer.baselines.kernels.extremal_game import Game, Reward, Schedule, ScheduleName, class_reward, game_reward, make_schedule
 from explainer.baselines.kernels.extremal_masks import ExtremalMasks, smallest_sufficient
 from explainer.baselines.kernels.hooks import find_layer, untouched
-from explainer.baselines.kernels.mask_search import Found, History, Limits, maximise
+from explainer.baselines.kernels.mask_search import Found, History, Limits, maximize
 from explainer.baselines.kernels.perturbation import Perturbation, PerturbationKind, imsmooth, pyramid
 from explainer.baselines.kernels.smooth_mask import (
     AreaReduction,
@@ -315,7 +315,7 @@ class ExtremalPerturbation(Baseline):
             start = self._informed_start(family, classify, row_class, pairs)
         else:
             start = self._start(images, image, class_index, init, family)
-        found = maximise(start, objective, self.schedule.ascent, self.schedule.iterations, self.limits)
+        found = maximize(start, objective, self.schedule.ascent, self.schedule.iterations, self.limits)
         self.history = found.history
         return self._judge(found, family, classify, images, image, class_index)
 

@@ -19,7 +19,7 @@ from explainer.baselines.kernels.base import Baseline
 from explainer.errors import ConfigError, ShapeError
 from explainer.fills import FillKind, make_fill
 
-Optimiser = Literal["line_search", "nesterov"]
+Optimizer = Literal["line_search", "nesterov"]
 Score = Literal["probability", "logit"]
 
 _ARMIJO = 1e-4  # share of the promised decrease that a step must deliver
@@ -209,7 +209,7 @@ class _IntegratedMask(Baseline):
         l1: weight of the mask's area.
         l2: weight of its total variation.
         noise: standard deviation of the noise on every image shown, in normalised units; 0 switches it off.
-        optimiser: ``line_search`` (backtracking, one step length per image) or ``nesterov``.
+        optimizer: ``line_search`` (backtracking, one step length per image) or ``nesterov``.
         step: first (largest) step tried, or Nesterov's fixed step; None: the published one.
         tv_sigma: tolerance of the bilateral total variation to colour, in squared normalised units.
         fill: what deletion shows, by name or as a tensor ``[B,3,H,W]`` in [0,1].
@@ -242,7 +242,7 @@ class _IntegratedMask(Baseline):
         l1: float = 1.0,
         l2: float = 20.0,
         noise: float = 0.2,
-        optimiser: Optimiser = "line_search",
+        optimizer: Optimizer = "line_search",
         step: float | None = None,
         tv_sigma: float = 0.01,
         fill: FillKind | Tensor = "blur",
@@ -259,12 +259,12 @@ class _IntegratedMask(Baseline):
                 f"{self.name}: size, iterations, points and batch_size must be at least 1, "
                 f"received {size}, {iterations}, {points}, {batch_size}."
             )
-        for option, value, known in (("optimiser", optimiser, get_args(Optimiser)), ("score", score, get_args(Score))):
+        for option, value, known in (("optimizer", optimizer, get_args(Optimizer)), ("score", score, get_args(Score))):
             if value not in known:
                 raise ConfigError(f"{self.name}: {option} must be one of {', '.join(known)}, received {value!r}.")
         self.size, self.iterations, self.points, self.l1, self.l2, self.noise = size, iterations, points, l1, l2, noise
-        default = self.published_step if optimiser == "line_search" else 20.0
-        self.optimiser, self.step, self.tv_sigma = optimiser, default if step is None else step, tv_sigma
+        default = self.published_step if optimizer == "line_search" else 20.0
+        self.optimizer, self.step, self.tv_sigma = optimizer, default if step is None else step, tv_sigma
         self.fill, self.blur_sigma, self.score, self.init = fill, blur_sigma, score, init
         self.tolerance, self.budget_s, self.batch_size = tolerance, budget_s, batch_size
         self.history: list[dict[str, Any]] = []
@@ -285,7 +285,7 @@ class _IntegratedMask(Baseline):
                 break
             current = state[active]
             loss, slope = problem.gradient(current, active)
-            if self.optimiser == "line_search":
+            if self.optimizer == "line_search":
                 steps = self._line_search(problem, current, slope, active)
                 new = current - steps.view(-1, 1, 1, 1, 1) * slope
             else:

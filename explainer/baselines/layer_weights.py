@@ -56,19 +56,19 @@ def layer_weights(
     if not layers:
         raise ConfigError("layers must name at least one layer, received none.")
     if kind in ("uniform", "linear"):
-        return _normalised([1.0 if kind == "uniform" else float(j + 1) for j in range(len(layers))])
+        return _normalized([1.0 if kind == "uniform" else float(j + 1) for j in range(len(layers))])
     if images is None or (kind == "accuracy" and labels is None):
         raise ConfigError(f"kind={kind!r} is measured: give images=" + (" and labels=." if kind == "accuracy" else "."))
     check_images(images)
     pooled = _pooled(explanandum, layers, images)
     if kind == "spread":
-        return _normalised([float((p - p.mean(0)).abs().sum(1).mean() / p.shape[1]) for p in pooled])
+        return _normalized([float((p - p.mean(0)).abs().sum(1).mean() / p.shape[1]) for p in pooled])
     assert labels is not None
     index = check_class_index(labels, images, explanandum.num_classes)
     if len(images) < _FOLDS:
         raise ShapeError(f"kind='accuracy' trains on four fifths of the images: give at least {_FOLDS}, received {len(images)}.")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(images.device)
-    return _normalised([_accuracy(p[order], index[order]) for p in pooled])
+    return _normalized([_accuracy(p[order], index[order]) for p in pooled])
 
 
 def _pooled(explanandum: Any, layers: Sequence[str], images: Tensor) -> list[Tensor]:
@@ -113,7 +113,7 @@ def _fitted(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Ten
     return weight.detach(), bias.detach()
 
 
-def _normalised(values: list[float]) -> list[float]:
+def _normalized(values: list[float]) -> list[float]:
     if not sum(values) > 0:
         raise ConfigError("no layer tells these images apart, so that none can be weighed: give other layers or other images.")
     return [v / sum(values) for v in values]

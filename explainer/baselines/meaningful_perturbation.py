@@ -24,7 +24,7 @@ from torch import Tensor
 from explainer.attribution import check_class_index, check_images
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.hooks import untouched
-from explainer.baselines.kernels.mask_search import Ascent, History, Limits, maximise
+from explainer.baselines.kernels.mask_search import Ascent, History, Limits, maximize
 from explainer.baselines.kernels.perturbation import Perturbation, pyramid, shift, upsampling_matrix
 from explainer.errors import ConfigError, ShapeError
 
@@ -218,7 +218,7 @@ class MeaningfulPerturbation(Baseline):
 
         with torch.no_grad():
             start = self._start(images, class_index, init, cells, lambda mask, which: score(mask, which, [0, 0]))
-        found = maximise(start, objective, Ascent("adam", lambda _: self.rate), self.iterations, self.limits)
+        found = maximize(start, objective, Ascent("adam", lambda _: self.rate), self.iterations, self.limits)
         self.history = found.history
         with torch.no_grad():
             every = torch.arange(len(images), device=images.device)

@@ -193,12 +193,12 @@ def _differentiable(name: str, attributor: Any, explanandum: Explanandum) -> tup
 
 def _self_supervised(explanandum: Explanandum, config: EvaluateConfig, data: DataModule, options: dict[str, Any]) -> Any:
     """The neighbours are the first ``candidates`` images of the val split."""
-    from explainer.baselines.kernels.agf_neighbour import AGFNeighbour
+    from explainer.baselines.kernels.agf_neighbor import AGFNeighbor
 
     number = options.pop("candidates", CANDIDATES)
     dataset = data.dataset("val")
     images = collate([dataset[i] for i in range(min(number, len(dataset)))]).images
-    return AGFNeighbour(explanandum, images.to(explanandum.mean.device), **options)
+    return AGFNeighbor(explanandum, images.to(explanandum.mean.device), **options)
 
 
 def device_of(name: str) -> str:

@@ -72,7 +72,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--metrics", help="JSON file of numbers for the model card; default: summary.json of the run, if it is there")
     parser.add_argument("--examples", help="folder of images; up to four of them are shown in the model card with their masks")
     parser.add_argument("--runtime", help="folder dist of the npm package onnxruntime-web, copied into the page (--format web)")
-    parser.add_argument("--licence", help="licence of the weights, for the model card")
+    parser.add_argument("--license", help="licence of the weights, for the model card")
 
 
 def run(_parser: Parser, args: Namespace) -> int:
@@ -113,7 +113,7 @@ def run(_parser: Parser, args: Namespace) -> int:
                 tolerance=args.tolerance,
                 allow_drift=args.allow_drift,
                 metrics=metrics,
-                licence=args.licence,
+                license=args.license,
                 examples=examples,
                 runtime=None if args.runtime is None else Path(args.runtime),
             )

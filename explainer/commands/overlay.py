@@ -38,7 +38,7 @@ def add_options(parser: Parser) -> None:
     )
     parser.add_argument("--data", help="folder in which the nearest patches of each patch are looked for")
     parser.add_argument("--data_limit", type=positive, default=200, help="most images of --data, spread evenly over those found")
-    parser.add_argument("--neighbours", type=positive, default=12, help="nearest patches, each from another image of --data")
+    parser.add_argument("--neighbors", type=positive, default=12, help="nearest patches, each from another image of --data")
     parser.add_argument(
         "--rotate", type=positive, help="one image turned by 0, so many, ... degrees, with a chart of each patch's similarity"
     )
@@ -67,7 +67,7 @@ def run(_parser: Parser, args: Namespace) -> int:
         components=args.components or 0,
         data=args.data,
         data_limit=args.data_limit,
-        neighbours=args.neighbours,
+        neighbors=args.neighbors,
         rotate=args.rotate,
         zoom=args.zoom,
         disc=args.disc,

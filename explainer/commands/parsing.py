@@ -19,6 +19,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from explainer.config import RunConfig
 from explainer.errors import ConfigError
 from explainer.evaluation.config import EvaluateConfig
+from explainer.vocabulary import FORMER, todays
 
 C = TypeVar("C")
 
@@ -98,6 +99,7 @@ def parse(commands: Mapping[str, Command | Group], argv: Sequence[str], prog: st
     Raises:
         ConfigError: no such command or option, or a value of the wrong kind.
     """
+    argv = [todays(word, commands) for word in argv[:1]] + list(argv[1:])
     called = next((word for word in argv if not word.startswith("-")), None)
     if called not in commands and not {"-h", "--help", "--version"} & set(argv):
         listing = "\n".join(f"  {name:10} {c.summary}" for name, c in commands.items())
@@ -130,15 +132,17 @@ def _root_parser(commands: Mapping[str, Command | Group], prog: str) -> Parser:
 
 
 def with_underscores(parser: Parser, argv: Sequence[str]) -> list[str]:
-    """Replace options spelled with dashes (``--batch-size``), which version 0.1 accepted, by today's spelling; say so on stderr."""
+    """Replace options in an old spelling by today's: ``--batch-size``, which version 0.1 accepted, with a note, and ``--licence``."""
     known = {flag for action in parser._actions for flag in action.option_strings}
     changed: dict[str, str] = {}
     result = []
     for word in argv:
         flag, equals, value = word.partition("=")
-        today = "--" + flag[2:].replace("-", "_")
-        if flag.startswith("--") and "-" in flag[2:] and flag not in known and today in known:
-            changed[flag] = today
+        underscored = flag[2:].replace("-", "_")
+        today = "--" + FORMER.get(underscored, underscored)
+        if flag.startswith("--") and flag not in known and today in known:
+            if "-" in flag[2:]:
+                changed[flag] = today
             word = f"{today}{equals}{value}"
         result.append(word)
     if changed:

@@ -25,7 +25,7 @@ def add_options(parser: Parser) -> None:
         "--ablations", action="store_true", help="beside SRD's map those of its ablations: single neurons, vectors behind the activations"
     )
     parser.add_argument("--data", help="folder of images in which the nearest vectors are looked for")
-    parser.add_argument("--neighbours", type=positive, default=3, help="per vector, each from another image")
+    parser.add_argument("--neighbors", type=positive, default=3, help="per vector, each from another image")
     parser.add_argument("--limit", type=positive, default=100, help="most images of --data, spread evenly over those found")
     parser.add_argument("--size", type=positive, help="side at which the classifier sees images; default: that of its training, or 224")
 
@@ -44,7 +44,7 @@ def run(_parser: Parser, args: Namespace) -> int:
         depth=args.depth,
         ablations=args.ablations,
         data=args.data,
-        neighbours=args.neighbours,
+        neighbors=args.neighbors,
         limit=args.limit,
         side=args.size or classifier_size(args.classifier, args.classifier_options),
     )

@@ -26,9 +26,9 @@ class Features:
     std: Tensor
 
     @classmethod
-    def of(cls, train: Tensor, standardise: bool) -> Features:
+    def of(cls, train: Tensor, standardize: bool) -> Features:
         """From the pooled activations ``[N,K]`` of the training split. A filter that never changes is left as it is (std 1)."""
-        if not standardise:
+        if not standardize:
             return cls(train, torch.zeros(train.shape[1]), torch.ones(train.shape[1]))
         std = train.std(0, unbiased=False)
         std = torch.where(std > 1e-8, std, torch.ones_like(std))

@@ -65,15 +65,15 @@ def kmeans(weights: Tensor, k: int, restarts: int = 10, seed: int = 0, steps: in
     generator = torch.Generator().manual_seed(seed)
     best: tuple[Tensor, float] | None = None
     for _ in range(restarts):
-        centres = unit[torch.randperm(len(unit), generator=generator)[:k]]
-        label = torch.cdist(unit, centres).argmin(1)
+        centers = unit[torch.randperm(len(unit), generator=generator)[:k]]
+        label = torch.cdist(unit, centers).argmin(1)
         for _ in range(steps):
-            centres = torch.stack([unit[label == j].mean(0) if bool((label == j).any()) else centres[j] for j in range(len(centres))])
-            new = torch.cdist(unit, centres).argmin(1)
+            centers = torch.stack([unit[label == j].mean(0) if bool((label == j).any()) else centers[j] for j in range(len(centers))])
+            new = torch.cdist(unit, centers).argmin(1)
             if torch.equal(new, label):
                 break
             label = new
-        inertia = float(((unit - centres[label]) ** 2).sum())
+        inertia = float(((unit - centers[label]) ** 2).sum())
         if best is None or inertia < best[1]:
             best = label, inertia
     assert best is not None

@@ -92,7 +92,7 @@ class ImageFolder(ImageFileDataset):
         self.folder, self.mask_void = home_path(root), mask_void
         require_directory(self.folder, self.name, WHERE)
         if layout == "auto" and class_names is None:
-            self.folder, mask_root = _recognised(self.folder, mask_root)
+            self.folder, mask_root = _recognized(self.folder, mask_root)
         if layout == "auto":
             layout = "splits" if (self.folder / "train").is_dir() and subfolders(self.folder / "train") else "flat"
         top = self.folder / split if layout == "splits" else self.folder
@@ -175,7 +175,7 @@ def _names(reference: Path, found: Mapping[str, object], top: Path) -> tuple[str
     return tuple(names)
 
 
-def _recognised(root: Path, mask_root: str | None) -> tuple[Path, str | None]:
+def _recognized(root: Path, mask_root: str | None) -> tuple[Path, str | None]:
     """The folder of the images and that of the masks, where ``root`` holds both; a layout that must not be guessed is asked about."""
     names = subfolders(root)
     for mark, data_set in _OTHER_LAYOUTS.items():

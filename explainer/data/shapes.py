@@ -270,14 +270,14 @@ class Shapes(ExplainerDataset):
 
     def _paint(self, rng: np.random.Generator, texture: str | None, u: Array, v: Array) -> Array:
         """Colours [N,3] of an object's pixels; None paints one plain colour."""
-        first, second = self._two_colours(rng)
+        first, second = self._two_colors(rng)
         period, phase = rng.uniform(0.10, 0.15) * self.size, rng.uniform()
         if texture is None:
             return np.broadcast_to(first, (u.size, 3))
         mix = TEXTURES[texture](u, v, period, phase)[:, None].astype(np.float32)
         return first * mix + second * (1 - mix)
 
-    def _two_colours(self, rng: np.random.Generator) -> tuple[Array, Array]:
+    def _two_colors(self, rng: np.random.Generator) -> tuple[Array, Array]:
         while True:
             first, second = rng.random((2, 3), np.float32)
             if np.linalg.norm(first - second) >= self.contrast:

@@ -177,7 +177,7 @@ class Augmentation:
             layers = None if layers is None else F.horizontal_flip(layers)
         image = resize_image(image.as_subclass(Tensor), *size)
         layers = None if layers is None else resize_masks(layers.as_subclass(Tensor), *size)
-        return self._colour(image, draw[5:], generator), layers
+        return self._color(image, draw[5:], generator), layers
 
     def _crop_box(self, height: int, width: int, draw: list[float]) -> tuple[int, int, int, int]:
         """Top, left, height, width of a crop of random area and aspect, cut to the image where it would stick out."""
@@ -188,7 +188,7 @@ class Augmentation:
         h = max(1, min(height, round(area / w)))
         return int(draw[2] * (height - h + 1)), int(draw[3] * (width - w + 1)), h, w
 
-    def _colour(self, image: Tensor, draw: list[float], generator: torch.Generator) -> Tensor:
+    def _color(self, image: Tensor, draw: list[float], generator: torch.Generator) -> Tensor:
         for strength, kernel, value in (
             (self.brightness, F.adjust_brightness, draw[0]),
             (self.contrast, F.adjust_contrast, draw[1]),

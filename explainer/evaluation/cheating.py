@@ -1,8 +1,8 @@
 """What the checks for cheating are made of: binary masks, the same masks moved elsewhere, foreign images, removed cues.
 
 A learned, class-dependent explainer can write the label into its mask (a pattern that the classifier, or the reader of a metric, decodes)
-instead of showing evidence. The checks themselves are protocols: ``label_leakage``, ``randomised_classifier``, ``fill_swap``,
-``shortcut``, ``parameter_randomisation`` and ``implausible``.
+instead of showing evidence. The checks themselves are protocols: ``label_leakage``, ``randomized_classifier``, ``fill_swap``,
+``shortcut``, ``parameter_randomization`` and ``implausible``.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def without_cue(images: Tensor, cue: Tensor, ring: int = 3) -> Tensor:
     around = F.max_pool2d(inside, 2 * ring + 1, stride=1, padding=ring) - inside
     # A cue that fills the image has no surroundings: the image's mean colour stands in.
     around = torch.where(around.flatten(1).sum(1)[:, None, None, None] > 0, around, torch.ones_like(around))
-    colour = (images * around).sum((2, 3), keepdim=True) / around.sum((2, 3), keepdim=True)
-    return images * (1 - inside) + colour * inside
+    color = (images * around).sum((2, 3), keepdim=True) / around.sum((2, 3), keepdim=True)
+    return images * (1 - inside) + color * inside
 
 
 def share_on(saliency: Tensor, region: Tensor) -> Tensor:

@@ -107,8 +107,8 @@ def probe(
 
 def _response(X: Array, test: NDArray[np.bool_], strength: float) -> Array:
     """``[T,M]``: test predictions are this matrix times the training targets (centred ridge regression, kernel form)."""
-    centre = X[~test].mean(0)
-    train, held_out = X[~test] - centre, X[test] - centre
+    center = X[~test].mean(0)
+    train, held_out = X[~test] - center, X[test] - center
     kernel = train @ train.T
     penalty = strength * max(float(np.trace(kernel)) / len(kernel), 1e-12)
     solved: Array = np.linalg.solve(kernel + penalty * np.eye(len(kernel)), train @ held_out.T).T

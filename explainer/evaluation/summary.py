@@ -48,7 +48,7 @@ def group(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
     return found
 
 
-def summarise(
+def summarize(
     rows: Sequence[Row],
     protocols: Mapping[str, Protocol],
     class_names: tuple[str, ...],
@@ -90,7 +90,7 @@ def build(
     """The content of ``summary.json``."""
     names = tuple(runner.explanandum.class_names)
     units, _ = runner.collect()
-    results, vectors = summarise(rows, runner.protocols, names, bootstrap=bootstrap, confidence=confidence, seed=runner.settings.seed)
+    results, vectors = summarize(rows, runner.protocols, names, bootstrap=bootstrap, confidence=confidence, seed=runner.settings.seed)
     seconds = {
         m.label: _seconds([unit for label in runner.protocols for unit in units.get(f"{m.label}/{label}", [])]) for m in runner.methods
     }

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 CARD, DRIFT = "README.md", "drift.json"
 _UNSTATED = "Not stated by whoever exported it"
 #: Licences that the Hub knows by these names; others are "other", with their own text as name.
-_LICENCES = ("apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "gpl-3.0", "mit", "openrail")
+_LICENSES = ("apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "gpl-3.0", "mit", "openrail")
 _USE = """- For people who build or audit the classifier: to see on which parts of a picture it bases its decision for each class, to find
   wrong cues, to compare two of its versions, to choose pictures that deserve a closer look.
 - For pictures like those it was trained on, in RGB."""
@@ -36,7 +36,7 @@ def write_card(
     folder: Path,
     description: dict[str, Any],
     metrics: dict[str, Any] | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     *,
     use: Sequence[str] = (),
     front: dict[str, Any] | None = None,
@@ -49,7 +49,7 @@ def write_card(
         folder: folder of the files.
         description: what :func:`explainer.inference.describe.describe` says of the network.
         metrics: numbers by name; other values, and those of training steps (``train/``), are left out.
-        licence: licence of the weights, as text or as a name that the Hub knows.
+        license: licence of the weights, as text or as a name that the Hub knows.
         use: lines of Markdown that say how the folder is used; none: how each file is opened.
         front: metadata of a card that is not a model's.
     """
@@ -57,8 +57,8 @@ def write_card(
     # A name that would break out of the card's tables and code is left out; no file of ours has one.
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and re.fullmatch(r"[\w.-]+", p.name))
     reports = {name: report for name, report in _read(folder / DRIFT).items() if (folder / name).is_file()}
-    old_metrics, old_licence = _of_the_old_card(path, description["weights"])
-    write_text(path, card(description, reports, metrics or old_metrics, licence or old_licence, files, use=use, front=front))
+    old_metrics, old_license = _of_the_old_card(path, description["weights"])
+    write_text(path, card(description, reports, metrics or old_metrics, license or old_license, files, use=use, front=front))
     return path
 
 
@@ -76,8 +76,8 @@ def _of_the_old_card(path: Path, weights: str) -> tuple[dict[str, Any] | None, s
         name, _, value = line.strip("| ").rpartition(" | ")
         with contextlib.suppress(ValueError):  # a line that someone wrote by hand
             metrics[re.sub(r"\\(.)", r"\1", name)] = float(value)
-    licence = parts.get("Licence", "")
-    return metrics or None, None if licence.startswith(_UNSTATED) else licence or None
+    license = parts.get("Licence", "")
+    return metrics or None, None if license.startswith(_UNSTATED) else license or None
 
 
 def add_report(folder: Path, report: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def card(
     description: dict[str, Any],
     reports: dict[str, Any],
     metrics: dict[str, Any] | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     files: Sequence[str] = ("model.safetensors",),
     *,
     use: Sequence[str] = (),
@@ -156,24 +156,24 @@ def card(
         "",
         "## Licence",
         "",
-        licence
+        license
         or f"{_UNSTATED}. The code is Apache-2.0; weights also depend on the terms of the training data and of pretrained encoder weights.",
         "",
     ]
-    return str(ModelCard(f"---\n{_metadata(licence, front).to_yaml()}\n---\n\n" + "\n".join(lines)))
+    return str(ModelCard(f"---\n{_metadata(license, front).to_yaml()}\n---\n\n" + "\n".join(lines)))
 
 
-def _metadata(licence: str | None, front: dict[str, Any] | None) -> CardData:
+def _metadata(license: str | None, front: dict[str, Any] | None) -> CardData:
     """What the Hub sorts and filters by; ``front`` are the settings of a Space, which a model does not have."""
-    known = licence is not None and licence.strip().lower() in _LICENCES
-    name = None if licence is None or known else " ".join(licence.split())
+    known = license is not None and license.strip().lower() in _LICENSES
+    name = None if license is None or known else " ".join(license.split())
     if front is not None:
-        return SpaceCardData(license=licence.strip().lower() if licence is not None and known else None, **front)
+        return SpaceCardData(license=license.strip().lower() if license is not None and known else None, **front)
     return ModelCardData(
         library_name="explainer",
         pipeline_tag="image-segmentation",
         tags=["explainability", "saliency", "class-masks"],
-        license=licence.strip().lower() if licence is not None and known else "other" if name else None,
+        license=license.strip().lower() if license is not None and known else "other" if name else None,
         license_name=name,
     )
 

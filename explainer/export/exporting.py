@@ -49,7 +49,7 @@ def export(
     tolerance: float | None = None,
     allow_drift: bool = False,
     metrics: dict[str, Any] | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     examples: Array | None = None,
     runtime: Path | None = None,
 ) -> tuple[Path, DriftReport]:
@@ -133,7 +133,7 @@ def export(
     if examples is not None:
         _draw_examples(net, explanandum, examples, out / examples_name(model.description["weights"]))
     use, front = form.use(report.file), form.front(model.description)
-    write_card(out, model.description, metrics, licence, use=use, front=front)
+    write_card(out, model.description, metrics, license, use=use, front=front)
     return out / report.file, report
 
 

@@ -30,7 +30,7 @@ from explainer.geometry import Size, height_width
 from explainer.inference.explaining import class_indices, safe_name
 from explainer.inference.formats import DEFAULT_SIDE
 from explainer.inference.pictures import find_pictures, load_picture
-from explainer.look.inversion import Inversion, Objective, Prior, colour_matrix, invert
+from explainer.look.inversion import Inversion, Objective, Prior, color_matrix, invert
 
 AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
@@ -194,7 +194,7 @@ def write_sheets(inputs: Sequence[str | Path], explanandum: Any, out: str | Path
     pictures = [load_picture(*files[i * len(files) // count], size) for i in range(count)]
     images = torch.from_numpy(np.stack([p.small for p in pictures])).to(explanandum.mean)
     layer = o.layer or default_layer(explanandum, images)
-    how = {"prior": o.prior, "objective": o.objective, "steps": o.steps, "seed": o.seed, "colours": colour_matrix(images)}
+    how = {"prior": o.prior, "objective": o.objective, "steps": o.steps, "seed": o.seed, "colors": color_matrix(images)}
     rows: list[dict[str, Any]] = []
     masks, indices = [], []
     for number, (picture, image) in enumerate(zip(pictures, images, strict=True)):

@@ -63,7 +63,7 @@ class Inversion:
         return (self.objective == self.objective[0]).all(0)
 
 
-def colour_matrix(images: Tensor) -> Tensor:
+def color_matrix(images: Tensor) -> Tensor:
     """The square root of the images' pixel covariance, divided by its largest column norm, ``[3,3]``.
 
     Args:
@@ -85,7 +85,7 @@ def invert(
     prior: Prior = "fourier",
     objective: Objective = "dot",
     steps: int | None = None,
-    colours: Tensor | None = None,
+    colors: Tensor | None = None,
     seed: int = 0,
 ) -> Inversion:
     """Search the images whose features agree with the directions the most. The same seed gives the same images.
@@ -101,7 +101,7 @@ def invert(
             each pass; Adam, rate 0.05) or ``pixel`` (bounded and smooth pixels; SGD, rate 100).
         objective: ``dot`` (eq. 12) or ``match`` (minus the squared distance to d over the square of d).
         steps: None: 512 with ``fourier``, 200 with ``pixel``.
-        colours: ``[3,3]`` of :func:`colour_matrix`; None: the identity. For ``fourier``.
+        colors: ``[3,3]`` of :func:`color_matrix`; None: the identity. For ``fourier``.
         seed: random seed of the noise and the shifts.
 
     Raises:
@@ -134,7 +134,7 @@ def invert(
     pixels = height_width(size)
     picture: _Fourier | _Pixels
     if prior == "fourier":
-        picture = _Fourier(len(directions), pixels, directions, colours, generator)
+        picture = _Fourier(len(directions), pixels, directions, colors, generator)
     else:
         picture = _Pixels(len(directions), pixels, explanandum, generator)
     history = []
@@ -152,19 +152,19 @@ def invert(
 class _Fourier:
     """Images as spectra: ``sigmoid(D irfft2(z s))`` with ``s`` falling as one over the frequency, so that no frequency is preferred."""
 
-    def __init__(self, number: int, size: tuple[int, int], like: Tensor, colours: Tensor | None, generator: torch.Generator) -> None:
+    def __init__(self, number: int, size: tuple[int, int], like: Tensor, colors: Tensor | None, generator: torch.Generator) -> None:
         height, width = self.size = size
         frequencies = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
         self.scale = (math.sqrt(height * width) / frequencies.clamp(min=1 / max(size))).to(like)
         noise = torch.randn(3, height, width // 2 + 1, 2, generator=generator, dtype=torch.float64) * _FOURIER_NOISE
         self.spectrum = noise.to(like).expand(number, -1, -1, -1, -1).clone().requires_grad_()
-        self.colours = torch.eye(3).to(like) if colours is None else colours.to(like)
+        self.colors = torch.eye(3).to(like) if colors is None else colors.to(like)
         self.optimizer = torch.optim.Adam([self.spectrum], lr=_FOURIER_RATE)
 
     def images(self) -> Tensor:
         """``[N,3,H,W]`` in (0,1)."""
         pixels = torch.fft.irfft2(torch.view_as_complex(self.spectrum) * self.scale, s=self.size)
-        return torch.einsum("cd,ndhw->nchw", self.colours, pixels).sigmoid()
+        return torch.einsum("cd,ndhw->nchw", self.colors, pixels).sigmoid()
 
     def shown(self, generator: torch.Generator) -> Tensor:
         """The images shifted, scaled and rotated at random, grey around them."""

@@ -22,7 +22,7 @@
       norms[p] = Math.sqrt(sum);
     }
     if (layer.components) layer.parts = unsigned(layer.components.data);
-    if (layer.neighbours) layer.near = words(layer.neighbours.data);
+    if (layer.neighbors) layer.near = words(layer.neighbors.data);
     if (layer.chart) layer.curves = bytes(layer.chart);
   }
   // The patch of a layer at a place of an image.
@@ -58,7 +58,7 @@
       }));
     }
     if (layer.near) {
-      const m = layer.neighbours, start = ((state.image * layer.height + row) * layer.width + column) * m.count * 3;
+      const m = layer.neighbors, start = ((state.image * layer.height + row) * layer.width + column) * m.count * 3;
       for (let i = 0; i < m.count; i++) {
         const [image, place, cosine] = layer.near.subarray(start + 3 * i, start + 3 * i + 3), found = data.found[image], canvas = layer.crops[i];
         const across = found.element.naturalWidth / m.width, down = found.element.naturalHeight / m.height, x = place % m.width, y = Math.floor(place / m.width);
@@ -185,11 +185,11 @@
       layer.plot.setAttribute('viewBox', '0 0 600 160'); layer.plot.setAttribute('role', 'img'); layer.plot.setAttribute('class', 'plot');
       section.append(layer.plot);
     }
-    if (layer.neighbours) {
+    if (layer.neighbors) {
       const near = document.createElement('div'), heading = document.createElement('h3');
       near.className = 'row near'; heading.textContent = 'Nearest patches of the folder';
       layer.crops = [];
-      for (let i = 0; i < layer.neighbours.count; i++) {
+      for (let i = 0; i < layer.neighbors.count; i++) {
         const figure = document.createElement('figure'), canvas = document.createElement('canvas'), caption = document.createElement('figcaption');
         canvas.width = canvas.height = 96; canvas.setAttribute('role', 'img');
         layer.crops.push(canvas); figure.append(canvas, caption); near.append(figure);

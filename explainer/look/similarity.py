@@ -33,7 +33,7 @@ from explainer.inference.formats import DEFAULT_SIDE
 from explainer.inference.pictures import Picture, find_pictures, load_picture
 from explainer.look.charts import Series, chart_values, enlargements, rotations
 from explainer.look.components import components, pooled
-from explainer.look.neighbours import nearest
+from explainer.look.neighbors import nearest
 from explainer.report.page import rendered
 
 _BATCH = 8  # images per forward pass
@@ -55,7 +55,7 @@ class Options:
         components: number of components that the patches of a layer are taken apart into (needs scikit-learn); 0: none.
         data: folder in which the nearest patches are looked for, or None.
         data_limit: most images of ``data``, spread evenly over those found.
-        neighbours: nearest patches of each patch, each from another image of ``data``.
+        neighbors: nearest patches of each patch, each from another image of ``data``.
         rotate: the first image is shown turned by 0, so many, ... degrees, with a chart; None: not.
         zoom: the first image is shown enlarged by 1.35, 1.35 ** 2, ..., this many times, with a chart; None: not.
         disc: of turned images only the largest disc.
@@ -70,7 +70,7 @@ class Options:
     components: int = 0
     data: str | Path | None = None
     data_limit: int = 200
-    neighbours: int = 12
+    neighbors: int = 12
     rotate: int | None = None
     zoom: int | None = None
     disc: bool = False
@@ -100,7 +100,7 @@ class Panel:
         name: heading.
         vectors: of :func:`patch_vectors`, ``[N,h,w,C]``.
         components: how much each patch holds of each component, ``[N,h,w,R]``, or None.
-        neighbours: nearest patches of each patch, ``[N,h,w,M,3]`` int: image of the folder, patch, cosine times 1000; or None.
+        neighbors: nearest patches of each patch, ``[N,h,w,M,3]`` int: image of the folder, patch, cosine times 1000; or None.
         cells: (height, width) in patches of the folder's images.
         chart: of :func:`~explainer.look.charts.chart_values`, or None.
     """
@@ -108,7 +108,7 @@ class Panel:
     name: str
     vectors: Tensor
     components: Tensor | None = None
-    neighbours: Tensor | None = None
+    neighbors: Tensor | None = None
     cells: tuple[int, int] = (1, 1)
     chart: Tensor | None = None
 
@@ -198,7 +198,7 @@ def overlay_page(
         pictures: N names and pictures (data URIs).
         panels: the rows.
         title: of the page.
-        found: names and pictures of the folder's images, in the numbering of the panels' ``neighbours``.
+        found: names and pictures of the folder's images, in the numbering of the panels' ``neighbors``.
         chart: the states that the pictures are, where panels have charts.
     """
     layers = []
@@ -213,12 +213,12 @@ def overlay_page(
                 "count": shares.shape[3],
                 "data": _base64((shares * 255).round().to(torch.uint8).numpy()),
             }
-        if panel.neighbours is not None:
-            entry["neighbours"] = {
-                "count": panel.neighbours.shape[3],
+        if panel.neighbors is not None:
+            entry["neighbors"] = {
+                "count": panel.neighbors.shape[3],
                 "height": panel.cells[0],
                 "width": panel.cells[1],
-                "data": _base64(panel.neighbours.to(torch.int16).numpy().astype("<i2")),
+                "data": _base64(panel.neighbors.to(torch.int16).numpy().astype("<i2")),
             }
         if panel.chart is not None:
             hundredths = torch.where(panel.chart.isnan(), torch.full_like(panel.chart, -128), (panel.chart * 100).round())
@@ -285,14 +285,14 @@ def write_overlay(inputs: Sequence[str | Path], explanandum: Any, out: str | Pat
             if o.components:
                 panel.components = components(values, o.components)[0]
             if others:
-                panel.neighbours = _neighbours(panel.vectors, database[name], o.neighbours)
+                panel.neighbors = _neighbors(panel.vectors, database[name], o.neighbors)
                 panel.cells = (database[name].shape[-2], database[name].shape[-1])
             panels.append(panel)
-    used = sorted({int(n) for p in panels if p.neighbours is not None for n in p.neighbours[..., 0].unique()})
+    used = sorted({int(n) for p in panels if p.neighbors is not None for n in p.neighbors[..., 0].unique()})
     numbers = {n: i for i, n in enumerate(used)}
     for panel in panels:
-        if panel.neighbours is not None:
-            panel.neighbours[..., 0] = panel.neighbours[..., 0].apply_(lambda n: numbers[int(n)])
+        if panel.neighbors is not None:
+            panel.neighbors[..., 0] = panel.neighbors[..., 0].apply_(lambda n: numbers[int(n)])
     found = [(others[n][0], _embedded(load_picture(*others[n], (8, 8)))) for n in used]
     shown = [(name, _embedded(load_picture(name, path, (8, 8)))) for name, path in chosen]
     write_text(out, overlay_page(shown, panels, o.title, found=found))
@@ -350,7 +350,7 @@ def _database(
     return {name: torch.cat(values) for name, values in parts.items()}
 
 
-def _neighbours(vectors: Tensor, database: Tensor, count: int) -> Tensor:
+def _neighbors(vectors: Tensor, database: Tensor, count: int) -> Tensor:
     """``[N,h,w,M,3]`` int64, see :class:`Panel`."""
     N, h, w, C = vectors.shape
     width = database.shape[3]

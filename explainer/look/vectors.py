@@ -29,7 +29,7 @@ from explainer.geometry import Size, height_width
 from explainer.inference.explaining import class_indices
 from explainer.inference.formats import DEFAULT_SIDE
 from explainer.inference.pictures import Picture, find_pictures, load_picture
-from explainer.look.neighbours import nearest
+from explainer.look.neighbors import nearest
 from explainer.look.similarity import data_uri
 from explainer.report.page import rendered
 
@@ -49,7 +49,7 @@ class Options:
         children: largest number of children of every node of the tree.
         depth: levels of vectors below the class.
         data: folder in which the nearest vectors are looked for, or None.
-        neighbours: per vector, each from another image.
+        neighbors: per vector, each from another image.
         limit: most images of ``data``, spread evenly over those found.
         side: in pixels, of the squares that the classifier sees, or (height, width); None: its own, or 224.
         ablations: show SRD's two ablations beside its map.
@@ -61,7 +61,7 @@ class Options:
     children: int = 3
     depth: int = 2
     data: str | None = None
-    neighbours: int = 3
+    neighbors: int = 3
     limit: int = 100
     side: Size | None = None
     ablations: bool = False
@@ -79,7 +79,7 @@ class VectorNode:
         field: its effective receptive field ``[h_0,w_0]``, sum 1.
         rest: 1 minus the shares of the children that are shown; None without children.
         children: largest share first.
-        neighbours: the nearest vectors in other images, nearest first.
+        neighbors: the nearest vectors in other images, nearest first.
     """
 
     layer: str
@@ -90,11 +90,11 @@ class VectorNode:
     field: Tensor
     rest: float | None = None
     children: list[VectorNode] = dataclasses.field(default_factory=list)
-    neighbours: list[Neighbour] = dataclasses.field(default_factory=list)
+    neighbors: list[Neighbor] = dataclasses.field(default_factory=list)
 
 
 @dataclass
-class Neighbour:
+class Neighbor:
     """A vector of another image: the image's number, the pixel of its map, the cosine, and its receptive field ``[h_0,w_0]``."""
 
     image: int
@@ -201,7 +201,7 @@ def all_nodes(roots: Sequence[VectorNode]) -> list[VectorNode]:
     return [node for root in roots for node in (root, *all_nodes(root.children))]
 
 
-def add_neighbours(srd: SRD, image: Tensor, roots: Sequence[VectorNode], others: Tensor, count: int) -> None:
+def add_neighbors(srd: SRD, image: Tensor, roots: Sequence[VectorNode], others: Tensor, count: int) -> None:
     """Give every node of the tree its nearest vectors in other images.
 
     Args:
@@ -225,7 +225,7 @@ def add_neighbours(srd: SRD, image: Tensor, roots: Sequence[VectorNode], others:
         parts = zip(numbers.split(_BATCH), where.split(_BATCH), strict=True)
         fields = iter(torch.cat([srd.erf(others[n], layer, place) for n, place in parts]))
         for node, row in zip(own, answers, strict=True):
-            node.neighbours = [Neighbour(*answer, next(fields)) for answer in row]
+            node.neighbors = [Neighbor(*answer, next(fields)) for answer in row]
 
 
 def write_view(file: str | Path, explanandum: Any, out: str | Path, options: Options | None = None) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def write_view(file: str | Path, explanandum: Any, out: str | Path, options: Opt
     srd_map = srd(image[None], class_index)[0]
     roots, rest = explain_recursively(srd, image, class_index, o.children, o.depth)
     if others:
-        add_neighbours(srd, image, roots, torch.from_numpy(np.stack([p.small for p in others])).to(image), o.neighbours)
+        add_neighbors(srd, image, roots, torch.from_numpy(np.stack([p.small for p in others])).to(image), o.neighbors)
     norms = torch.linalg.vector_norm(vectors, dim=0)
     described: dict[str, Any] = {
         "image": picture.name,
@@ -326,26 +326,26 @@ def _described(node: VectorNode, others: Sequence[Picture]) -> dict[str, Any]:
         "path_share": node.path_share,
         "box": list(mass_box(node.field)),
         "rest": node.rest,
-        "neighbours": [
+        "neighbors": [
             {"image": others[n.image].name, "row": n.row, "column": n.column, "cosine": n.cosine, "box": list(mass_box(n.field))}
-            for n in node.neighbours
+            for n in node.neighbors
         ],
         "children": [_described(child, others) for child in node.children],
     }
 
 
 def _shown(node: VectorNode, image: Tensor, others: Sequence[Picture]) -> dict[str, Any]:
-    neighbours = []
-    for n in node.neighbours:
+    neighbors = []
+    for n in node.neighbors:
         other = torch.from_numpy(others[n.image].small)
-        neighbours.append({"title": f"{others[n.image].name}, cosine {n.cosine:.2f}", "picture": _uri(_crop(other, n.field))})
+        neighbors.append({"title": f"{others[n.image].name}, cosine {n.cosine:.2f}", "picture": _uri(_crop(other, n.field))})
     where = f"{node.layer} ({node.row}, {node.column})"
     return {
         "title": f"{where}: share {node.share:.3f}, of the decision {node.path_share:.3f}",
         "picture": _uri(_under(image, node.field)),
         "crop": _uri(_crop(image, node.field)),
         "rest": None if node.rest is None else f"{node.rest:.3f}",
-        "neighbours": neighbours,
+        "neighbors": neighbors,
         "children": [_shown(child, image, others) for child in node.children],
     }
 

@@ -217,7 +217,7 @@ def binarized_logits(classifier: nn.Module, images: Tensor, layer: str) -> Tenso
         handle.remove()
 
 
-class _Binarised(TorchFunctionMode):
+class _Binarized(TorchFunctionMode):
     """Lets one activation call pass ``[a > 0]``; the calls are counted in the order of the forward pass."""
 
     def __init__(self, call: int) -> None:
@@ -241,7 +241,7 @@ class _Binarised(TorchFunctionMode):
 @torch.no_grad()
 def activation_calls(classifier: Callable[[Tensor], Tensor], images: Tensor) -> int:
     """How many activation calls a forward pass of normalised images ``[B,C,H,W]`` makes; see :func:`binarized_call_logits`."""
-    mode = _Binarised(-1)
+    mode = _Binarized(-1)
     with mode:
         classifier(images)
     return mode.seen
@@ -260,7 +260,7 @@ def binarized_call_logits(classifier: Callable[[Tensor], Tensor], images: Tensor
         ConfigError: the classifier makes fewer calls.
     """
     _eval_mode(classifier)
-    with _Binarised(call) as mode:
+    with _Binarized(call) as mode:
         logits = classifier(images)
     if not 0 <= call < mode.seen:
         known = f"numbered 0 to {mode.seen - 1}" if mode.seen else "of which there is none"

@@ -20,8 +20,8 @@ def bounding_box(truth: Tensor) -> Tensor:
     return _span(rows)[:, :, None] & _span(columns)[:, None, :]
 
 
-@Facts("attribution_localisation", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0)
-def attribution_localisation(saliency: Tensor, truth: Tensor, void: Tensor | None = None, region: Region = "mask") -> Tensor:
+@Facts("attribution_localization", higher_is_better=True, bounds=(0.0, 1.0), optimum=1.0)
+def attribution_localization(saliency: Tensor, truth: Tensor, void: Tensor | None = None, region: Region = "mask") -> Tensor:
     """``sum_{i in region} max(s_i,0) / sum_i max(s_i,0)``, ``[B]`` in [0,1].
 
     Args:

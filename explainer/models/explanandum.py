@@ -105,9 +105,9 @@ class Explanandum(nn.Module):
                     f"images have {images.shape[1]} channel(s) and {name} has {len(values)} values: give {name}= one number, or one per "
                     f"channel of the classifier's input (images {tuple(images.shape)})."
                 )
-        normalised = (images - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
+        normalized = (images - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
         weight = next((p for p in self.classifier.parameters() if p.is_floating_point()), None)
-        return normalised if weight is None or weight.dtype == normalised.dtype else normalised.to(weight.dtype)
+        return normalized if weight is None or weight.dtype == normalized.dtype else normalized.to(weight.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B,C,H,W]`` in [0,1] -> logits ``[B,K]``."""
@@ -117,15 +117,15 @@ class Explanandum(nn.Module):
             logits = logits_of(self._run(self.normalize(images)), self.num_classes)
         return logits if logits.dtype == images.dtype else logits.to(images.dtype)
 
-    def _run(self, normalised: Tensor) -> Any:
+    def _run(self, normalized: Tensor) -> Any:
         """The classifier's own output."""
         try:
-            return self.classifier(normalised)
+            return self.classifier(normalized)
         except RuntimeError as error:
             if "channels" not in str(error):
                 raise
             raise ShapeError(
-                f"the classifier cannot take images of {normalised.shape[1]} channel(s), {tuple(normalised.shape)}: {error}"
+                f"the classifier cannot take images of {normalized.shape[1]} channel(s), {tuple(normalized.shape)}: {error}"
             ) from error
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -32,14 +32,14 @@ def palette() -> list[int]:
     """256 colours for maps."""
     stops = np.array(_ANCHORS, dtype=float)
     position = np.linspace(0, len(stops) - 1, 256)
-    colours = np.stack([np.interp(position, np.arange(len(stops)), stops[:, c]) for c in range(3)], axis=1)
-    return [int(v) for v in colours.round().astype(int).reshape(-1)]
+    colors = np.stack([np.interp(position, np.arange(len(stops)), stops[:, c]) for c in range(3)], axis=1)
+    return [int(v) for v in colors.round().astype(int).reshape(-1)]
 
 
-def data_url(path: Path, coloured: bool = False) -> str:
-    """A picture file as a data URL; ``coloured``: grey levels in the colours of :func:`palette`."""
+def data_url(path: Path, colored: bool = False) -> str:
+    """A picture file as a data URL; ``colored``: grey levels in the colours of :func:`palette`."""
     content, kind = path.read_bytes(), "jpeg" if path.suffix == ".jpg" else "png"
-    if coloured:
+    if colored:
         grey = Image.open(io.BytesIO(content)).convert("L")
         indexed = Image.frombytes("P", grey.size, grey.tobytes())
         indexed.putpalette(palette())
@@ -125,7 +125,7 @@ def _figure(path: Path, caption: str, method: int | None = None) -> str:
     number = "" if method is None else "<small></small>"
     text = escape(caption)
     label = text.replace("_", "_<wbr>")
-    url = data_url(path, coloured=method is not None)
+    url = data_url(path, colored=method is not None)
     return f'<figure{own}><img src="{url}" alt="{text}"><figcaption>{label}{number}</figcaption></figure>'
 
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from html import escape
 
 #: Distinguishable on white and on near-black; further curves repeat the colours with another dash.
-COLOURS = ("#2f6fde", "#e0572b", "#2a9d5c", "#b04ad0", "#c79a00", "#00a3b4", "#d6336c", "#7a6a58", "#6677cc", "#5f8f1f")
+COLORS = ("#2f6fde", "#e0572b", "#2a9d5c", "#b04ad0", "#c79a00", "#00a3b4", "#d6336c", "#7a6a58", "#6677cc", "#5f8f1f")
 DASHES = ("", "7 4", "2 3", "10 3 2 3")
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 330, 48, 12, 10, 40
 
 
 def style(number: int) -> tuple[str, str]:
     """Colour and dash of the curve with this number."""
-    return COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+    return COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
 
 
 def curves(x: Sequence[float], lines: Sequence[tuple[str, Sequence[float], int]], x_title: str, y_title: str) -> str:
@@ -50,12 +50,12 @@ def curves(x: Sequence[float], lines: Sequence[tuple[str, Sequence[float], int]]
             parts.append(f'<text x="{at(tick, low)[0]:.1f}" y="{_H - _BOTTOM + 17}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<text x="{(_LEFT + _W - _RIGHT) / 2}" y="{_H - 4}" text-anchor="middle">{escape(x_title)}</text>')
     for label, values, number in lines:
-        colour, dash = style(number)
+        color, dash = style(number)
         for piece in _pieces(x, values):
             points = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(*p) for p in piece))
             dashed = f' stroke-dasharray="{dash}"' if dash else ""
             parts.append(
-                f'<polyline class="curve" data-label="{escape(label)}" points="{points}" stroke="{colour}"{dashed}>'
+                f'<polyline class="curve" data-label="{escape(label)}" points="{points}" stroke="{color}"{dashed}>'
                 f"<title>{escape(label)}</title></polyline>"
             )
     return "".join([*parts, "</svg>"])
@@ -63,9 +63,9 @@ def curves(x: Sequence[float], lines: Sequence[tuple[str, Sequence[float], int]]
 
 def swatch(number: int) -> str:
     """A short piece of the line, for legends."""
-    colour, dash = style(number)
+    color, dash = style(number)
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'<svg class="swatch" viewBox="0 0 24 8" aria-hidden="true"><line x1="0" x2="24" y1="4" y2="4" stroke="{colour}"{dashed}/></svg>'
+    return f'<svg class="swatch" viewBox="0 0 24 8" aria-hidden="true"><line x1="0" x2="24" y1="4" y2="4" stroke="{color}"{dashed}/></svg>'
 
 
 def _pieces(x: Sequence[float], values: Sequence[float]) -> list[list[tuple[float, float]]]:

@@ -14,6 +14,7 @@ from explainer.evaluation.protocol import Column
 from explainer.evaluation.results import Row, decode, encode, read_rows
 from explainer.evaluation.statistics import paired_difference
 from explainer.files import parse_json
+from explainer.vocabulary import todays
 
 SUMMARY = "summary.json"
 #: Plain words for what the protocols ask; a protocol that is not here goes by its label.
@@ -29,7 +30,7 @@ TITLES: dict[str, tuple[str, str]] = {
     "masking_matrix": ("Class-specific masking", "Does the mask of one class keep that class and remove the others?"),
     "classification_kept": ("Classification kept", "Is the image still recognised when only the mask is shown?"),
     "inverse_mask": ("What the inverse mask leaves", "Score left when the mask's pixels are gone."),
-    "localisation": ("Localisation by boxes", "Does the box around the map's highest values meet the object's box?"),
+    "localization": ("Localisation by boxes", "Does the box around the map's highest values meet the object's box?"),
     "mask_deletion": ("Deletion by masks", "How far does the score fall when the mask's pixels are removed?"),
     "box_deletion": ("Deletion of a box", "How small a box must be removed for the score to fall?"),
     "adversarial": ("Adversarial images", "Do the maps of attacked images differ from those of clean ones?"),
@@ -38,7 +39,7 @@ TITLES: dict[str, tuple[str, str]] = {
         "Check: constant shift",
         "Does the map stay when a constant is added to all images and taken off inside the classifier?",
     ),
-    "data_randomisation": ("Check: permuted labels", "Do maps differ from those of a classifier that was trained on permuted labels?"),
+    "data_randomization": ("Check: permuted labels", "Do maps differ from those of a classifier that was trained on permuted labels?"),
     "empty_images": ("Where nothing is to be seen", "How much do the masks mark in images of classes that no pixel belongs to?"),
     "srd_metrics": ("Localisation, sparseness, fidelity, stability", "The five numbers of the SRD paper."),
     "class_sensitivity": ("Class sensitivity", "Do the maps of the most and the least likely class differ?"),
@@ -46,16 +47,16 @@ TITLES: dict[str, tuple[str, str]] = {
     "infidelity": ("Infidelity and sensitivity", "Does the map predict the effect of small changes, and is it stable?"),
     "manipulation": ("Adversarial manipulation", "Can an invisible change of the image change the map?"),
     "apop": ("What activation patterns predict", "The class read from activation patterns alone."),
-    "binarised": ("What one binarised activation leaves", "Accuracy when one layer passes only which of its units are active."),
+    "binarized": ("What one binarised activation leaves", "Accuracy when one layer passes only which of its units are active."),
     "time": ("Time", "Seconds for one image."),
     "label_leakage": ("Check: label leakage", "Does the mask alone tell the class?"),
-    "randomised_classifier": ("Check: randomised classifier", "Is the masks' advantage lost when the classifier is random?"),
+    "randomized_classifier": ("Check: randomised classifier", "Is the masks' advantage lost when the classifier is random?"),
     "fill_swap": ("Check: fill swap", "Do masks work under fills not used in training?"),
     "shortcut": ("Check: planted shortcut", "Is a cue shown exactly where the classifier uses it?"),
     "fidelity": ("Fidelity", "How closely does the sum of a map follow the score when parts are removed?"),
     "mask_activation": ("Mask activation", "Which share of the image do the masks of present and absent classes cover?"),
     "implausible": ("Check: Explainer of a random classifier", "Do masks look right although there was nothing to explain?"),
-    "parameter_randomisation": ("Check: parameter randomisation", "Do maps change when the classifier's parameters are random?"),
+    "parameter_randomization": ("Check: parameter randomisation", "Do maps change when the classifier's parameters are random?"),
 }
 
 
@@ -182,9 +183,10 @@ def label_of(method: str, scale: str) -> str:
 
 def title_of(summary: Mapping[str, Any], protocol: str) -> tuple[str, str]:
     """``(title, question)`` of a protocol's label in plain words; a label that differs from the protocol's name is added."""
-    name = summary["protocols"][protocol]["name"]
+    # Rows may be older than the spelling.
+    name = todays(summary["protocols"][protocol]["name"], TITLES)
     title, question = TITLES.get(name, (name.replace("_", " ").capitalize(), ""))
-    return (title if protocol == name else f"{title} ({protocol})"), question
+    return (title if todays(protocol, TITLES) == name else f"{title} ({protocol})"), question
 
 
 def protocol_table(results: Results, protocol: str) -> Table:

@@ -240,9 +240,9 @@ def draw(rows: list[dict[str, Any]], goals: dict[str, float], file: Path) -> Non
     for recipe, ends in final(rows).items():
         kind = recipe.partition("@")[0]
         kinds[kind].append(tuple(statistics.mean(row[name] for row in ends) for name in ("seconds", "iou_50")))  # type: ignore[arg-type]
-        colour = f"C{list(kinds).index(kind)}"
+        color = f"C{list(kinds).index(kind)}"
         for row in ends:
-            axes.plot(row["seconds"], 100 * row["iou_50"], "o", color=colour, mfc=colour if met(row, goals) else "none", ms=5)
+            axes.plot(row["seconds"], 100 * row["iou_50"], "o", color=color, mfc=color if met(row, goals) else "none", ms=5)
     for number, (kind, points) in enumerate(kinds.items()):
         seconds, quality = zip(*sorted(points), strict=True)
         axes.plot(seconds, [100 * q for q in quality], color=f"C{number}", label=kind, lw=1)

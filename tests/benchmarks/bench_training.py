@@ -40,7 +40,7 @@ LOW, HIGH = 0.05, 0.3
 def published_loss(net: Explainer, explanandum: Explanandum, images: Tensor, targets: Tensor) -> Tensor:
     """Equations 2 to 8 as they are written: image by image, class by class, two passes."""
     masks = net(images)
-    normalised = explanandum.normalize(images)
+    normalized = explanandum.normalize(images)
     shown, absent = [], []
     for i in range(len(images)):
         present = [masks[i, k] for k in range(masks.shape[1]) if targets[i, k] == 1]
@@ -48,8 +48,8 @@ def published_loss(net: Explainer, explanandum: Explanandum, images: Tensor, tar
         shown.append(torch.stack(present).max(dim=0).values)
         absent.append(torch.stack(others).max(dim=0).values)
     m, n = torch.stack(shown), torch.stack(absent)
-    kept = explanandum.classifier(normalised * m.unsqueeze(1))
-    left = explanandum.classifier(normalised * (1 - m).unsqueeze(1))
+    kept = explanandum.classifier(normalized * m.unsqueeze(1))
+    left = explanandum.classifier(normalized * (1 - m).unsqueeze(1))
     loss = F.binary_cross_entropy_with_logits(kept, targets)
     q = torch.softmax(left, dim=1).clamp(min=1e-30)
     loss = loss + WEIGHTS["entropy"] * (q * q.log()).mean()

@@ -129,8 +129,8 @@ def randomize(network: nn.Module, seed: int) -> nn.Module:
                     tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
             else:
                 for name, tensor in module.named_parameters(recurse=False):
-                    centre = 1.0 if isinstance(module, nn.LayerNorm) and name == "weight" else 0.0
-                    tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3 + centre)
+                    center = 1.0 if isinstance(module, nn.LayerNorm) and name == "weight" else 0.0
+                    tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3 + center)
     return network
 
 
@@ -150,7 +150,7 @@ def tiny(architecture: str, dtype: torch.dtype = torch.float64, seed: int = 0) -
     return explainer.Explanandum(network, CLASSES, mean=(0.4, 0.5, 0.45), std=(0.25, 0.2, 0.3))
 
 
-def colour_detector(dtype: torch.dtype = torch.float64) -> explainer.Explanandum:
+def color_detector(dtype: torch.dtype = torch.float64) -> explainer.Explanandum:
     """Class k answers to patches of pure colour k (red, green, blue) and to nothing else."""
     network = nn.Sequential(
         nn.Conv2d(3, 3, 3, padding=1),

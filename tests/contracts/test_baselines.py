@@ -16,7 +16,7 @@ import explainer
 from explainer import plugins
 from explainer.baselines import build
 from explainer.errors import ConfigError, ShapeError, UnsupportedLayerError
-from tests.contracts.networks import CLASSES, colour_detector, tiny
+from tests.contracts.networks import CLASSES, color_detector, tiny
 
 METHODS = plugins.discover("explainer.baselines")
 FAST_IGOS = {"size": 4, "iterations": 2, "points": 2, "step": 5.0}
@@ -215,7 +215,7 @@ def test_finds_the_planted_evidence(name: str) -> None:
     areas = torch.zeros(2, 32, 32, dtype=torch.bool)
     areas[0, 4:12, 4:12] = True
     areas[1, 20:28, 18:26] = True
-    classifier = colour_detector()
+    classifier = color_detector()
     maps = build(name, classifier, **{**OPTIONS.get(name, {}), **PLANTED.get(name, {})})(x.expand(2, -1, -1, -1), [0, 1])
     found = [ranking(maps[k], areas[k]) for k in range(2)]
     for rival in ("centre", "random"):

@@ -25,7 +25,7 @@ def prepare(case: str, dtype: torch.dtype):
         l1=args["L1"],
         l2=args["L2"],
         noise=0.2 if args["mode"] == "seeded" else 0.0,
-        optimiser="nesterov" if args.get("opt") == "NAG" else "line_search",
+        optimizer="nesterov" if args.get("opt") == "NAG" else "line_search",
         step=args["alpha"],
         fill=torch.as_tensor(arrays["in/baseline"], dtype=dtype),
     )

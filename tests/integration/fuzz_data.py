@@ -24,22 +24,22 @@ from tests.integration.fuzz_mutations import DEEP, NASTY, Case, alternately, byt
 
 
 # ---------------------------------------------------------------------- images
-def _png_of(width: int, height: int, depth: int, colour: int, data: bytes) -> bytes:
+def _png_of(width: int, height: int, depth: int, color: int, data: bytes) -> bytes:
     """A PNG whose header says what it is told to, with right checksums."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def _large(random: np.random.Generator) -> bytes:
     """The largest picture that is allowed, in a few bytes: 64 megapixels of one colour, of some mode."""
-    depth, colour, channels = [(8, 0, 1), (8, 2, 3), (8, 6, 4), (16, 0, 1), (16, 2, 3), (8, 4, 2)][int(random.integers(6))]
+    depth, color, channels = [(8, 0, 1), (8, 2, 3), (8, 6, 4), (16, 0, 1), (16, 2, 3), (8, 4, 2)][int(random.integers(6))]
     row = b"\0" + bytes(8000 * channels * depth // 8)
     packer = zlib.compressobj(1)
-    return _png_of(8000, 8000, depth, colour, b"".join([*(packer.compress(row * 100) for _ in range(80)), packer.flush()]))
+    return _png_of(8000, 8000, depth, color, b"".join([*(packer.compress(row * 100) for _ in range(80)), packer.flush()]))
 
 
 def pictures(folder: Path, random: np.random.Generator) -> Iterator[Case]:
@@ -49,20 +49,20 @@ def pictures(folder: Path, random: np.random.Generator) -> Iterator[Case]:
 
     generator = np.random.default_rng(0)
     grey = Image.fromarray(generator.integers(0, 255, (40, 56), dtype=np.uint8))
-    colour = Image.fromarray(generator.integers(0, 255, (40, 56, 3), dtype=np.uint8))
+    color = Image.fromarray(generator.integers(0, 255, (40, 56, 3), dtype=np.uint8))
     made = {
-        "a.jpg": colour,
-        "b.jpg": colour.convert("CMYK"),
-        "c.png": colour,
+        "a.jpg": color,
+        "b.jpg": color.convert("CMYK"),
+        "c.png": color,
         "d.png": grey,
-        "e.png": colour.quantize(16),
+        "e.png": color.quantize(16),
         "f.gif": grey,
         "g.png": Image.fromarray(generator.integers(0, 60000, (40, 56), dtype=np.uint16)),
-        "h.bmp": colour,
-        "i.tif": colour,
-        "j.webp": colour,
-        "k.ppm": colour,
-        "l.png": colour.convert("RGBA"),
+        "h.bmp": color,
+        "i.tif": color,
+        "j.webp": color,
+        "k.ppm": color,
+        "l.png": color.convert("RGBA"),
         "m.tif": grey.convert("1"),
         "n.tif": grey.convert("F"),
     }

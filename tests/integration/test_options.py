@@ -158,11 +158,11 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(argv, tmp_path, cap
 
 def test_unreadable_images_are_counted_at_the_end(tmp_path, caplog, capsys):
     for split in ("train", "val"):
-        for name, colour in (("red", (250, 10, 10)), ("blue", (10, 10, 250))):
+        for name, color in (("red", (250, 10, 10)), ("blue", (10, 10, 250))):
             for i in range(6):
                 path = tmp_path / f"images/{split}/{name}/{i}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (32, 32), colour).save(path)
+                Image.new("RGB", (32, 32), color).save(path)
     (tmp_path / "images/train/red/3.png").write_bytes(b"no image")
     (tmp_path / "images/val/blue/1.png").write_bytes(b"")
     arguments = ["fit", "--task", "classify", "--classifier.options", "{widths: [8, 8]}", "--data.name", "image_folder", "--data.options"]

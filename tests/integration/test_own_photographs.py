@@ -27,12 +27,12 @@ SHORT = {
 }
 
 
-def picture(path: Path, colour: tuple[int, int, int], seed: int) -> None:
+def picture(path: Path, color: tuple[int, int, int], seed: int) -> None:
     """A patch of one colour somewhere on grey noise, in portrait format."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(90, 150, (96, 72, 3), dtype=np.uint8)
     top, left = rng.integers(0, 56), rng.integers(0, 32)
-    pixels[top : top + 40, left : left + 40] = colour
+    pixels[top : top + 40, left : left + 40] = color
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
@@ -48,9 +48,9 @@ def test_four_commands_from_photographs_to_masks(
 ) -> None:
     import timm
 
-    for name, colour in CLASSES.items():
+    for name, color in CLASSES.items():
         for i in range(20):
-            picture(tmp_path / "photos" / name / f"{i:02d}.png", colour, i)
+            picture(tmp_path / "photos" / name / f"{i:02d}.png", color, i)
     picture(tmp_path / "new_photos" / "one.png", CLASSES["red"], 100)
     torch.manual_seed(0)
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "weights.pth")

@@ -40,5 +40,5 @@ def test_checkpoints_outlive_what_they_began_from(tmp_path, capsys):
     picture, out = str(tmp_path / "p.png"), str(tmp_path / "masks")
     assert main(["explain", str(model), picture, "--classifier", str(classifier), "--out", out, "--quiet"]) == 0
     assert main(["overlay", picture, "--classifier", str(classifier), "--size", "32", "--out", f"{tmp_path}/o.html"]) == 0
-    assert main(["randomise", str(classifier), "--size", "32", "--out", f"{tmp_path}/random.ckpt"]) == 0
+    assert main(["randomize", str(classifier), "--size", "32", "--out", f"{tmp_path}/random.ckpt"]) == 0
     assert "error" not in capsys.readouterr().err

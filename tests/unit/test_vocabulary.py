@@ -39,3 +39,10 @@ def test_only_concrete_classes_and_declared_functions_have_names(tmp_path: Path)
 def test_reading_names_imports_no_torch() -> None:
     code = "import sys; from explainer import vocabulary; assert 'rise' in vocabulary.methods(); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_an_old_spelling_is_answered_only_where_today_s_is_known() -> None:
+    assert vocabulary.todays("randomise", ["randomize"]) == "randomize"
+    assert vocabulary.todays("randomise", ["randomise", "randomize"]) == "randomise"
+    assert vocabulary.todays("licence", ["layer"]) == "licence"
+    assert not set(vocabulary.FORMER) & set(vocabulary.FORMER.values())

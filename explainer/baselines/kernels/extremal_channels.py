@@ -17,7 +17,7 @@ from explainer.attribution.layouts import layout_of
 from explainer.attribution.watching import out_of_place
 from explainer.baselines.kernels.extremal_game import Game, Reward, class_reward, game_reward
 from explainer.baselines.kernels.hooks import find_layer
-from explainer.baselines.kernels.mask_search import Ascent, History, Limits, maximise
+from explainer.baselines.kernels.mask_search import Ascent, History, Limits, maximize
 from explainer.baselines.kernels.smooth_mask import area_penalty
 from explainer.errors import ConfigError
 
@@ -135,7 +135,7 @@ def channel_masks(
         return 1 - _TIE_BREAK * (1 - least_first / channels)
 
     with out_of_place(explanandum.classifier):
-        found = maximise(start(), objective, Ascent("sgd", lambda _: 0.01), iterations, limits)
+        found = maximize(start(), objective, Ascent("sgd", lambda _: 0.01), iterations, limits)
         with torch.no_grad():
             rows = torch.arange(len(row_image), device=images.device)
             logits = classify(found.parameters, rows)

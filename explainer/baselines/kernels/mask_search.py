@@ -104,14 +104,14 @@ class History:
 
 @dataclass(frozen=True)
 class Found:
-    """Result of :func:`maximise`: ``parameters`` as last evaluated, ``iterations`` that each row took ``[N]``, and the ``history``."""
+    """Result of :func:`maximize`: ``parameters`` as last evaluated, ``iterations`` that each row took ``[N]``, and the ``history``."""
 
     parameters: Tensor
     iterations: Tensor
     history: History
 
 
-def maximise(start: Tensor, objective: Objective, ascent: Ascent, iterations: int, limits: Limits | None = None) -> Found:
+def maximize(start: Tensor, objective: Objective, ascent: Ascent, iterations: int, limits: Limits | None = None) -> Found:
     """Maximise each row's objective over parameters in [0,1].
 
     The last iteration (and the last one of a row that leaves) evaluates without stepping, so the result is what its recorded values

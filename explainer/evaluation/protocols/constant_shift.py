@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from explainer.errors import ConfigError
 from explainer.evaluation.protocol import Column, Mode, Score, scores
-from explainer.evaluation.randomise import scores_only
+from explainer.evaluation.randomize import scores_only
 from explainer.evaluation.results import Row
 from explainer.evaluation.scene import Maps, Method, Scene
 from explainer.evaluation.shift import shifted

@@ -8,7 +8,7 @@ from explainer.errors import ConfigError
 from explainer.evaluation.protocol import Column, Mode, Protocol, Score, scores
 from explainer.evaluation.scene import Maps, Scene
 from explainer.metrics.fidelity import Unit, fidelity
-from explainer.metrics.localization import Region, attribution_localisation
+from explainer.metrics.localization import Region, attribution_localization
 from explainer.metrics.pointing_game import pointing_game
 from explainer.metrics.preparation import Norm, prepare
 from explainer.metrics.sparseness import sparseness
@@ -63,7 +63,7 @@ class SRDMetrics(Protocol):
         size = {"paper": 200, "code": 224}.get(self.mode, max(1, round(200 * pixels / 224**2)))
         values = {
             "pointing": pointing_game(saliency, truth, void, tolerance),
-            "localisation": attribution_localisation(saliency, truth, void, self.region),
+            "localisation": attribution_localization(saliency, truth, void, self.region),
             "sparseness": sparseness(saliency, 1e-7 if self.mode == "code" else 0.0),
             "fidelity": fidelity(
                 scene.explanandum,

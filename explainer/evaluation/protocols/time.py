@@ -50,7 +50,7 @@ class Time(Protocol):
         method = maps.method
 
         def once() -> float:
-            synchronise(scene.images)
+            synchronize(scene.images)
             start = time.perf_counter()
             compute_pairs(
                 method.attributor,
@@ -60,7 +60,7 @@ class Time(Protocol):
                 masks=scene.batch.masks,
                 batch_size=method.batch_size,
             )
-            synchronise(scene.images)
+            synchronize(scene.images)
             return time.perf_counter() - start
 
         if method.label not in self._warm:
@@ -73,7 +73,7 @@ class Time(Protocol):
         return scores(number, None, {"seconds": share, "seconds_per_class": share * number / pairs})
 
 
-def synchronise(images: Tensor) -> None:
+def synchronize(images: Tensor) -> None:
     """Wait until the device has finished what it was given."""
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)

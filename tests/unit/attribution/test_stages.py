@@ -137,9 +137,9 @@ def check(name: str, size: tuple[int, int], layer: str, channels: int, rows: int
     if features.layout.channels == 1:
         return  # as it is, no positions to confuse; deep random CNNs feel every change everywhere
     change = (values[1:] - values[:1]).double().square().sum(1)
-    centres = torch.stack([(change * grid).sum((1, 2)) / change.sum((1, 2)) for grid in _steps(rows, columns)], dim=1)
-    assert centres[0, 0] < centres[2, 0] and centres[1, 0] < centres[3, 0], f"top and bottom are not where they are: {centres}"
-    assert centres[0, 1] < centres[1, 1] and centres[2, 1] < centres[3, 1], f"left and right are not where they are: {centres}"
+    centers = torch.stack([(change * grid).sum((1, 2)) / change.sum((1, 2)) for grid in _steps(rows, columns)], dim=1)
+    assert centers[0, 0] < centers[2, 0] and centers[1, 0] < centers[3, 0], f"top and bottom are not where they are: {centers}"
+    assert centers[0, 1] < centers[1, 1] and centers[2, 1] < centers[3, 1], f"left and right are not where they are: {centers}"
 
 
 def _steps(rows: int, columns: int) -> tuple[Tensor, Tensor]:

@@ -303,18 +303,18 @@ def test_self_supervised_neighbour_and_variants() -> None:
     distance = torch.cdist(codes[:2], codes) + torch.eye(6).double()[:2] * 1e9
     nearest = distance.argmin(1)
     found = explain_self_supervised(encoder, head, images[:2], images)  # the images themselves are left out
-    assert torch.equal(found.neighbour, nearest)
+    assert torch.equal(found.neighbor, nearest)
     assert torch.allclose(found.logits, head(codes[:2] - codes[nearest]))
     assert torch.equal(found.class_index, found.logits.argmax(1))
     given = explain_self_supervised(encoder, head, images[:2], codes, exclude=torch.tensor([int(nearest[0]), -1]))
-    assert given.neighbour[0] != nearest[0] and given.neighbour[1] == nearest[1]
+    assert given.neighbor[0] != nearest[0] and given.neighbor[1] == nearest[1]
     maps = [explain_self_supervised(encoder, head, images[:1], codes, latent=kind).maps for kind in ("difference", "sum", "none")]
     assert all(not torch.allclose(a, b, atol=1e-4) for a, b in ((maps[0], maps[1]), (maps[1], maps[2]), (maps[0], maps[2])))
     with pytest.raises(ConfigError, match="no image that differs"):
         explain_self_supervised(encoder, head, images[:1], images[:1])
     with pytest.raises(ShapeError, match="length 3"):
         explain_self_supervised(encoder, head, images[:1], codes[:, :3])
-    assert {f.name for f in dataclasses.fields(found)} == {"maps", "class_index", "logits", "neighbour"}
+    assert {f.name for f in dataclasses.fields(found)} == {"maps", "class_index", "logits", "neighbor"}
 
 
 @pytest.mark.parametrize("block", [1, 7, 30, 2**20])

@@ -86,10 +86,10 @@ def test_gradient_equals_finite_differences_of_the_written_out_objective(name: s
 
 
 @pytest.mark.parametrize("name", ["igos_pp", "igos"])
-@pytest.mark.parametrize("optimiser", ["line_search", "nesterov"])
-def test_finds_the_quarter_that_counts(name: str, optimiser: str) -> None:
-    step = 20.0 if optimiser == "line_search" else 2.0
-    method = build(name, CLASSIFIER, **{**FAST, "iterations": 8}, l2=1.0, optimiser=optimiser, step=step)
+@pytest.mark.parametrize("optimizer", ["line_search", "nesterov"])
+def test_finds_the_quarter_that_counts(name: str, optimizer: str) -> None:
+    step = 20.0 if optimizer == "line_search" else 2.0
+    method = build(name, CLASSIFIER, **{**FAST, "iterations": 8}, l2=1.0, optimizer=optimizer, step=step)
     maps = method(images(), [0, 1])
     assert maps[0, :7, :7].mean() > maps[0].mean() + 0.1
     assert maps[1, 9:, 9:].mean() > maps[1].mean() + 0.1
@@ -169,7 +169,7 @@ def test_noise_tape_reads_the_same_at_any_order() -> None:
     ("options", "message"),
     [
         ({"points": 0}, "at least 1"),
-        ({"optimiser": "adam"}, "optimiser must be one of line_search, nesterov"),
+        ({"optimizer": "adam"}, "optimizer must be one of line_search, nesterov"),
         ({"score": "loss"}, "score must be one of"),
     ],
 )

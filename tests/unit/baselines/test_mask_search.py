@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from explainer.baselines.kernels.mask_search import Ascent, Limits, maximise
+from explainer.baselines.kernels.mask_search import Ascent, Limits, maximize
 from explainer.errors import ConfigError, NumericalError
 
 PEAK = torch.tensor([0.2, 0.5, 0.4, 0.5], dtype=torch.float64)
@@ -29,22 +29,22 @@ def towards_peak(x: Tensor, rows: Tensor, t: int) -> tuple[Tensor, dict[str, Ten
 def test_steps_equal_torch_optim(ascent: Ascent, theirs) -> None:
     start = torch.tensor([[0.0], [0.9], [1.0], [0.1]], dtype=torch.float64)
     parameter = torch.nn.Parameter(start.clone())
-    optimiser = theirs([parameter])
+    optimizer = theirs([parameter])
     for _ in range(8):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (-towards_peak(parameter, torch.arange(4), 0)[0].sum()).backward()
-        optimiser.step()
+        optimizer.step()
         with torch.no_grad():
             parameter.clamp_(0, 1)
-    found = maximise(start, towards_peak, ascent, 9)  # the ninth iteration only evaluates
+    found = maximize(start, towards_peak, ascent, 9)  # the ninth iteration only evaluates
     torch.testing.assert_close(found.parameters, parameter.detach(), rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(found.history.values["gain"][-1], -((parameter.detach()[:, 0] - PEAK) ** 2), rtol=1e-6, atol=1e-9)
 
 
 def test_converged_rows_leave_and_the_others_do_not_notice() -> None:
     start = torch.tensor([[0.2], [0.9], [0.0], [0.5]], dtype=torch.float64)  # rows 0 and 3 start at their peak
-    alone = maximise(start[1:3], lambda x, r, t: towards_peak(x, r + 1, t), SGD, 60)
-    found = maximise(start, towards_peak, SGD, 60, Limits(tolerance=1e-9, patience=5))
+    alone = maximize(start[1:3], lambda x, r, t: towards_peak(x, r + 1, t), SGD, 60)
+    found = maximize(start, towards_peak, SGD, 60, Limits(tolerance=1e-9, patience=5))
     assert found.iterations.tolist() == [5, 60, 60, 5]
     assert found.history.active[:6] == [4, 4, 4, 4, 4, 2]
     torch.testing.assert_close(found.parameters[1:3], alone.parameters, rtol=0, atol=0)
@@ -53,17 +53,17 @@ def test_converged_rows_leave_and_the_others_do_not_notice() -> None:
 
 
 def test_all_rows_converged_ends_the_search() -> None:
-    found = maximise(PEAK[:, None].clone(), towards_peak, SGD, 100, Limits(tolerance=1e-9, patience=3))
+    found = maximize(PEAK[:, None].clone(), towards_peak, SGD, 100, Limits(tolerance=1e-9, patience=3))
     assert len(found.history.active) == 3
     torch.testing.assert_close(found.parameters[:, 0], PEAK)
 
 
 def test_limits_end_early_without_stretching_the_schedule() -> None:
     start = torch.zeros(4, 1, dtype=torch.float64)
-    whole = maximise(start, towards_peak, SGD, 20)
-    part = maximise(start, towards_peak, SGD, 20, Limits(max_iterations=7))
+    whole = maximize(start, towards_peak, SGD, 20)
+    part = maximize(start, towards_peak, SGD, 20, Limits(max_iterations=7))
     torch.testing.assert_close(part.history.values["gain"], whole.history.values["gain"][:7], rtol=0, atol=0)
-    spent = maximise(start, towards_peak, SGD, 20, Limits(budget_s=0.0))
+    spent = maximize(start, towards_peak, SGD, 20, Limits(budget_s=0.0))
     assert spent.iterations.tolist() == [1] * 4
 
 
@@ -75,8 +75,8 @@ def test_passes_do_not_change_the_result() -> None:
         seen.append(len(rows))
         return towards_peak(x, rows, t)
 
-    whole = maximise(start, towards_peak, SGD, 5)
-    torch.testing.assert_close(maximise(start, recorded, SGD, 5, Limits(rows_per_pass=3)).parameters, whole.parameters, rtol=0, atol=0)
+    whole = maximize(start, towards_peak, SGD, 5)
+    torch.testing.assert_close(maximize(start, recorded, SGD, 5, Limits(rows_per_pass=3)).parameters, whole.parameters, rtol=0, atol=0)
     assert seen == [3, 1] * 5
 
 
@@ -86,6 +86,6 @@ def test_bad_limits_and_values_are_refused() -> None:
     with pytest.raises(ConfigError, match="budget_s"):
         Limits(budget_s=-1.0)
     with pytest.raises(ConfigError, match="iterations"):
-        maximise(torch.zeros(1, 1), towards_peak, SGD, 0)
+        maximize(torch.zeros(1, 1), towards_peak, SGD, 0)
     with pytest.raises(NumericalError, match="gain"):
-        maximise(torch.zeros(1, 1), lambda x, r, t: (x[:, 0] / 0.0, {"gain": x[:, 0] / 0.0}), SGD, 3)
+        maximize(torch.zeros(1, 1), lambda x, r, t: (x[:, 0] / 0.0, {"gain": x[:, 0] / 0.0}), SGD, 3)

@@ -48,7 +48,7 @@ def test_two_iterations_equal_the_slow_derivation(game: str) -> None:
     explanandum, images, index = convolutional(), pictures(2, 16), torch.tensor([0, 2])
     start = torch.rand(2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     parameter = torch.nn.Parameter(1 - start if game == "delete" else start.clone())
-    optimiser = torch.optim.Adam([parameter], 0.1)
+    optimizer = torch.optim.Adam([parameter], 0.1)
     blurred = imsmooth(images, 2.0, renormalize=True)
     objectives, scores = [], []
     for t in range(3):
@@ -59,9 +59,9 @@ def test_two_iterations_equal_the_slow_derivation(game: str) -> None:
         objectives.append(-cost.detach())
         scores.append(probability.detach())
         if t < 2:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             cost.sum().backward()
-            optimiser.step()
+            optimizer.step()
             with torch.no_grad():
                 parameter.clamp_(0, 1)
     method = MeaningfulPerturbation(

@@ -55,8 +55,8 @@ def test_origin_is_the_same_as_perturbing_normalised_images() -> None:
     mean, std = torch.tensor([0.2, 0.4, 0.6], dtype=torch.float64), 0.25
     view = mean.view(1, 3, 1, 1)
     for kind in ("blur", "fade"):
-        normalised = pyramid((images - view) / std, kind, 4, max_blur=3.0)
-        expected = normalised * std + view.unsqueeze(1)
+        normalized = pyramid((images - view) / std, kind, 4, max_blur=3.0)
+        expected = normalized * std + view.unsqueeze(1)
         torch.testing.assert_close(pyramid(images, kind, 4, max_blur=3.0, origin=mean), expected)
 
 

@@ -23,7 +23,7 @@ from tests.golden.cases import ResNetLike
 METHODS = ["lrp", "lrp_alpha_beta", "lrp_zplus", "clrp", "sglrp", "rap", "excitation_backprop", "contrastive_excitation_backprop"]
 
 
-def randomise(net, seed=0):
+def randomize(net, seed=0):
     """Weights of a trained network's size, batch-norm statistics that matter, biases of both signs."""
     generator = torch.Generator().manual_seed(seed)
     net = net.double().eval()
@@ -76,7 +76,7 @@ def networks():
 
     def get(name):
         if name not in made:
-            made[name] = Explanandum(randomise(NETWORKS[name]()), 4, mean=0.4, std=0.3)
+            made[name] = Explanandum(randomize(NETWORKS[name]()), 4, mean=0.4, std=0.3)
         return made[name]
 
     return get
@@ -144,7 +144,7 @@ def without_biases(net):
 )
 def test_relevance_is_conserved_without_biases(name, method, options):
     """What starts at the logit arrives at the pixels, through pooling, folded batch norms and residual sums."""
-    explanandum = Explanandum(without_biases(randomise(NETWORKS[name](), seed=4)), 4, mean=0.4, std=0.3)
+    explanandum = Explanandum(without_biases(randomize(NETWORKS[name](), seed=4)), 4, mean=0.4, std=0.3)
     images = pictures(2)
     logits, best = explanandum(images).max(dim=1)
     assert float(logits.min()) > 0
@@ -154,7 +154,7 @@ def test_relevance_is_conserved_without_biases(name, method, options):
 
 @pytest.mark.parametrize("name", ["vgg", "vgg_bn"])
 def test_excitation_signal_is_a_probability(name):
-    explanandum = Explanandum(without_biases(randomise(NETWORKS[name](), seed=4)), 4, mean=0.4, std=0.3)
+    explanandum = Explanandum(without_biases(randomize(NETWORKS[name](), seed=4)), 4, mean=0.4, std=0.3)
     images = pictures(2)
     attributor = build("excitation_backprop", explanandum, layer="features.2")
     signal = attributor.relevance(images, explanandum(images).argmax(dim=1))
@@ -182,7 +182,7 @@ def test_batches_classes_repeats_and_precision(networks, method):
 
 
 def test_float32():
-    double = Explanandum(randomise(NETWORKS["vgg"]()), 4)
+    double = Explanandum(randomize(NETWORKS["vgg"]()), 4)
     images = pictures()
     expected = build("lrp", double)(images, 1)
     actual = build("lrp", double.float())(images.float(), 1)
@@ -279,7 +279,7 @@ class Detour(Plain):
 @pytest.mark.parametrize("form", [Terse, Detour])
 @pytest.mark.parametrize("method", ["lrp", "lrp_alpha_beta", "excitation_backprop"])
 def test_the_map_does_not_depend_on_how_the_network_is_written(form, method):
-    plain = randomise(Plain(), seed=1)
+    plain = randomize(Plain(), seed=1)
     other = form().double().eval()
     other.load_state_dict(plain.state_dict())
     images = pictures(2, side=8)
@@ -289,7 +289,7 @@ def test_the_map_does_not_depend_on_how_the_network_is_written(form, method):
 
 
 def test_relevance_at_layers_of_a_written_out_network():
-    explanandum = Explanandum(randomise(Plain(), seed=1), 2)
+    explanandum = Explanandum(randomize(Plain(), seed=1), 2)
     images = pictures(side=8)
     attributor = build("lrp", explanandum, rule="zplus_zero_bias")
     logit = float(explanandum(images)[0, 1])
@@ -304,7 +304,7 @@ def test_relevance_at_layers_of_a_written_out_network():
 @pytest.mark.parametrize("activation", [nn.LeakyReLU(0.1), nn.ELU(), nn.SiLU(), nn.GELU(), nn.Tanh(), nn.Hardswish()])
 def test_other_activations_pass_relevance(activation):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    explanandum = Explanandum(randomise(net, seed=2), 2)
+    explanandum = Explanandum(randomize(net, seed=2), 2)
     attributor = build("lrp", explanandum)
     images = pictures(side=8)
     torch.testing.assert_close(attributor.relevance(images, 0, at="0"), attributor.relevance(images, 0, at="1"))
@@ -320,7 +320,7 @@ def test_constant_scales_and_shifts_are_folded_like_a_batch_norm():
         def forward(self, x):
             return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
 
-    plain = randomise(Frozen(nn.BatchNorm2d(4)), seed=5)
+    plain = randomize(Frozen(nn.BatchNorm2d(4)), seed=5)
     frozen = Frozen(FrozenBatchNorm2d(4)).double().eval()
     frozen.load_state_dict({k: v for k, v in plain.state_dict().items() if "num_batches" not in k})
     images = pictures(side=8)

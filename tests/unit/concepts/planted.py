@@ -24,7 +24,7 @@ K, SIDE, PATCH = 16, 32, 6
 def planted(number: int, seed: int, noise: float = 0.02) -> tuple[Activations, ConceptMasks]:
     """Activations and truth of ``number`` images: a third shows a pair, the others red and yellow or yellow alone; half show blue."""
     rng = np.random.default_rng(seed)
-    colours = np.zeros((number, SIDE, SIDE), np.int64)  # 0 nothing, 1 red, 2 green, 3 yellow, 4 blue
+    colors = np.zeros((number, SIDE, SIDE), np.int64)  # 0 nothing, 1 red, 2 green, 3 yellow, 4 blue
     masks = np.zeros((number, len(NAMES), SIDE, SIDE), bool)
     for i in range(number):
         kind = i % 3
@@ -41,12 +41,12 @@ def planted(number: int, seed: int, noise: float = 0.02) -> tuple[Activations, C
             taken[place] = True
             masks[i, NAMES.index(name)][place] = True
             if name == "pair":
-                colours[i, y : y + PATCH, x : x + PATCH // 2] = 1
-                colours[i, y : y + PATCH, x + PATCH // 2 : x + PATCH] = 2
+                colors[i, y : y + PATCH, x : x + PATCH // 2] = 1
+                colors[i, y : y + PATCH, x + PATCH // 2 : x + PATCH] = 2
             else:
-                colours[i][place] = {"red": 1, "yellow": 3, "blue": 4}[name]
+                colors[i][place] = {"red": 1, "yellow": 3, "blue": 4}[name]
     on = np.zeros((number, K, SIDE, SIDE), np.float32)
-    on[:, 0], on[:, 1], on[:, 2] = np.isin(colours, (1, 3)), np.isin(colours, (2, 3)), colours == 4
+    on[:, 0], on[:, 1], on[:, 2] = np.isin(colors, (1, 3)), np.isin(colors, (2, 3)), colors == 4
     on[:, 3:] = rng.random((number, K - 3, SIDE, SIDE)) < noise
     maps = torch.from_numpy(on * rng.uniform(1, 1.1, on.shape).astype(np.float32))
     return activations(maps), truth(torch.from_numpy(masks))

@@ -85,8 +85,8 @@ def test_shortcut_co_occurs_with_its_class():
         cue = s.cues[k]
         if cue.any():
             assert (s.masks * cue).sum() == 0
-            colour = s.image[:, cue.bool()].mean(dim=1)
-            assert colour[2] < 0.7 and abs(colour[0] - 0.5) < 0.15
+            color = s.image[:, cue.bool()].mean(dim=1)
+            assert color[2] < 0.7 and abs(color[0] - 0.5) < 0.15
         seen[bool(s.target[k])].append(bool(cue.any()))
     assert 0.65 < sum(seen[True]) / len(seen[True]) < 0.92
     assert 0.03 < sum(seen[False]) / len(seen[False]) < 0.2

@@ -12,7 +12,7 @@ from PIL import Image
 
 from explainer.data.voc import VOC_CLASSES, Voc
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
-from tests.factories import COLOURS, NAMES, make_voc
+from tests.factories import COLORS, NAMES, make_voc
 
 
 def voc(root: Path, split: str = "train", **options: object) -> Voc:
@@ -30,8 +30,8 @@ def test_labels_masks_and_void_are_what_was_drawn(tmp_path: Path) -> None:
         for k, (y0, x0, y1, x1) in d.rectangles.items():
             expected[k, y0 + 1 : y1, x0:x1] = True
             void[y0, x0:x1] = True
-            centre = s.image[:, (y0 + y1) // 2, (x0 + x1) // 2]
-            assert (centre - torch.tensor(COLOURS[k]) / 255).abs().max() < 0.1
+            center = s.image[:, (y0 + y1) // 2, (x0 + x1) // 2]
+            assert (center - torch.tensor(COLORS[k]) / 255).abs().max() < 0.1
         assert torch.equal(s.masks, expected) and torch.equal(s.void, void)
 
 

@@ -20,10 +20,10 @@ from explainer.evaluation.protocol import parse_protocols
 from explainer.evaluation.protocols.fill_swap import FillSwap
 from explainer.evaluation.protocols.implausible import Implausible
 from explainer.evaluation.protocols.label_leakage import LabelLeakage
-from explainer.evaluation.protocols.parameter_randomisation import ParameterRandomisation
-from explainer.evaluation.protocols.randomised_classifier import RandomisedClassifier
+from explainer.evaluation.protocols.parameter_randomization import ParameterRandomization
+from explainer.evaluation.protocols.randomized_classifier import RandomizedClassifier
 from explainer.evaluation.protocols.shortcut import Shortcut
-from explainer.evaluation.randomise import cascade, cloud_images, layer_order, levels, randomised
+from explainer.evaluation.randomize import cascade, cloud_images, layer_order, levels, randomized
 from explainer.evaluation.runner import Runner, Settings
 from explainer.evaluation.scene import Maps, Method, Scene
 from explainer.evaluation.verdict import bootstrap, verdicts_of
@@ -37,7 +37,7 @@ K, SIDE = 4, 32
 
 
 # ---------------------------------------------------------------------- a classifier whose evidence is known: colour k is class k
-class ColourDetector(nn.Module):
+class ColorDetector(nn.Module):
     """Logit k = gain * (share of pixels of colour k) - 2. Colours: red, green, blue, magenta-green cue counts for class 0 if asked."""
 
     PALETTE = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9], [0.9, 0.9, 0.1]])
@@ -45,14 +45,14 @@ class ColourDetector(nn.Module):
     def __init__(self, cue_weight: float = 0.0, object_weight: float = 60.0) -> None:
         super().__init__()
         # 1x1 convolutions with ReLU that fire only near their colour: 1 - 8 * |x - c|_1 built from 6 half-spaces a colour.
-        colours = torch.cat([self.PALETTE, torch.tensor([[1.0, 0.0, 1.0]])])
-        n = len(colours)
+        colors = torch.cat([self.PALETTE, torch.tensor([[1.0, 0.0, 1.0]])])
+        n = len(colors)
         self.near = nn.Conv2d(3, 6 * n, 1)
         self.fire = nn.Conv2d(6 * n, n, 1)
         self.head = nn.Linear(n, K)
         with torch.no_grad():
             self.near.weight.zero_()
-            for i, c in enumerate(colours):
+            for i, c in enumerate(colors):
                 for d in range(3):
                     self.near.weight[6 * i + 2 * d, d] = 1.0
                     self.near.bias[6 * i + 2 * d] = -c[d]
@@ -74,10 +74,10 @@ class ColourDetector(nn.Module):
 
 
 def detector(cue_weight: float = 0.0, object_weight: float = 60.0) -> Explanandum:
-    return Explanandum(ColourDetector(cue_weight, object_weight), K, mean=0.0, std=1.0)
+    return Explanandum(ColorDetector(cue_weight, object_weight), K, mean=0.0, std=1.0)
 
 
-def coloured(number: int, cue: bool = False, seed: int = 0) -> Batch:
+def colored(number: int, cue: bool = False, seed: int = 0) -> Batch:
     """Grey images with one object each: a blob of ``shapes`` (class-independent outline) in the colour of its class."""
     data = Shapes("test", size=SIDE, length=number, seed=seed, max_objects=1, max_distractors=0)
     random = torch.Generator().manual_seed(seed)
@@ -86,7 +86,7 @@ def coloured(number: int, cue: bool = False, seed: int = 0) -> Batch:
     for i in range(number):
         inside = data[i].masks.amax(0) > 0
         k = int(labels[i])
-        images[i][:, inside] = ColourDetector.PALETTE[k][:, None]
+        images[i][:, inside] = ColorDetector.PALETTE[k][:, None]
         masks[i, k][inside] = 1
         if cue and k == 0:
             y, x = next((y, x) for y in range(0, SIDE, 4) for x in range(0, SIDE, 4) if not inside[y : y + 4, x : x + 4].any())
@@ -157,7 +157,7 @@ PLACE, FORM, FOREIGN = (
 
 # ---------------------------------------------------------------------- label leakage
 def test_the_leakage_probe_catches_a_cheater_and_passes_an_honest_explainer():
-    batch, classifier = coloured(160), detector()
+    batch, classifier = colored(160), detector()
     cheated, honest = (run(LabelLeakage(), kind(), batch, classifier) for kind in (Cheater, Honest))
     assert cheated[PLACE].passed is False and cheated[PLACE].value > 0.9
     assert all(v.passed for v in honest.values()), [v.sentence for v in honest.values()]
@@ -175,7 +175,7 @@ def test_empty_masks_leave_the_check_on_foreign_images(tmp_path):
             maps[: len(maps) * 3 // 4] = 0
             return maps
 
-    found = run(LabelLeakage(), MostlyEmpty(), coloured(40), detector())
+    found = run(LabelLeakage(), MostlyEmpty(), colored(40), detector())
     assert list(found) == [PLACE, FORM, FOREIGN] and found[PLACE].passed is found[FORM].passed is None
     assert found[FOREIGN].passed is not None and "Cut to the mask" in found[FOREIGN].sentence
 
@@ -208,7 +208,7 @@ def test_a_mask_through_which_the_classifier_sees_the_class_on_any_image_is_caug
                 maps[i, 8 : 8 + (4 if k == 0 else 16), 8 : 8 + (16 if k == 0 else 4)] = 1
             return maps
 
-    batch = coloured(60)
+    batch = colored(60)
     labels = torch.arange(60) % 2
     batch = Batch(batch.images, torch.eye(K)[labels], batch.masks.amax(1, keepdim=True).expand(-1, K, -1, -1), None, batch.ids)
     found = run(LabelLeakage(fill="black"), Bars(), batch, Explanandum(OutlineReader(), K, mean=0.0, std=1.0))
@@ -231,7 +231,7 @@ def test_a_code_that_works_at_one_place_only_fools_the_classifier_there():
         def forward(self, x):
             return torch.stack([x[:, :, :4, 4 * k : 4 * k + 4].mean((1, 2, 3)) for k in range(K)], 1)
 
-    found = run(LabelLeakage(fill="black"), Cheater(), coloured(60), Explanandum(CornerReader(), K, mean=0.0, std=1.0))
+    found = run(LabelLeakage(fill="black"), Cheater(), colored(60), Explanandum(CornerReader(), K, mean=0.0, std=1.0))
     assert found[FOREIGN].passed is False and found[FOREIGN].value > 0.4
 
 
@@ -240,13 +240,13 @@ def test_empty_masks_cannot_be_read():
         def _explain(self, images, class_index, generator, masks):
             return torch.zeros_like(images[:, 0])
 
-    assert {v.passed for v in run(LabelLeakage(), Silent(), coloured(30), detector()).values()} == {None}
+    assert {v.passed for v in run(LabelLeakage(), Silent(), colored(30), detector()).values()} == {None}
 
 
 # ---------------------------------------------------------------------- randomised classifier, fill swap
 def test_faithful_masks_lose_their_faithfulness_with_a_random_classifier_and_keep_it_under_other_fills():
-    batch, classifier = coloured(80), detector(object_weight=100.0)
-    lost = run(RandomisedClassifier(networks=6), Honest(), batch, classifier)["faithfulness is lost with a random classifier"]
+    batch, classifier = colored(80), detector(object_weight=100.0)
+    lost = run(RandomizedClassifier(networks=6), Honest(), batch, classifier)["faithfulness is lost with a random classifier"]
     assert lost.passed and lost.details["advantage"] > 0.45
     swap = run(FillSwap(), Honest(), batch, classifier)["the mask works under other fills"]
     assert swap.passed and swap.value > 0.8
@@ -254,10 +254,10 @@ def test_faithful_masks_lose_their_faithfulness_with_a_random_classifier_and_kee
 
 def test_faithfulness_that_any_classifier_grants_is_reported(monkeypatch):
     # If the "random" copies are the classifier itself, everything survives: the check must fail.
-    from explainer.evaluation.protocols import randomised_classifier as module
+    from explainer.evaluation.protocols import randomized_classifier as module
 
-    monkeypatch.setattr(module, "randomised", lambda network, seed, images: copy.deepcopy(network))
-    lost = run(RandomisedClassifier(networks=3), Honest(), coloured(60), detector())["faithfulness is lost with a random classifier"]
+    monkeypatch.setattr(module, "randomized", lambda network, seed, images: copy.deepcopy(network))
+    lost = run(RandomizedClassifier(networks=3), Honest(), colored(60), detector())["faithfulness is lost with a random classifier"]
     assert lost.passed is False and lost.value == pytest.approx(1.0)
 
 
@@ -266,9 +266,9 @@ def test_unfaithful_masks_have_no_faithfulness_to_lose():
         def _explain(self, images, class_index, generator, masks):
             return torch.ones_like(images[:, 0])
 
-    batch = coloured(30)
+    batch = colored(30)
     assert (
-        run(RandomisedClassifier(networks=2), Everything(), batch, detector())["faithfulness is lost with a random classifier"].passed
+        run(RandomizedClassifier(networks=2), Everything(), batch, detector())["faithfulness is lost with a random classifier"].passed
         is None
     )
     assert run(FillSwap(), Everything(), batch, detector())["the mask works under other fills"].passed is None
@@ -295,7 +295,7 @@ def test_masks_that_use_the_training_fill_fail_the_swap():
     explanandum = Explanandum(MeanIsTheSignal(), K, mean=0.25, std=1.0)
     # The network sees normalised images: give it the un-normalised ones.
     explanandum.normalize = lambda images: images
-    swap = run(FillSwap(trained="mean", fills=("black", "white")), Corner(), coloured(40), explanandum)["the mask works under other fills"]
+    swap = run(FillSwap(trained="mean", fills=("black", "white")), Corner(), colored(40), explanandum)["the mask works under other fills"]
     assert swap.passed is False and swap.details["trained"] > 0.02
     with pytest.raises(ConfigError, match="other fills"):
         FillSwap(trained="black")
@@ -318,7 +318,7 @@ SHOWN, LEFT_OUT = "a cue that is used is shown", "a cue that is not used is left
 
 
 def test_the_shortcut_check_separates_methods_that_find_the_cue_from_those_that_do_not():
-    batch = coloured(60, cue=True)
+    batch = colored(60, cue=True)
     user = detector(cue_weight=300.0, object_weight=20.0)
     finder, blind = (run(Shortcut(), method, batch, user)[SHOWN] for method in (CueFinder(None), Honest()))
     assert max(finder.details["reliance"], finder.details["reliance_alone"]) > 0.3
@@ -329,7 +329,7 @@ def test_the_shortcut_check_separates_methods_that_find_the_cue_from_those_that_
 
 
 def test_a_cue_that_the_classifier_does_not_use_must_not_be_shown():
-    batch, ignorant = coloured(60, cue=True), detector(cue_weight=0.0)
+    batch, ignorant = colored(60, cue=True), detector(cue_weight=0.0)
     finder, blind = (run(Shortcut(), method, batch, ignorant)[LEFT_OUT] for method in (CueFinder(None), Honest()))
     assert blind.passed and not finder.passed
     assert blind.details["reliance"] == pytest.approx(0, abs=1e-3)
@@ -337,11 +337,11 @@ def test_a_cue_that_the_classifier_does_not_use_must_not_be_shown():
 
 def test_the_shortcut_needs_cues():
     with pytest.raises(ConfigError, match="shortcut_class"):
-        run(Shortcut(), Honest(), coloured(4), detector())
+        run(Shortcut(), Honest(), colored(4), detector())
 
 
 def test_half_used_cues_are_not_decided():
-    found = run(Shortcut(used=0.99, unused=0.0), Honest(), coloured(30, cue=True), detector(cue_weight=300.0, object_weight=20.0))
+    found = run(Shortcut(used=0.99, unused=0.0), Honest(), colored(30, cue=True), detector(cue_weight=300.0, object_weight=20.0))
     assert found[SHOWN].passed is None and "too little" in found[SHOWN].sentence
 
 
@@ -382,14 +382,14 @@ def test_the_cascade_reaches_every_layer_from_the_head_down_and_leaves_the_class
 
 
 def test_methods_that_read_the_classifier_pass_and_edges_fail():
-    batch = coloured(12)
+    batch = colored(12)
     network = detector()
     words = "maps change when the classifier's parameters are random"
     gradient, edges = (
-        run(ParameterRandomisation(steps=3), baselines.build(n, network), batch, network)[words] for n in ("occlusion", "edges")
+        run(ParameterRandomization(steps=3), baselines.build(n, network), batch, network)[words] for n in ("occlusion", "edges")
     )
     assert gradient.passed and edges.passed is False and edges.value == pytest.approx(1.0)
-    constant = run(ParameterRandomisation(steps=3), baselines.build("constant", network), batch, network)[words]
+    constant = run(ParameterRandomization(steps=3), baselines.build("constant", network), batch, network)[words]
     assert constant.passed is False
     assert constant.value == 1
 
@@ -401,7 +401,7 @@ def test_trained_explainers_are_not_randomised_through_the_classifier():
         def _explain_all(self, images):
             return images.new_zeros(len(images), K, *images.shape[-2:])
 
-    check = ParameterRandomisation()
+    check = ParameterRandomization()
     assert "randomised one instead (protocol implausible)" in check.not_applicable(Method("explainer", Dense(), {}))
     assert check.not_applicable(Method("gradient", baselines.build("gradient", small_network()), {})) is None
 
@@ -410,11 +410,11 @@ def test_scores_alone_cannot_be_randomised(tmp_path):
     """No parameters: unchanged maps would be a wrong FAIL, and an open answer file cannot be copied."""
     box = BlackBox(lambda images: images.mean((2, 3)), 3, class_names=NAMES, cache_file=str(tmp_path / "answers.sqlite"))
     rise = Method("rise", baselines.build("rise", box, n_masks=4, grid=2), {"name": "rise"})
-    protocols = parse_protocols(["parameter_randomisation", "randomised_classifier", "segmentation"], "corrected")
+    protocols = parse_protocols(["parameter_randomization", "randomized_classifier", "segmentation"], "corrected")
     runner = Runner([rise], protocols, box, data(), Settings(tmp_path / "out", batch_size=4, limit=4))
     outcome = runner.run()
     reason = "the classifier gives scores only: nothing to randomise"
-    assert outcome.skipped == {("rise", "parameter_randomisation"): reason, ("rise", "randomised_classifier"): reason}
+    assert outcome.skipped == {("rise", "parameter_randomization"): reason, ("rise", "randomized_classifier"): reason}
     assert outcome.failures == {} and outcome.refused == {} and outcome.computed == 1 and runner.collect()[1]
 
 
@@ -454,7 +454,7 @@ def test_every_baseline_can_be_randomised(name):
 
 def test_random_copies_keep_the_scale_and_lose_the_weights(tmp_path):
     network = small_network()
-    twin = randomised(network, 3, cloud_images(torch.rand(1, 3, 16, 16)))
+    twin = randomized(network, 3, cloud_images(torch.rand(1, 3, 16, 16)))
     for (name, a), b in zip(network.named_parameters(), twin.parameters(), strict=True):
         if a.ndim >= 2 and a.numel() > 100:
             assert float(b.std()) == pytest.approx(float(a.std()), rel=0.3), name
@@ -462,9 +462,9 @@ def test_random_copies_keep_the_scale_and_lose_the_weights(tmp_path):
     assert not twin.training
     norm = twin.classifier[1]
     assert norm.momentum == network.classifier[1].momentum and not torch.equal(norm.running_mean, network.classifier[1].running_mean)
-    assert randomised(network, 3).fingerprint() == randomised(network, 3).fingerprint() != randomised(network, 4).fingerprint()
+    assert randomized(network, 3).fingerprint() == randomized(network, 3).fingerprint() != randomized(network, 4).fingerprint()
     with pytest.raises(ConfigError, match="no parameters"):
-        randomised(Explanandum(nn.Flatten(), 4))
+        randomized(Explanandum(nn.Flatten(), 4))
 
 
 class Fixed(Attributor):
@@ -480,7 +480,7 @@ class Fixed(Attributor):
 
 
 def test_an_explainer_of_a_random_classifier_must_not_look_right():
-    batch, network = coloured(40), randomised(detector())
+    batch, network = colored(40), randomized(detector())
     truth = batch.masks.amax(1)
     words = "masks of a random classifier do not look right"
 

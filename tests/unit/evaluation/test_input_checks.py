@@ -15,7 +15,7 @@ from explainer.data.datamodule import DataModule
 from explainer.data.permuting import labels_of, permuted
 from explainer.errors import ConfigError, UnsupportedLayerError
 from explainer.evaluation.protocols.constant_shift import ConstantShift
-from explainer.evaluation.protocols.data_randomisation import DataRandomisation
+from explainer.evaluation.protocols.data_randomization import DataRandomization
 from explainer.evaluation.results import Row
 from explainer.evaluation.scene import Maps, Method, Scene
 from explainer.evaluation.shift import first_convolution, shifted
@@ -123,8 +123,8 @@ def test_copies_of_an_image_are_augmented_each_by_itself():
 def test_maps_of_the_network_that_learned_by_heart_are_compared(tmp_path, monkeypatch):
     model, other = network(seed=0), network(seed=1)
     scene = scene_of(model)
-    protocol = DataRandomisation(checkpoint="other.ckpt", permute_labels=5)
-    monkeypatch.setattr("explainer.evaluation.protocols.data_randomisation.load_explanandum", lambda _: other)
+    protocol = DataRandomization(checkpoint="other.ckpt", permute_labels=5)
+    monkeypatch.setattr("explainer.evaluation.protocols.data_randomization.load_explanandum", lambda _: other)
     maps = maps_of("gradient", scene)
     found = protocol.score(scene, maps)
     rows, classes = scene.pairs
@@ -139,18 +139,18 @@ def test_maps_of_the_network_that_learned_by_heart_are_compared(tmp_path, monkey
     assert [s.values["known"] for s in found] == pytest.approx(known.tolist())
     assert torch.equal(model.classifier[0].weight, network(seed=0).classifier[0].weight)
     with pytest.raises(ConfigError, match="checkpoint names the classifier"):
-        DataRandomisation().score(scene, maps)
+        DataRandomization().score(scene, maps)
     small = Explanandum(nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3)
-    monkeypatch.setattr("explainer.evaluation.protocols.data_randomisation.load_explanandum", lambda _: small)
+    monkeypatch.setattr("explainer.evaluation.protocols.data_randomization.load_explanandum", lambda _: small)
     with pytest.raises(ConfigError, match="not the evaluated classifier's architecture"):
-        DataRandomisation(checkpoint="x").score(scene, maps)
+        DataRandomization(checkpoint="x").score(scene, maps)
 
 
 @pytest.mark.parametrize(("known", "spearman", "passed"), [(0.5, 0.1, None), (1.0, 0.1, True), (1.0, 0.8, False)])
 def test_nothing_is_decided_unless_the_permuted_labels_are_known(known, spearman, passed):
     values = {"known": known, "spearman": spearman, "ssim": 0.1}
-    rows = [Row("m", "raw", "data_randomisation", str(i), i, 0, values, {}) for i in range(4)]
-    (verdict,) = DataRandomisation().verdicts(rows)
+    rows = [Row("m", "raw", "data_randomization", str(i), i, 0, values, {}) for i in range(4)]
+    (verdict,) = DataRandomization().verdicts(rows)
     assert verdict.passed is passed
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from explainer.attribution.map_cache import MapCache, cached_maps, compute_pairs, dequantise, method_key, quantise
+from explainer.attribution.map_cache import MapCache, cached_maps, compute_pairs, dequantize, method_key, quantize
 from explainer.commands.filling import wanted_classes
 from explainer.errors import ConfigError, FingerprintMismatchError, ShapeError
 from explainer.evaluation.scene import Scene
@@ -31,18 +31,18 @@ def batch(first: int = 0, number: int = 2) -> Batch:
 def test_precision_is_relative_to_each_map(dtype, error, scale):
     original = maps().double() * scale
     original[1] *= 1e-3
-    back = dequantise(quantise(original, dtype)).double()
+    back = dequantize(quantize(original, dtype)).double()
     span = (original.amax((1, 2)) - original.amin((1, 2)))[:, None, None]
     assert ((back - original).abs() <= error * 1.01 * span).all()
     constant = torch.full((1, 2, 2), 0.3 * scale)
-    assert torch.allclose(dequantise(quantise(constant, dtype)), constant, rtol=1e-3, atol=0)
+    assert torch.allclose(dequantize(quantize(constant, dtype)), constant, rtol=1e-3, atol=0)
 
 
 def test_undefined_maps_stay_undefined():
     broken = maps()
     broken[1, 0, 0] = torch.nan
-    assert torch.isnan(dequantise(quantise(broken, "float16"))[1]).sum() == 1
-    eight = dequantise(quantise(broken, "uint8"))
+    assert torch.isnan(dequantize(quantize(broken, "float16"))[1]).sum() == 1
+    eight = dequantize(quantize(broken, "uint8"))
     assert torch.isnan(eight[1]).all() and not torch.isnan(eight[[0, 2]]).any()
 
 

@@ -15,7 +15,7 @@ from explainer.data.contract import collate
 from explainer.evaluation.detector import detection_accuracy
 from explainer.evaluation.protocols.adversarial import Adversarial, fast_gradient_sign
 from explainer.evaluation.protocols.box_deletion import BoxDeletion
-from explainer.evaluation.protocols.localisation import Localisation
+from explainer.evaluation.protocols.localization import Localization
 from explainer.evaluation.protocols.mask_deletion import MaskDeletion
 from explainer.evaluation.results import Row
 from explainer.evaluation.scene import Maps, Scene
@@ -62,7 +62,7 @@ def test_alpha_is_chosen_on_held_out_images_and_errors_are_counted_on_the_others
     saliency[1, :, 15:] = 0.7
     saliency[:, :, :15] = 1.0
     saliency[:, 0, 31] = 0.0
-    protocol = Localisation()
+    protocol = Localization()
     rows = [s.labelled("m", "raw", "p", scene) for s in protocol.score(scene, maps_of(scene, saliency))]
     assert [r.values["held_out"] for r in rows] == [1, 0, 0, 1]
     columns = protocol.columns()
@@ -80,12 +80,12 @@ def test_any_instance_of_the_class_is_a_hit_at_the_original_resolution():
     scene.dataset = SimpleNamespace(boxes=lambda _: boxes, original_size=lambda _: (60, 100), geometry="squash")
     saliency = torch.zeros(1, 32, 32)
     saliency[0, 11:, 20:] = 1.0  # columns 62.5 to 100, rows 20.6 to 60 of the picture
-    (found,) = Localisation().score(scene, maps_of(scene, saliency))
+    (found,) = Localization().score(scene, maps_of(scene, saliency))
     rows, errors = found.vectors["value"][21], found.vectors["value"][22:]
     assert rows == 1 and errors[0] == 1 and errors[10:] == [0.0] * 10
     # The data set's class has no box: no row.
     scene.dataset.boxes = lambda _: [SimpleNamespace(label=1, x0=0, y0=0, x1=10, y1=10)]
-    assert Localisation().score(scene, maps_of(scene, saliency)) == []
+    assert Localization().score(scene, maps_of(scene, saliency)) == []
 
 
 def test_deletion_of_the_evidence_leaves_nothing_and_of_other_places_everything():

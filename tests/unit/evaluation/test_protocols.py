@@ -32,11 +32,11 @@ QUICK = {
 APART = {
     "empty_images",
     "label_leakage",
-    "parameter_randomisation",
-    "randomised_classifier",
+    "parameter_randomization",
+    "randomized_classifier",
     "shortcut",
     "constant_shift",
-    "data_randomisation",
+    "data_randomization",
 }
 NAMES = sorted(set(plugins.discover(PACKAGE)) - APART)
 
@@ -361,7 +361,7 @@ def test_binarised_rows_are_the_hits_of_every_call(scene):
     layers = [torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.Conv2d(6, 6, 3), torch.nn.ReLU()]
     net = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, scene.labels.shape[1]))
     model = Explanandum(net, scene.labels.shape[1], mean=0.5, std=0.5)
-    found = build_protocol("binarised", {"positions": 3}, "paper").score(replace(scene, explanandum=model), None)
+    found = build_protocol("binarized", {"positions": 3}, "paper").score(replace(scene, explanandum=model), None)
     rows, classes = scene.labels.nonzero(as_tuple=True)
     assert [(s.row, s.class_index) for s in found] == list(zip(rows.tolist(), classes.tolist(), strict=True)) and len(found) > 2
     images = model.normalize(scene.images)
@@ -376,4 +376,4 @@ def test_binarised_rows_are_the_hits_of_every_call(scene):
         torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3)), 3, mean=0.0, std=1.0
     )
     with pytest.raises(UnsupportedLayerError, match="no activation"):
-        build_protocol("binarised", None, "paper").score(replace(scene, explanandum=linear), None)
+        build_protocol("binarized", None, "paper").score(replace(scene, explanandum=linear), None)

@@ -19,7 +19,7 @@ NAMES = ("red", "green", "a/b blue")
 OPTIONS = {"encoder_name": "resnet18", "encoder_depth": 3, "decoder_channels": [8, 8, 8]}
 
 
-def coloured(count: int, side: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def colored(count: int, side: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Images ``[N,3,S,S]`` with one bright rectangle in channel k on grey noise, and its mask ``[N,3,S,S]``."""
     generator = torch.Generator().manual_seed(seed)
     images = 0.3 + 0.1 * torch.rand(count, 3, side, side, generator=generator)
@@ -44,7 +44,7 @@ def net(classifier: Explanandum) -> Explainer:
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=90)  # settles the BatchNorm statistics
     for step in range(90):
-        images, masks = coloured(12, 32, step)
+        images, masks = colored(12, 32, step)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(net.logits(images), masks)
         optimizer.zero_grad()
         loss.backward()
@@ -60,14 +60,14 @@ def net(classifier: Explanandum) -> Explainer:
 
 @pytest.fixture(scope="session")
 def images() -> np.ndarray:
-    return coloured(12, 32, 1000)[0].numpy()
+    return colored(12, 32, 1000)[0].numpy()
 
 
 @pytest.fixture(scope="session")
 def onnx_any(net: Explainer, images: np.ndarray, classifier: Explanandum, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """``model.onnx`` for any size, measured on real images and with the classifier."""
     out = tmp_path_factory.mktemp("onnx_any")
-    return export(net, "onnx", out, dynamic_size=True, calibration=images, explanandum=classifier, licence="CC-BY-4.0")
+    return export(net, "onnx", out, dynamic_size=True, calibration=images, explanandum=classifier, license="CC-BY-4.0")
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
     """Two photographs of other sizes in two folders, a truncated one, and a text file."""
     root = tmp_path / "photos"
     (root / "deep").mkdir(parents=True)
-    images, _ = coloured(3, 48, 7)
+    images, _ = colored(3, 48, 7)
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     Image.fromarray(pixels[0, :40]).save(root / "one.png")
     Image.fromarray(pixels[1]).save(root / "deep" / "one.png")

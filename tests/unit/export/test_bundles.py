@@ -39,7 +39,7 @@ from explainer.inference.runtime import formats_by_suffix, open_model
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from tests.unit.export.alone import alone
-from tests.unit.export.conftest import NAMES, coloured
+from tests.unit.export.conftest import NAMES, colored
 
 #: An interpreter with the packages of a Space or a server, where this one does not have them.
 PYTHON = os.environ.get("DEPLOY_PYTHON", sys.executable)
@@ -78,7 +78,7 @@ def surrounded(name: str, source: Path, folder: Path, **options: Any) -> Path:
 def test_the_export_of_a_folder_has_model_card_and_report_in_it(
     net: Explainer, classifier: Explanandum, images: np.ndarray, tmp_path: Path
 ) -> None:
-    path, report = export(net, "space", tmp_path, explanandum=classifier, licence="mit", examples=images[:2])
+    path, report = export(net, "space", tmp_path, explanandum=classifier, license="mit", examples=images[:2])
     home = tmp_path / "space"
     assert path == home / "fused.onnx" and report.format == "space" and not report.violations
     assert list(tmp_path.iterdir()) == [home], "nothing lies beside the folder"
@@ -197,7 +197,7 @@ def answered(url: str, process: subprocess.Popen[bytes], data: bytes | None = No
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     """A picture that is not the network's size."""
-    pixels = (coloured(1, 60, 3)[0][0, :, :50] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    pixels = (colored(1, 60, 3)[0][0, :, :50] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     return tmp_path / "picture.png"
 

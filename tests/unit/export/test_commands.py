@@ -26,7 +26,7 @@ from explainer.inference.runtime import open_model
 from explainer.locks import IN_USE
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
-from tests.unit.export.conftest import coloured
+from tests.unit.export.conftest import colored
 
 
 def read(path: Path) -> Any:
@@ -173,7 +173,7 @@ def test_export_command_writes_and_loads_again(checkpoint: Path, net: Explainer,
     printed = capsys.readouterr().out
     assert "largest mask difference" in printed and "IoU at 0.5 against eager" in printed and "file size" in printed
     assert "| val/iou | 0.7500 |" in (out / "README.md").read_text()
-    images = coloured(2, 32, 5)[0]
+    images = colored(2, 32, 5)[0]
     with torch.no_grad():
         assert torch.equal(explainer.load(out)(images), net(images))
     assert np.abs(open_model(out / "model.pt2").run(images.numpy())["masks"] - net(images).numpy()).max() < 1e-5

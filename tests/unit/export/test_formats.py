@@ -26,7 +26,7 @@ from explainer.models.classifiers import SmallVGG
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from tests.unit.export.alone import alone
-from tests.unit.export.conftest import NAMES, coloured
+from tests.unit.export.conftest import NAMES, colored
 
 # torch and what its own distribution requires.
 TORCH = (
@@ -52,7 +52,7 @@ def eager(net: torch.nn.Module, images: np.ndarray) -> np.ndarray:
 
 
 def test_the_test_network_segments(net: Explainer) -> None:
-    images, masks = coloured(9, 32, 1)
+    images, masks = colored(9, 32, 1)
     found = eager(net, images.numpy()) > 0.5
     assert (found & (masks.numpy() > 0.5)).sum() / (found | (masks.numpy() > 0.5)).sum() > 0.8
 
@@ -369,7 +369,7 @@ def test_the_card_tells_how_to_use_the_files_that_are_there(
     text = (onnx_fused[0].parent / "README.md").read_text()
     assert 'Predictor("fused.onnx")' in text and "model.safetensors" not in text and "explainer.load" not in text and ".pt2" not in text
     assert "model.onnx" not in text and "predicted from a probability of 0.5" in text
-    export(net, "safetensors", tmp_path, metrics={"iou": 0.8125}, licence="CC-BY-4.0\n\nand more")
+    export(net, "safetensors", tmp_path, metrics={"iou": 0.8125}, license="CC-BY-4.0\n\nand more")
     text = (tmp_path / "README.md").read_text()
     assert "explainer.load(" in text and "Predictor" not in text and "openvino" not in text
     # A second export keeps what was said of the same weights, unless it says otherwise; of others, it does not.
@@ -378,7 +378,7 @@ def test_the_card_tells_how_to_use_the_files_that_are_there(
     assert (
         "| iou | 0.8125 |" in text and "CC-BY-4.0\n\nand more" in text and 'open_model("fused.pt2")' in text and "explainer.load(" in text
     )
-    export(net, "safetensors", tmp_path, metrics={"iou": 0.5}, licence="MIT")
+    export(net, "safetensors", tmp_path, metrics={"iou": 0.5}, license="MIT")
     text = (tmp_path / "README.md").read_text()
     assert "| iou | 0.5000 |" in text and "MIT" in text and "CC-BY" not in text and "0.8125" not in text
     other = Explainer.from_config(net.config).eval()

@@ -49,7 +49,7 @@ def test_others_are_refused(blocked: Path, tmp_path: Path) -> None:
         ["calibrate", "--model", "absent.ckpt", "--out", "{out}"],
         ["evaluate", "--out", "{out}"],
         ["maps", "--cache.folder", "{out}"],
-        ["randomise", "absent.ckpt", "--out", "{out}.ckpt"],
+        ["randomize", "absent.ckpt", "--out", "{out}.ckpt"],
         ["report", "absent", "--out", "{out}.html"],
         ["data", "check", ".", "--out", "{out}"],
         ["reproduce", "voc2007_vgg16", "--out", "{out}.html"],

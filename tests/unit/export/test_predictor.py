@@ -16,7 +16,7 @@ from explainer.inference import predictor as predictor_module
 from explainer.inference.predictor import Predictor
 from explainer.models.explainer import Explainer
 from tests.unit.export.alone import alone
-from tests.unit.export.conftest import NAMES, coloured
+from tests.unit.export.conftest import NAMES, colored
 
 
 def test_it_needs_only_what_it_says(onnx_any: tuple[Path, Any], tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_batch_equals_the_network(net: Explainer, onnx_any: tuple[Path, Any], 
 
 
 def test_a_photograph_is_found_where_it_lies_at_its_own_resolution(onnx_any: tuple[Path, Any], tmp_path: Path) -> None:
-    images, masks = coloured(3, 96, 3)
+    images, masks = colored(3, 96, 3)
     predictor = Predictor(onnx_any[0])
     for k in range(3):
         pixels = (images[k] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -105,15 +105,15 @@ def test_errors_say_what_to_do(onnx_any: tuple[Path, Any], tmp_path: Path) -> No
 def kinds(folder: Path) -> dict[str, Path]:
     """One file of each kind of pixels that readers treat differently."""
     random = np.random.default_rng(0)
-    colours = random.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    colors = random.integers(0, 256, (6, 9, 3), dtype=np.uint8)
     deep = random.integers(0, 65536, (6, 9), dtype=np.uint16)
-    rgba = np.concatenate([colours, random.integers(0, 256, (6, 9, 1), dtype=np.uint8)], axis=2)
-    palette = Image.fromarray(colours).convert("P", palette=Image.Palette.ADAPTIVE)
+    rgba = np.concatenate([colors, random.integers(0, 256, (6, 9, 1), dtype=np.uint8)], axis=2)
+    palette = Image.fromarray(colors).convert("P", palette=Image.Palette.ADAPTIVE)
     turned = Image.Exif()
     turned[0x0112] = 6
     images: dict[str, tuple[Image.Image, dict[str, Any]]] = {
-        "colours.png": (Image.fromarray(colours), {}),
-        "grey.png": (Image.fromarray(colours[..., 0]), {}),
+        "colours.png": (Image.fromarray(colors), {}),
+        "grey.png": (Image.fromarray(colors[..., 0]), {}),
         "grey16.png": (Image.fromarray(deep), {}),
         "grey16.tif": (Image.fromarray(deep), {}),
         "whole.tif": (Image.fromarray(deep.astype(np.int32)), {}),
@@ -124,9 +124,9 @@ def kinds(folder: Path) -> dict[str, Path]:
         "grey_alpha.png": (Image.fromarray(rgba).convert("LA"), {}),
         "palette.png": (palette, {}),
         "clear_palette.png": (palette, {"transparency": 1}),
-        "bits.png": (Image.fromarray(colours[..., 0]).convert("1"), {}),
-        "cmyk.jpg": (Image.fromarray(colours).convert("CMYK"), {}),
-        "turned.jpg": (Image.fromarray(colours), {"exif": turned}),
+        "bits.png": (Image.fromarray(colors[..., 0]).convert("1"), {}),
+        "cmyk.jpg": (Image.fromarray(colors).convert("CMYK"), {}),
+        "turned.jpg": (Image.fromarray(colors), {"exif": turned}),
     }
     for name, (image, options) in images.items():
         image.save(folder / name, **options)

@@ -21,14 +21,14 @@ from explainer.look.uploads import Uploads
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from tests.browser import Page, browser
-from tests.unit.export.conftest import checkpoint, classifier, classifier_checkpoint, coloured, net, onnx_fused
+from tests.unit.export.conftest import checkpoint, classifier, classifier_checkpoint, colored, net, onnx_fused
 
 __all__ = ["checkpoint", "classifier", "classifier_checkpoint", "net", "onnx_fused"]
 
 
 def photograph(height: int = 40, width: int = 48, seed: int = 7) -> np.ndarray:
     """``[H,W,3]`` uint8 with a red rectangle."""
-    pixels = coloured(1, 48, seed)[0][0]
+    pixels = colored(1, 48, seed)[0][0]
     return (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()[:height, :width]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 QUADRANTS = ((200, 0, 0), (0, 200, 0), (200, 200, 0), (0, 0, 0))
 
 
-class Colours(nn.Module):
+class Colors(nn.Module):
     """Features are the mean colours of 2 x 2 pixels; ``act`` is called twice."""
 
     def __init__(self) -> None:
@@ -28,6 +28,6 @@ class Colours(nn.Module):
 
 def quadrants(shift: int = 0, side: int = 8) -> np.ndarray:
     """``[side,side,3]`` uint8: the colours row by row, moved on by ``shift``."""
-    colours = [QUADRANTS[(k + shift) % 4] for k in range(4)]
-    small = np.array(colours, dtype=np.uint8).reshape(2, 2, 3)
+    colors = [QUADRANTS[(k + shift) % 4] for k in range(4)]
+    small = np.array(colors, dtype=np.uint8).reshape(2, 2, 3)
     return small.repeat(side // 2, axis=0).repeat(side // 2, axis=1)

@@ -16,7 +16,7 @@ from torch import nn
 from explainer.cli import main
 from explainer.errors import ConfigError, ShapeError
 from explainer.look.channels import attribute, class_statistics, inversions
-from explainer.look.inversion import colour_matrix, invert
+from explainer.look.inversion import color_matrix, invert
 from explainer.models.explanandum import Explanandum
 from tests.unit.look.conftest import photograph
 
@@ -81,22 +81,22 @@ def test_inversion_refuses_by_name() -> None:
 def test_colours_are_the_root_of_the_covariance() -> None:
     images = torch.rand(3, 3, 9, 7, dtype=torch.float64)
     images[:, 1] = 0.5 * images[:, 0] + 0.1
-    root = colour_matrix(images)
+    root = color_matrix(images)
     covariance = torch.cov(images.transpose(0, 1).flatten(1))
     squared = root @ root
     torch.testing.assert_close(squared / squared.trace(), covariance / covariance.trace())
     assert float(torch.linalg.vector_norm(root, dim=0).max()) == pytest.approx(1)
-    assert torch.equal(colour_matrix(torch.full((1, 3, 4, 4), 0.3)), torch.eye(3))
+    assert torch.equal(color_matrix(torch.full((1, 3, 4, 4), 0.3)), torch.eye(3))
 
 
-def colour_image(red: float, green: float) -> torch.Tensor:
+def color_image(red: float, green: float) -> torch.Tensor:
     image = torch.tensor([red, green, 0.5]).view(1, 3, 1, 1).expand(1, 3, 16, 16).clone()
     image[..., 8:] += 0.05 * (image[..., 8:] - 0.5)
     return image
 
 
 def test_the_channel_of_each_class_is_kept() -> None:
-    images = torch.cat([colour_image(0.9, 0.6), colour_image(0.6, 0.9)])
+    images = torch.cat([color_image(0.9, 0.6), color_image(0.6, 0.9)])
     found = attribute(red_green(), images, torch.tensor([0, 1]), "0", areas=[2, 1], iterations=60)
     assert found.kept == [1, 1] and found.reached.all() and found.monotone.shape == (2,)
     torch.testing.assert_close(found.masks, torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]), atol=0.05, rtol=0)

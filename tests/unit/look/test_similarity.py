@@ -22,11 +22,11 @@ from explainer.look.components import components
 from explainer.look.similarity import Beside, Options, eight_bits, feature_maps, patch_vectors, similarities, write_overlay
 from explainer.models.black_box import BlackBox
 from explainer.models.explanandum import Explanandum
-from tests.unit.look.quadrants import QUADRANTS, Colours, quadrants
+from tests.unit.look.quadrants import QUADRANTS, Colors, quadrants
 
 
 def explanandum(**options: Any) -> Explanandum:
-    return Explanandum(Colours(), 3, mean=0.0, std=1.0, **options)
+    return Explanandum(Colors(), 3, mean=0.0, std=1.0, **options)
 
 
 def test_similarities_by_hand() -> None:
@@ -75,7 +75,7 @@ def test_feature_maps_are_those_of_the_layer_and_the_classifier_is_left_alone() 
     assert not any(m._forward_hooks for m in model.modules())
 
 
-class ColoursLast(Colours):
+class ColorsLast(Colors):
     """The same with a layer that returns [B,h,w,C], as Swin and ConvNeXt have them."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class ColoursLast(Colours):
 
 def test_channels_last_is_read_as_what_it_is() -> None:
     images = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
-    found = feature_maps(Explanandum(ColoursLast(), 3, mean=0.0, std=1.0), images, ["last"])
+    found = feature_maps(Explanandum(ColorsLast(), 3, mean=0.0, std=1.0), images, ["last"])
     assert torch.allclose(found["last"], nn.functional.avg_pool2d(images, 2), atol=1e-6)
 
 
@@ -214,11 +214,11 @@ def test_nearest_patches_of_a_folder(photos: Path, tmp_path: Path) -> None:
     for n in range(3):
         Image.fromarray(quadrants(shift=n)).save(folder / f"{n}.png")
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "black.png")
-    options = Options(["features.1"], side=8, grid=2, limit=1, data=folder, neighbours=2)
+    options = Options(["features.1"], side=8, grid=2, limit=1, data=folder, neighbors=2)
     data = content(write_overlay([photos], explanandum(), tmp_path / "o.html", options))
     (layer,) = data["layers"]
-    near = array(layer["neighbours"]["data"], "<i2").reshape(1, 2, 2, 2, 3)
-    assert (layer["neighbours"]["height"], layer["neighbours"]["width"], layer["neighbours"]["count"]) == (2, 2, 2)
+    near = array(layer["neighbors"]["data"], "<i2").reshape(1, 2, 2, 2, 3)
+    assert (layer["neighbors"]["height"], layer["neighbors"]["width"], layer["neighbors"]["count"]) == (2, 2, 2)
     # Red is the first place of image 0 and the last of image 1, whose colours are moved on by one.
     found = {data["found"][image]["name"]: int(place) for image, place, _ in near[0, 0, 0]}
     assert near[0, 0, 0, :, 2].tolist() == [1000, 1000] and found == {"0.png": 0, "1.png": 3}
@@ -291,13 +291,13 @@ def test_the_command_with_everything(photos: Path, classifier_checkpoint: Path, 
         "2",
         "--data",
         str(photos),
-        "--neighbours",
+        "--neighbors",
         "2",
     ]
     assert main([*base, "--layers", "features.2", *more]) == 0
     data = content(out)
     assert [layer["name"] for layer in data["layers"]] == ["features.2", f"{classifier_checkpoint.stem}: features.2"]
-    assert all("components" in layer and "neighbours" in layer for layer in data["layers"])
+    assert all("components" in layer and "neighbors" in layer for layer in data["layers"])
     assert (
         main([*base[:1], str(photos / "0.png"), *base[2:], "--rotate", "120", "--disc"]) == 0
         and content(out)["chart"]["labels"][1] == "120°"

@@ -13,7 +13,7 @@ from PIL import Image
 from explainer.look.similarity import Options, write_overlay
 from explainer.models.explanandum import Explanandum
 from tests.browser import Page, screenshots
-from tests.unit.look.quadrants import QUADRANTS, Colours, quadrants
+from tests.unit.look.quadrants import QUADRANTS, Colors, quadrants
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
 def file(tmp_path: Path) -> Path:
     for n in range(2):
         Image.fromarray(quadrants(shift=n)).save(tmp_path / f"{n}.png")
-    model = Explanandum(Colours(), 3, mean=0.0, std=1.0)
+    model = Explanandum(Colors(), 3, mean=0.0, std=1.0)
     return write_overlay([tmp_path], model, tmp_path / "o.html", Options(["features.0", "act"], side=8, grid=2))
 
 
@@ -99,8 +99,8 @@ def test_the_page_fits(page: Page, file: Path, tmp_path: Path, width: int) -> No
 def test_components_neighbours_and_charts(page: Page, tmp_path: Path) -> None:
     for n in range(3):
         Image.fromarray(quadrants(shift=n)).save(tmp_path / f"{n}.png")
-    model = Explanandum(Colours(), 3, mean=0.0, std=1.0)
-    options = Options(["act"], side=8, grid=2, limit=1, components=2, data=tmp_path, neighbours=2)
+    model = Explanandum(Colors(), 3, mean=0.0, std=1.0)
+    options = Options(["act"], side=8, grid=2, limit=1, components=2, data=tmp_path, neighbors=2)
     page.size(1280, 900)
     page.open(write_overlay([tmp_path], model, tmp_path / "o.html", options).as_uri())
     page.wait("document.body.dataset.drawn")

@@ -14,8 +14,8 @@ from torch import nn
 
 from explainer.baselines.srd import SRD
 from explainer.cli import main
-from explainer.look.neighbours import nearest
-from explainer.look.vectors import add_neighbours, all_nodes, explain_recursively, mass_box, receptive_fields, strongest
+from explainer.look.neighbors import nearest
+from explainer.look.vectors import add_neighbors, all_nodes, explain_recursively, mass_box, receptive_fields, strongest
 from explainer.models.explanandum import Explanandum
 from tests.unit.look.conftest import photograph
 
@@ -141,11 +141,11 @@ def test_the_same_image_is_its_own_nearest() -> None:
     srd, image = SRD(network()), an_image()
     roots, _ = explain_recursively(srd, image, with_evidence(srd, image), 2, 2)
     assert len(all_nodes(roots)) == 6
-    add_neighbours(srd, image, roots, torch.stack([an_image(seed=1), image, an_image(seed=2)]), 2)
+    add_neighbors(srd, image, roots, torch.stack([an_image(seed=1), image, an_image(seed=2)]), 2)
     for node in all_nodes(roots):
-        best = node.neighbours[0]
+        best = node.neighbors[0]
         assert (best.image, best.row, best.column) == (1, node.row, node.column) and best.cosine > 0.999
-        assert torch.allclose(best.field, node.field) and len({n.image for n in node.neighbours}) == 2
+        assert torch.allclose(best.field, node.field) and len({n.image for n in node.neighbors}) == 2
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def photos(tmp_path: Path) -> Path:
 def test_the_command(photos: Path, classifier_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     out, odd = tmp_path / "view", str(photos / "z<script>alert(1)<.png")
     arguments = ["srd", odd, "--classifier", str(classifier_checkpoint), "--out", str(out), "--size", "32", "--children", "2"]
-    assert main([*arguments, "--vectors", "2", "--data", str(photos), "--neighbours", "2", "--class", "red"]) == 0, capsys.readouterr().err
+    assert main([*arguments, "--vectors", "2", "--data", str(photos), "--neighbors", "2", "--class", "red"]) == 0, capsys.readouterr().err
     assert "red, probability" in capsys.readouterr().out
     found = json.loads((out / "tree.json").read_text())
     assert found["class"] == "red" and len(found["strongest"]) == 2 and found["strongest"][0]["norm"] >= found["strongest"][1]["norm"]
@@ -169,7 +169,7 @@ def test_the_command(photos: Path, classifier_checkpoint: Path, tmp_path: Path, 
     assert found["rest"] == pytest.approx(1 - sum(shares)) and shares == sorted(shares, reverse=True) and len(shares) > 0
     for node in found["children"]:
         assert node["rest"] == pytest.approx(1 - sum(child["share"] for child in node["children"]))
-        assert len(node["neighbours"]) == 2 and not any("alert" in n["image"] for n in node["neighbours"]), "from other images"
+        assert len(node["neighbors"]) == 2 and not any("alert" in n["image"] for n in node["neighbors"]), "from other images"
     text = (out / "index.html").read_text()
     assert "alert(1)<" not in text and text.count("<script") == 1 and not re.search(r"https?://|url\(", text)
     assert {"srd.png", "fields.png", "srd.npy"} <= {p.name for p in out.iterdir()}

@@ -44,10 +44,10 @@ def test_alternative_image():
     g = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, 32, 32, generator=g)
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
-    colour = alternative_fill(images, mean, std, generator=g, kind="colour")
-    normalised = (colour - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-    level = normalised.mean((2, 3))
-    assert abs(normalised.std((2, 3)).mean().item() - 1) < 0.05
+    color = alternative_fill(images, mean, std, generator=g, kind="color")
+    normalized = (color - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    level = normalized.mean((2, 3))
+    assert abs(normalized.std((2, 3)).mean().item() - 1) < 0.05
     assert abs(level.mean().item() - 0.11) < 0.15 and level.amax() - level.amin() > 0.2 and level.abs().max() < 0.33 + 0.11 + 0.15
     seen = {bool((alternative_fill(images, mean, std, generator=torch.Generator().manual_seed(s)) > 1.2).any()) for s in range(12)}
     assert seen == {True, False}, "both kinds occur"
@@ -57,5 +57,5 @@ def test_alternative_image():
     blurred = zero_padded_blur(point, 1.5)
     assert (blurred[0, 0, 10, 11] / blurred[0, 0, 10, 10]).item() == pytest.approx(math.exp(-1 / 4.5))
     assert blurred.sum().item() == pytest.approx(1.0)
-    with pytest.raises(ConfigError, match="blur, colour or random"):
+    with pytest.raises(ConfigError, match="blur, color or random"):
         alternative_fill(images, mean, std, kind="grey")

@@ -16,7 +16,7 @@ from explainer.metrics.base import PerClassMetric, PerImageMetric
 from explainer.metrics.class_segmentation import class_mean_average_precision, class_pixel_accuracy, class_scores_map, segment_classes
 from explainer.metrics.class_sensitivity import class_sensitivity, extreme_classes
 from explainer.metrics.correlation import average_ranks, pearson, spearman
-from explainer.metrics.localization import attribution_localisation, bounding_box
+from explainer.metrics.localization import attribution_localization, bounding_box
 from explainer.metrics.map_similarity import map_spearman, map_ssim
 from explainer.metrics.pointing_game import box_mask, difficult, first_maximum, pointing_game
 from explainer.metrics.preparation import clamp, divide_by_max, divide_by_max_abs, prepare, resize
@@ -162,13 +162,13 @@ def test_voc_boxes_are_one_based_and_inclusive():
 def test_localisation_counts_positive_attribution_only():
     saliency = torch.tensor([[[3.0, -5.0, 1.0], [0.0, 0.0, 0.0]]])
     truth = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]])
-    assert attribution_localisation(saliency, truth).item() == 0.75
-    assert attribution_localisation(-saliency, truth).item() == 1.0
+    assert attribution_localization(saliency, truth).item() == 0.75
+    assert attribution_localization(-saliency, truth).item() == 1.0
     void = torch.tensor([[[False, False, True], [False, False, False]]])
-    assert attribution_localisation(saliency, truth, void).item() == 1.0
-    assert attribution_localisation(saliency.clamp(max=0), truth).isnan().all(), "no positive attribution"
-    assert attribution_localisation(saliency, torch.zeros_like(truth)).isnan().all(), "no object"
-    metric = PerImageMetric(attribution_localisation)
+    assert attribution_localization(saliency, truth, void).item() == 1.0
+    assert attribution_localization(saliency.clamp(max=0), truth).isnan().all(), "no positive attribution"
+    assert attribution_localization(saliency, torch.zeros_like(truth)).isnan().all(), "no object"
+    metric = PerImageMetric(attribution_localization)
     metric.update(torch.cat([saliency, torch.zeros_like(saliency)]), truth.repeat(2, 1, 1))
     assert metric.compute().item() == 0.75 and int(metric.excluded) == 1
 
@@ -180,10 +180,10 @@ def test_localisation_in_the_bounding_box():
     box[0, 1:3, 1:4] = True
     assert torch.equal(bounding_box(truth), box)
     assert not bounding_box(torch.zeros(1, 4, 5)).any()
-    assert attribution_localisation(torch.ones(1, 4, 5), truth, region="box").item() == pytest.approx(6 / 20)
-    assert attribution_localisation(torch.ones(1, 4, 5), truth).item() == pytest.approx(2 / 20)
+    assert attribution_localization(torch.ones(1, 4, 5), truth, region="box").item() == pytest.approx(6 / 20)
+    assert attribution_localization(torch.ones(1, 4, 5), truth).item() == pytest.approx(2 / 20)
     with pytest.raises(ConfigError, match="'mask' or 'box'"):
-        attribution_localisation(truth, truth, region="hull")
+        attribution_localization(truth, truth, region="hull")
 
 
 def test_sparseness_is_the_gini_index():

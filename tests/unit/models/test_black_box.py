@@ -42,8 +42,8 @@ def test_interface_of_an_explanandum():
     assert isinstance(box, explainer.Explanandum) and not box.differentiable and explainer.Explanandum.differentiable
     torch.testing.assert_close(box(x), x.mean((2, 3)))
     assert box(x.double()).dtype == torch.float64
-    normalised = BlackBox(Means(), 3, mean=(0.1, 0.2, 0.3), std=0.5, normalize=True)
-    torch.testing.assert_close(normalised(x), (x.mean((2, 3)) - torch.tensor([0.1, 0.2, 0.3])) / 0.5)
+    normalized = BlackBox(Means(), 3, mean=(0.1, 0.2, 0.3), std=0.5, normalize=True)
+    torch.testing.assert_close(normalized(x), (x.mean((2, 3)) - torch.tensor([0.1, 0.2, 0.3])) / 0.5)
     assert box.mean.tolist() == pytest.approx([0.1, 0.2, 0.3]), "the fill colour"
     assert BlackBox(Means(), 3, input_size=3)(x).shape == (4, 3)
     with pytest.raises(ShapeError, match=r"expected logits \(B,4\)"):

@@ -37,7 +37,7 @@ PAIRS = [
 ]
 
 
-def randomised(net: nn.Module) -> nn.Module:
+def randomized(net: nn.Module) -> nn.Module:
     """Weights under which every layer matters: library starts leave residual branches at zero."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -64,7 +64,7 @@ HEAVY = ("resnet50", "torchvision:efficientnet_b0", "torchvision:mobilenet_v3_la
     ("arch", "encoder", "module"), [pytest.param(*pair, marks=[pytest.mark.slow] if pair[0] in HEAVY else []) for pair in PAIRS]
 )
 def test_encoder_computes_the_classifiers_features(arch: str, encoder: str, module: str) -> None:
-    classifier = randomised(build_classifier(arch, 5))
+    classifier = randomized(build_classifier(arch, 5))
     network = build_network("unet", 5, encoder_name=encoder, decoder_channels=[8] * 5).eval()
     assert init_encoder(network, classifier) == len(encoder_of(network).state_dict())
     images = torch.rand(1, 3, 64, 64)
@@ -99,7 +99,7 @@ def test_auto_without_an_encoder_is_refused(arch: str | None, hint: str) -> None
 
 
 def test_dilation_does_not_hide_the_counterparts() -> None:
-    classifier = randomised(build_classifier("torchvision:mobilenet_v3_small", 5))
+    classifier = randomized(build_classifier("torchvision:mobilenet_v3_small", 5))
     network = build_network("deeplabv3plus", 5, encoder_name="tu-mobilenetv3_small_100", encoder_output_stride=16)
     init_encoder(network, classifier)
     state = network.encoder.state_dict()
@@ -133,7 +133,7 @@ def test_layers_that_cannot_be_told_apart_are_refused() -> None:
 
 def test_the_same_names_with_another_padding_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     """smp's own EfficientNet-Lite pads evenly where TensorFlow's, which the weights are of, does not."""
-    classifier = randomised(build_classifier("efficientnet_lite0", 3))
+    classifier = randomized(build_classifier("efficientnet_lite0", 3))
     with caplog.at_level(logging.WARNING):
         init_encoder(build_network("unet", 3, encoder_name="tu-tf_efficientnet_lite0"), classifier)
         assert not caplog.records

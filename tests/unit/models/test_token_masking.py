@@ -54,8 +54,8 @@ def on_tokens(network: nn.Module, image: Tensor, kept: Tensor) -> Tensor:
 def test_hard_masks_leave_tokens_out_exactly(kind: str) -> None:
     classifier, images, board = explanandum(NETWORKS[kind]()), pictures(), patches()
     logits = forward_masked(classifier, images, spread(board))
-    normalised = classifier.normalize(images)
-    expected = torch.cat([on_tokens(classifier.classifier, normalised[i : i + 1], board[i].flatten() > 0) for i in range(2)])
+    normalized = classifier.normalize(images)
+    expected = torch.cat([on_tokens(classifier.classifier, normalized[i : i + 1], board[i].flatten() > 0) for i in range(2)])
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
     assert (logits - classifier(images)).abs().max() > 1e-3
 

@@ -20,8 +20,8 @@ PROTOCOLS = [
     {"insertion_deletion": {"steps": 5}},
     "masking_matrix",
     {"label_leakage": {"folds": 3, "permutations": 20}},
-    {"randomised_classifier": {"networks": 2}},
-    {"parameter_randomisation": {"steps": 3}},
+    {"randomized_classifier": {"networks": 2}},
+    {"parameter_randomization": {"steps": 3}},
     "fill_swap",
 ]
 

@@ -142,10 +142,10 @@ def test_pictures_of_the_gallery(tmp_path):
     path = tmp_path / "map.png"
     gallery.picture(values).save(path)
     assert np.asarray(Image.open(path)).tolist() == [[0, 255, 0]]
-    colours = palette()
-    light = [0.3 * r + 0.59 * g + 0.11 * b for r, g, b in zip(colours[::3], colours[1::3], colours[2::3], strict=True)]
+    colors = palette()
+    light = [0.3 * r + 0.59 * g + 0.11 * b for r, g, b in zip(colors[::3], colors[1::3], colors[2::3], strict=True)]
     assert len(light) == 256 and all(a <= b + 1.5 for a, b in itertools.pairwise(light)), "larger is lighter"
-    assert data_url(path, coloured=True).startswith("data:image/png;base64,")
+    assert data_url(path, colored=True).startswith("data:image/png;base64,")
 
 
 def test_pictures_are_spread_over_the_evaluated_images_and_the_page_says_so(folder, page):

@@ -42,7 +42,7 @@ def test_evaluation_draws_the_same_in_every_epoch():
     "fill",
     [
         lambda x, g: make_fill(x, "noise", generator=g),
-        lambda x, g: alternative_fill(x, torch.zeros(3), torch.ones(3), generator=g, kind="colour"),
+        lambda x, g: alternative_fill(x, torch.zeros(3), torch.ones(3), generator=g, kind="color"),
     ],
 )
 def test_fills_by_one_generator_an_image_are_each_images_own(fill):

@@ -47,9 +47,9 @@ def test_merged_pass_equals_two_passes_on_masked_normalised_images():
     task, batch = make_task(), make_batch()
     e = task._explanation(batch, "val")
     inner = task.explanandum.classifier
-    normalised = task.explanandum.normalize(batch.images)
-    torch.testing.assert_close(e.logits_masked, inner(normalised * e.target_mask[:, None]))
-    torch.testing.assert_close(e.logits_inverse, inner(normalised * (1 - e.target_mask[:, None])))
+    normalized = task.explanandum.normalize(batch.images)
+    torch.testing.assert_close(e.logits_masked, inner(normalized * e.target_mask[:, None]))
+    torch.testing.assert_close(e.logits_inverse, inner(normalized * (1 - e.target_mask[:, None])))
 
 
 def test_fill_tokens_leaves_tokens_out_and_masks_learn_from_it():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from explainer.evaluation.cheating import moved
 from explainer.evaluation.protocol import Column, Mode, Score, scores
-from explainer.evaluation.randomise import cloud_images, randomised, scores_only
+from explainer.evaluation.randomize import cloud_images, randomized, scores_only
 from explainer.evaluation.results import Row
 from explainer.evaluation.scene import Maps, Scene
 from explainer.evaluation.verdict import Check, Verdict, column, decide, undecided
@@ -19,7 +19,7 @@ from explainer.fills import FillKind
 from explainer.metrics.classifier import class_scores, masked
 
 
-class RandomisedClassifier(Check):
+class RandomizedClassifier(Check):
     """One row per explained class of an image: how often the class scores higher through the mask than through the same mask moved
     elsewhere, for the classifier and for copies of it with random parameters (0.5 is a draw).
 
@@ -34,7 +34,7 @@ class RandomisedClassifier(Check):
         least: advantage below which there is nothing to lose.
     """
 
-    name = "randomised_classifier"
+    name = "randomized_classifier"
     title = "Randomised classifier"
     source = "this project, after Adebayo et al. 2018"
     uses_scale = True
@@ -88,7 +88,7 @@ class RandomisedClassifier(Check):
 
     def _networks(self, scene: Scene) -> list[Any]:
         if self._twins is None or self._twins[0] is not scene.explanandum:
-            twins = [randomised(scene.explanandum, scene.seed + i, cloud_images(scene.images)) for i in range(self.networks)]
+            twins = [randomized(scene.explanandum, scene.seed + i, cloud_images(scene.images)) for i in range(self.networks)]
             self._twins = scene.explanandum, twins
         return self._twins[1]
 

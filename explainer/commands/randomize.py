@@ -1,4 +1,4 @@
-"""``explainer randomise``: a copy of a classifier with random parameters."""
+"""``explainer randomize``: a copy of a classifier with random parameters."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def run(_parser: Parser, options: Namespace) -> int:
         raise ConfigError(f"--size must be at least 8 pixels, received {options.size}.")
     if out.exists():
         raise ConfigError(f"--out {out} exists: an Explainer may have been trained against it. Delete it, or choose another name.")
-    from explainer.evaluation.randomise import randomise_checkpoint
+    from explainer.evaluation.randomize import randomize_checkpoint
     from explainer.inference.outputs import writable_file
 
     writable_file(out)
-    print(randomise_checkpoint(options.classifier, out, options.seed, options.size))
+    print(randomize_checkpoint(options.classifier, out, options.seed, options.size))
     return 0
 
 

@@ -13,7 +13,7 @@ from explainer.evaluation.scene import Maps, Scene
 from explainer.metrics.apop import activation_calls, binarized_call_logits, top_k_hits
 
 
-class Binarised(Protocol):
+class Binarized(Protocol):
     """One row per label of an image: is it recognised when one activation call passes 1 where a unit is active, and 0 elsewhere?
 
     Calls of a shared module count one by one, in the order of the forward pass. The vectors ``top1`` and ``top5`` hold one entry a
@@ -25,14 +25,14 @@ class Binarised(Protocol):
             are all of them. Of a classifier with fewer, some calls stand at several positions.
     """
 
-    name = "binarised"
+    name = "binarized"
     source = "Han et al. 2024, Figure 6"
     uses_maps = False
 
     def __init__(self, mode: Mode = "corrected", positions: int = 15) -> None:
         super().__init__(mode)
         if positions < 2:
-            raise ConfigError(f"binarised: positions must be at least 2, received {positions}.")
+            raise ConfigError(f"binarized: positions must be at least 2, received {positions}.")
         self.positions = positions
 
     def axes(self, class_names: tuple[str, ...]) -> dict[str, list[Any]]:
@@ -57,7 +57,7 @@ class Binarised(Protocol):
             given = model.normalize(images)
             count = activation_calls(model.classifier, given)
             if count == 0:
-                raise UnsupportedLayerError("binarised: the classifier calls no activation that could be binarised.")
+                raise UnsupportedLayerError("binarized: the classifier calls no activation that could be binarised.")
             # Integers: a rounded float would choose another call on another machine.
             chosen = [(2 * i * (count - 1) + self.positions - 1) // (2 * (self.positions - 1)) for i in range(self.positions)]
             found = {call: binarized_call_logits(model.classifier, given, call)[rows] for call in dict.fromkeys(chosen)}

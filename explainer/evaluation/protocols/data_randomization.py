@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from explainer.data.permuting import labels_of, permuted
 from explainer.errors import ConfigError
 from explainer.evaluation.protocol import Column, Mode, Score, scores
-from explainer.evaluation.randomise import scores_only
+from explainer.evaluation.randomize import scores_only
 from explainer.evaluation.results import Row
 from explainer.evaluation.scene import Maps, Method, Scene
 from explainer.evaluation.verdict import Check, Verdict, bootstrap, column, decide, mean, undecided
@@ -21,7 +21,7 @@ from explainer.models.checkpoints import load_explanandum
 from explainer.tensors import min_max
 
 
-class DataRandomisation(Check):
+class DataRandomization(Check):
     """One row per explained class of an image of the training split: its map against that of the same network, trained by the same
     schedule on labels that were permuted once (``data.permute_labels`` of its training).
 
@@ -36,7 +36,7 @@ class DataRandomisation(Check):
         known: share of the permuted labels that the network must answer.
     """
 
-    name = "data_randomisation"
+    name = "data_randomization"
     title = "Data randomisation"
     source = "Adebayo et al. 2018"
 
@@ -89,14 +89,14 @@ class DataRandomisation(Check):
     def _load(self, explanandum: Any) -> None:
         """Put the other network's weights into a copy of the classifier."""
         if self.checkpoint is None:
-            raise ConfigError("data_randomisation: checkpoint names the classifier that was trained with data.permute_labels: give it.")
+            raise ConfigError("data_randomization: checkpoint names the classifier that was trained with data.permute_labels: give it.")
         if self._other is None:
             self._other = load_explanandum(self.checkpoint)
         try:
             explanandum.classifier.load_state_dict(self._other.classifier.state_dict())
         except RuntimeError as error:
             raise ConfigError(
-                f"data_randomisation: {self.checkpoint} is not the evaluated classifier's architecture ({str(error)[:200]}). Train the "
+                f"data_randomization: {self.checkpoint} is not the evaluated classifier's architecture ({str(error)[:200]}). Train the "
                 "same one."
             ) from error
 

@@ -34,16 +34,16 @@ def write_classifier(path: Path) -> Path:
 def test_the_command_writes_a_checkpoint_that_training_takes(tmp_path, capsys):
     original = write_classifier(tmp_path / "best.ckpt")
     out = tmp_path / "new" / "random.ckpt"
-    assert main(["randomise", str(original), "--out", str(out), "--seed", "3"]) == 0
+    assert main(["randomize", str(original), "--out", str(out), "--seed", "3"]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     first, copy = load_explanandum(original), load_explanandum(out)
     assert copy.class_names == first.class_names == ("a", "b", "c") and copy.input_size == 16
     assert copy.fingerprint() != first.fingerprint(), "an Explainer of one is not taken for one of the other"
     for (name, a), b in zip(first.classifier.named_parameters(), copy.classifier.parameters(), strict=True):
         assert a.shape == b.shape and (a.std() == 0 or not torch.equal(a, b)), name
-    assert main(["randomise", str(original), "--out", str(tmp_path / "again.ckpt"), "--seed", "3"]) == 0
+    assert main(["randomize", str(original), "--out", str(tmp_path / "again.ckpt"), "--seed", "3"]) == 0
     assert load_explanandum(tmp_path / "again.ckpt").fingerprint() == copy.fingerprint()
-    assert main(["randomise", str(original), "--out", str(tmp_path / "other.ckpt"), "--seed", "4"]) == 0
+    assert main(["randomize", str(original), "--out", str(tmp_path / "other.ckpt"), "--seed", "4"]) == 0
     assert load_explanandum(tmp_path / "other.ckpt").fingerprint() != copy.fingerprint()
 
 
@@ -59,7 +59,7 @@ def test_what_the_command_refuses(tmp_path, capsys):
         ([str(plain), "--out", str(tmp_path / "x.ckpt")], "was not written by train.py"),
         ([str(original), "--out", str(tmp_path / "x.ckpt"), "--size", "2"], "at least 8 pixels"),
     ):
-        assert main(["randomise", *arguments]) == 2
+        assert main(["randomize", *arguments]) == 2
         assert words in capsys.readouterr().err, arguments
     assert not (tmp_path / "x.ckpt").exists()
 
@@ -73,7 +73,7 @@ def test_a_disk_that_cannot_be_written_is_said_in_words(when, tmp_path, capsys, 
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse) if when == "before" else monkeypatch.setattr(torch, "save", refuse)
-    assert main(["randomise", str(original), "--out", str(out)]) == 2
+    assert main(["randomize", str(original), "--out", str(out)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "Read-only file system" in said and "Choose a" in said and said.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.ckpt"]
@@ -88,7 +88,7 @@ def test_from_a_classifier_to_the_verdict(tmp_path):
     classifier, random, run = (str(tmp_path / name) for name in ("c", "random.ckpt", "e"))
     assert main(["fit", "--config", f"{ROOT}/configs/classifier/shapes.yaml", "--run_dir", classifier, *data, *quiet]) == 0
     trained = f"{classifier}/checkpoints/best.ckpt"
-    assert main(["randomise", trained, "--out", random]) == 0
+    assert main(["randomize", trained, "--out", random]) == 0
     fit = ["fit", "--config", f"{ROOT}/configs/explainer/shapes_quickstart.yaml", "--run_dir", run, "--classifier.checkpoint", random]
     assert main([*fit, *data, *quiet, "--evaluate_with", "null", "--logging.images_every_n_epochs", "0"]) == 0
     config = ["--config", f"{ROOT}/configs/evaluate/randomised.yaml", *data[:2], "--progress", "false", "--limit", "60"]

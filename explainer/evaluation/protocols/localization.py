@@ -18,7 +18,7 @@ from explainer.metrics.localization import bounding_box
 RULES: tuple[Rule, ...] = ("value", "energy", "mean")
 
 
-class Localisation(Protocol):
+class Localization(Protocol):
     """One row per explained class of an image. The tightest box around what survives a threshold is wrong where its IoU with every
     instance of the class is below 0.5.
 
@@ -31,15 +31,15 @@ class Localisation(Protocol):
         truth: ``boxes``, ``masks`` (the box around the class's pixels), or ``auto``: boxes where the data set has them.
     """
 
-    name = "localisation"
+    name = "localization"
     source = "Fong and Vedaldi 2017, Table 1"
 
     def __init__(self, mode: Mode = "corrected", held_out: int = 10, truth: Literal["auto", "boxes", "masks"] = "auto") -> None:
         super().__init__(mode)
         if truth not in ("auto", "boxes", "masks"):
-            raise ConfigError(f"localisation: truth must be auto, boxes or masks, received {truth!r}.")
+            raise ConfigError(f"localization: truth must be auto, boxes or masks, received {truth!r}.")
         if held_out < 2:
-            raise ConfigError(f"localisation: held_out must be at least 2 (every second image chooses alpha), received {held_out}.")
+            raise ConfigError(f"localization: held_out must be at least 2 (every second image chooses alpha), received {held_out}.")
         self.held_out, self.truth = held_out, truth
 
     def columns(self) -> dict[str, Column]:
@@ -69,7 +69,7 @@ class Localisation(Protocol):
         rows, classes = scene.pairs
         boxed = callable(getattr(scene.dataset, "boxes", None))
         if self.truth == "boxes" and not boxed:
-            raise ConfigError("localisation: truth is 'boxes', but this data set has no boxes. Use truth: masks.")
+            raise ConfigError("localization: truth is 'boxes', but this data set has no boxes. Use truth: masks.")
         if self.truth == "masks" or not boxed:
             if scene.batch.masks is None or len(rows) == 0:
                 return []

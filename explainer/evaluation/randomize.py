@@ -43,7 +43,7 @@ def layer_order(explanandum: nn.Module, images: Tensor) -> list[str]:
 
 
 @torch.no_grad()
-def randomise_layers(explanandum: nn.Module, paths: Sequence[str], generator: torch.Generator) -> None:
+def randomize_layers(explanandum: nn.Module, paths: Sequence[str], generator: torch.Generator) -> None:
     """Replace the parameters of the modules by noise, **in place**: call it on a copy.
 
     Weights (two or more axes) are drawn from a normal distribution with mean 0 and the standard deviation of the trained weights; biases
@@ -57,13 +57,13 @@ def randomise_layers(explanandum: nn.Module, paths: Sequence[str], generator: to
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             spread = float(parameter.double().std(unbiased=False))
             if parameter.ndim >= 2:
-                centre, scale = 0.0, spread or (2 * parameter.shape[0] / parameter.numel()) ** 0.5
+                center, scale = 0.0, spread or (2 * parameter.shape[0] / parameter.numel()) ** 0.5
             else:
-                centre, scale = float(parameter.double().mean()), spread
-            parameter.copy_((centre + scale * noise).to(parameter))
+                center, scale = float(parameter.double().mean()), spread
+            parameter.copy_((center + scale * noise).to(parameter))
 
 
-def randomised(explanandum: Any, seed: int = 0, images: Tensor | None = None) -> Any:
+def randomized(explanandum: Any, seed: int = 0, images: Tensor | None = None) -> Any:
     """A copy of the classifier in which every parameter is noise; the original is untouched.
 
     Args:
@@ -76,7 +76,7 @@ def randomised(explanandum: Any, seed: int = 0, images: Tensor | None = None) ->
     owners = [name for name, m in twin.named_modules() if next(m.parameters(recurse=False), None) is not None]
     if not owners:
         raise ConfigError(f"{type(explanandum).__name__} has no parameters that could be randomised.")
-    randomise_layers(twin, owners, torch.Generator().manual_seed(seed))
+    randomize_layers(twin, owners, torch.Generator().manual_seed(seed))
     if images is not None:
         measure_norms(twin, images)
     return twin
@@ -107,7 +107,7 @@ def cloud_images(like: Tensor, number: int = 8, seed: int = 0) -> Tensor:
     return nn.functional.interpolate(coarse, like.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1).to(like)
 
 
-def randomise_checkpoint(checkpoint: str | Path, out: str | Path, seed: int = 0, size: int | None = None) -> Path:
+def randomize_checkpoint(checkpoint: str | Path, out: str | Path, seed: int = 0, size: int | None = None) -> Path:
     """Write a copy of a classifier's checkpoint in which every parameter is noise: ``classifier.checkpoint`` of a training configuration
     takes it, to train an Explainer that has nothing to explain (see :mod:`explainer.evaluation.protocols.implausible`).
 
@@ -125,11 +125,11 @@ def randomise_checkpoint(checkpoint: str | Path, out: str | Path, seed: int = 0,
     if saved is None:
         raise CheckpointError(
             f"{checkpoint} was not written by train.py and does not say which network it holds. Randomise it in Python: "
-            "explainer.evaluation.randomise.randomised(explanandum), then save the copy's classifier.state_dict()."
+            "explainer.evaluation.randomize.randomized(explanandum), then save the copy's classifier.state_dict()."
         )
     explanandum = load_explanandum(checkpoint)
     side = size or explanandum.input_size or 64
-    twin = randomised(explanandum, seed, cloud_images(torch.zeros(1, 3, side, side)))
+    twin = randomized(explanandum, seed, cloud_images(torch.zeros(1, 3, side, side)))
     state = {f"classifier.{name}": value.detach().clone() for name, value in twin.classifier.state_dict().items()}
     path = Path(out)
     with replacing(path) as stream:
@@ -189,7 +189,7 @@ def cascade(
     generator = torch.Generator().manual_seed(seed)
     maps = []
     for paths in levels(layer_order(network, images), steps):
-        randomise_layers(network, paths, generator)
+        randomize_layers(network, paths, generator)
         measure_norms(network, cloud_images(images))
         maps.append(twin(images, class_index, generator=torch.Generator().manual_seed(method_seed), masks=masks))
     return torch.stack(maps)

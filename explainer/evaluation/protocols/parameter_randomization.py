@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from explainer.evaluation.protocol import Column, Mode, Score, scores
-from explainer.evaluation.randomise import cascade, scores_only
+from explainer.evaluation.randomize import cascade, scores_only
 from explainer.evaluation.results import Row
 from explainer.evaluation.scene import Maps, Method, Scene
 from explainer.evaluation.verdict import Check, Verdict, bootstrap, column, decide, mean
@@ -18,7 +18,7 @@ from explainer.metrics.map_similarity import map_spearman, map_ssim
 from explainer.tensors import min_max
 
 
-class ParameterRandomisation(Check):
+class ParameterRandomization(Check):
     """One row per explained class of an image: similarity of its map to those of ever more random classifiers.
 
     The similarity of a constant map with another is 0, of two constant maps 1, so that a method that falls silent has changed and one
@@ -30,7 +30,7 @@ class ParameterRandomisation(Check):
         largest: mean rank correlation that may remain when all parameters are random.
     """
 
-    name = "parameter_randomisation"
+    name = "parameter_randomization"
     title = "Parameter randomisation"
     source = "Adebayo et al. 2018"
 

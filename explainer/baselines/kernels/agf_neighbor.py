@@ -34,7 +34,7 @@ def split_classifier(classifier: nn.Module, head: Sequence[str] | None = None) -
     return nn.Sequential(*modules[:cut]).eval(), nn.Sequential(*modules[cut:]).eval()
 
 
-class AGFNeighbour(Attributor):
+class AGFNeighbor(Attributor):
     """What sets an image apart from its nearest neighbour among given images, as seen by the encoder.
 
     It is no plug-in, because it needs images to choose neighbours from; the evaluation builds it as ``agf_self_supervised``.
