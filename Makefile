@@ -31,7 +31,7 @@ test: install-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install-test
-	$(BIN)/python -m pytest -m slow --timeout 3600
+	$(BIN)/python -m pytest -m "slow or browser" --timeout 3600
 
 lint: install-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
