@@ -19,11 +19,11 @@ class OcclusionConfig:
             saliency (the square that NormGrad marks most strongly for the image's label, under the weights of the moment).
         max_share: largest occluded share of an image; not of the thesis's kinds.
         squares: how many, of cutout_squares.
-        side: of a square, as share of the image's shorter side; the thesis takes 56, 84 and 112 of 224 pixels (of saliency 56: 0.25).
+        side: side of a square, as share of the image's shorter side; the thesis takes 56, 84 and 112 of 224 pixels (of saliency 56: 0.25).
         grid: cells a side, of hide_and_seek_grid.
         keep: probability with which each cell stays, of hide_and_seek_grid.
         layer: module path of the feature map that saliency reads; null: the last one.
-        jitter: of saliency: the square is moved by up to this share of the shorter side (the thesis: 16 of 224 pixels).
+        jitter: for ``kind: saliency``: the square is moved by up to this share of the shorter side (the thesis: 16 of 224 pixels).
         joint: every batch holds its images twice, as they are and with the occlusion, and the loss is the mean of both. Twice the memory
             of a batch. With probability 0 this is the thesis's joint baseline.
         fill: what replaces the removed pixels; use the fill the Explainer will use.

@@ -179,7 +179,7 @@ class OptimizerConfig:
         lr: (peak) learning rate.
         encoder_lr: factor of lr for the Explainer's encoder, or for all of a classifier but its head. Below 1 it keeps what it knows
             (explainer.init_encoder, encoder_weights, classifier.init_from) while the rest learns to read it.
-        weight_decay: of adamw and sgd.
+        weight_decay: weight decay of adamw and sgd.
         schedule: constant, one_cycle (warm-up and cosine to 0 over the whole run), cosine, or steps (a tenth at 30, 60 and 90 % of it).
         warmup: share of the run used for warming up (one_cycle).
     """

@@ -100,7 +100,7 @@ def mask_sheet(
         images: ``[B,3,H,W]`` in [0,1].
         class_masks: ``[B,K,H,W]`` in [0,1].
         targets: ``[B,K]``, the classes to show per image.
-        class_names: K names.
+        class_names: names of the K classes.
         path: PNG file.
         merged: ``[B,H,W]``, default the maximum over the chosen classes.
         truth: ``[B,H,W]`` ground truth of the chosen classes, or None.

@@ -36,7 +36,7 @@ def make_fill(
             ``blur`` (Gaussian of the image), ``noise`` (uniform in [0,1] per pixel and channel), ``shuffle`` (the next image of the
             batch: "another image").
         mean: ``[3]`` or broadcastable mean colour in [0,1]; needed by ``mean`` only.
-        generator: for ``noise``; None: torch's own.
+        generator: source of ``noise``; None: torch's own.
         blur_sigma: pixels; default 9 % of the shorter side.
 
     Returns:
@@ -98,7 +98,7 @@ def alternative_fill(
         images: ``[B,3,H,W]`` in [0,1].
         mean, std: mean and standard deviation of the classifier's normalisation, ``[3]`` or one number.
         generator: one for the batch, one for each image (then ``kind`` says which image is made), or None: torch's own.
-        kind: which of the two.
+        kind: which of the two images.
         blur_sigma: pixels.
 
     Returns:

@@ -33,7 +33,7 @@ def require_gradients(explanandum: Any, images: Tensor, who: str) -> None:
     Args:
         explanandum: the classifier.
         images: ``[B,C,H,W]`` of which the first is used.
-        who: for messages: the method or loss that needs them.
+        who: the method or loss that needs them.
 
     Raises:
         NotDifferentiableError: with what is wrong and what to use instead.

@@ -61,7 +61,7 @@ class Call:
     """One call of a module in a forward pass.
 
     Attributes:
-        path, module: which; paths are relative to the user's classifier.
+        path, module: the module and its path; paths are relative to the user's classifier.
         shape: shape of its output, batch first.
         group: calls that returned one and the same tensor, one after the other (a stage and its last block), share a number.
         grids: sizes of the feature maps seen so far, latest first.
@@ -111,7 +111,7 @@ def record_run(classifier: nn.Module, run: Callable[[], Tensor], batch: int, siz
         classifier: whose modules are watched, called without gradients.
         run: calls it once.
         batch: number of images.
-        size: of the image that the classifier receives.
+        size: size of the image that the classifier receives.
     """
     found = Recording(size)
     last: list[Any] = [None]

@@ -76,7 +76,7 @@ def method_key(name: str, method: type, options: Mapping[str, Any]) -> dict[str,
     """What decides a baseline's maps besides the classifier: its options with the defaults filled in, and the revision of its code.
 
     Args:
-        name: as in configurations.
+        name: the method's name, as in configurations.
         method: its class.
         options: those that were given.
     """

@@ -197,12 +197,12 @@ class Stage:
     """The output of one stage.
 
     Attributes:
-        path: of the module inside the classifier.
+        path: path of the module inside the classifier.
         stride: pixels of the image per position of the map that the decoder makes of it.
         channels: C.
-        layout: which axis is which, of a map.
+        layout: which axis of a map is which.
         prefix: the module returns tokens ``[B,N,C]``, the first ``prefix`` of which have no place in the image; None: a map.
-        factor: of enlargement from the module's own map to the decoder's.
+        factor: factor of enlargement from the module's own map to the decoder's.
     """
 
     path: str
@@ -231,7 +231,7 @@ def find_stages(classifier: nn.Module, side: int = 224, strides: Sequence[int] =
 
     Args:
         classifier: takes normalised images ``[1,3,side,side]``.
-        side: of the image it is run on, in pixels; the stages of another size are the same.
+        side: side in pixels of the image it is run on; the stages of another size are the same.
         strides: those looked for.
 
     Raises:
@@ -338,7 +338,7 @@ def linear_head(classifier: nn.Module, stage: Stage, num_classes: int, side: int
     Args:
         classifier: as in :func:`find_stages`.
         stage: the last one.
-        num_classes: K.
+        num_classes: number of classes K.
         side: as in :func:`find_stages`.
     """
     heads = [m for m in classifier.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]

@@ -186,7 +186,7 @@ class ExtremalPerturbation(Baseline):
             images: ``[B,3,H,W]`` in [0,1].
             class_index: class per image, ``[B]`` or one int for all.
             init: overrides the constructor's ``init``.
-            generator: for ``perturbation='noise'``; None: seed 0.
+            generator: source of ``perturbation='noise'``; None: seed 0.
         """
         if self.layer is not None:
             raise ConfigError("masks() makes pixel masks and layer= asks for channel masks: call channel_masks(), or leave layer= out.")

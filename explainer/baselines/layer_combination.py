@@ -25,7 +25,7 @@ class LayerCombination(Baseline):
     Args:
         explanandum: the classifier.
         method: a baseline with the option ``layer``: the CAM family, gradients, excitation backpropagation, NormGrad.
-        options: of that method, without ``layer``.
+        options: options of that method, without ``layer``.
         layers: module paths, from the image to the logits. None: the method's own layer alone.
         weights: one a layer, e.g. of :func:`~explainer.baselines.layer_weights.layer_weights`; ``uniform``; or ``linear``: in proportion to
             1, 2, ... in the order of ``layers``.

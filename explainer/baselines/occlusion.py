@@ -40,7 +40,7 @@ class Occlusion(Baseline):
         shape: ``square``, or ``disc``: the pixels whose centres lie within half the window of its middle (with ``fill: blur`` the
             blurred discs of Fong and Vedaldi 2017). Discs of one size leave pixels between them uncovered unless the stride is at most
             0.7 of the window.
-        blur_sigma: in pixels, of ``fill: blur``; None: 9 % of the shorter side.
+        blur_sigma: strength of ``fill: blur`` in pixels; None: 9 % of the shorter side.
     """
 
     name = "occlusion"

@@ -23,7 +23,7 @@ class CalibrateConfig:
         alpha: bound on the risk.
         kind: marginal (no more than alpha of all explanations are given and bad) or selective (of those given, no more than alpha are bad,
             with confidence 1 - delta).
-        delta: for selective: probability with which the guarantee may fail.
+        delta: probability with which the guarantee of selective may fail.
         least_iou: an explanation is bad if its soft IoU with the ground truth is smaller; null: the loss is 1 - IoU (marginal only).
         fallback: what happens to masks that are not accepted: abstain, or refine (and then abstain).
         classes: predicted (one predicted class per image, drawn at random; bad where the image does not have it): the guarantee for what

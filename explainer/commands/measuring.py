@@ -51,7 +51,7 @@ class Timing:
 
     Attributes:
         wall_ms, cpu_ms: wall and processor time of one call; on a busy machine the processor time of the whole process is the steadier one.
-        images_per_s: from ``wall_ms``.
+        images_per_s: images per second, from ``wall_ms``.
     """
 
     name: str

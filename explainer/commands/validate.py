@@ -31,7 +31,7 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None) -> int:
     """Run ``validate``, ``test`` or ``predict``; returns the exit code.
 
     Args:
-        command: which of them.
+        command: the command that asks.
         config: the run.
         ckpt_path: ``last``, ``best`` or a path; default ``best`` (``last`` of a run that was not validated).
     """

@@ -41,7 +41,7 @@ def of_masks(config: RunConfig, task: ExplainTask, data: DataModule) -> dict[str
     """``{"sentences": [...], ...numbers}`` about the checkpoint that the run leaves.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         task: its task; the classifier and the losses are taken from it.
         data: its images; of the val split some are taken, spread over the classes.
     """

@@ -65,7 +65,7 @@ class Activations:
 
     @property
     def filters(self) -> int:
-        """K."""
+        """Number of classes K."""
         return self.maps.shape[1]
 
 

@@ -46,7 +46,7 @@ class _Object:
     Attributes:
         label: category id in the file's index, position of the class in a record.
         crowd: many objects in one region.
-        segmentation: as in the file; empty or None where only a box was drawn.
+        segmentation: outline as in the file; empty or None where only a box was drawn.
         box: x, y, width, height as in the file, or None.
     """
 

@@ -97,7 +97,7 @@ class ExplainerDataset(Dataset[Sample], ABC):
     """Base of every data set. A concrete class has a ``name`` and takes at least the keywords ``split`` and ``size``.
 
     Attributes:
-        class_names: K names, in the order of the targets.
+        class_names: names of the K classes, in the order of the targets.
         task: "multilabel" (several classes an image) or "multiclass" (exactly one).
         split: "train", "val" or "test".
         size: size of the images in pixels: the side of squares, or (height, width).
@@ -131,7 +131,7 @@ class ExplainerDataset(Dataset[Sample], ABC):
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes K."""
         return len(self.class_names)
 
     @abstractmethod

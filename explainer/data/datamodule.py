@@ -233,12 +233,12 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """K names, in the order of the targets."""
+        """Names of the K classes, in the order of the targets."""
         return tuple(self._any_dataset().class_names)
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes K."""
         return len(self.class_names)
 
     @property

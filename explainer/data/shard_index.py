@@ -227,7 +227,7 @@ class ShardReader:
 
     Args:
         root: where the shards are.
-        shards: of the split.
+        shards: shards of the split.
         keep_open: shards that stay open at a time.
     """
 
@@ -273,7 +273,7 @@ class ShardOrder(Sequence[int]):
 
     Args:
         lengths: samples of each shard, in the data set's order.
-        seed, epoch: of the shuffling.
+        seed, epoch: seed and epoch of the shuffling.
         mixed: shards of a group.
     """
 

@@ -42,7 +42,7 @@ def write_split(
         dataset: without augmentation.
         out: the folder.
         samples: per shard; the last one may have fewer.
-        order: in which the samples lie in the shards. Sources are often sorted by class: a shuffled order mixes better.
+        order: order in which the samples lie in the shards. Sources are often sorted by class: a shuffled order mixes better.
         progress: called with the number of samples written since the last call.
 
     Raises:

@@ -25,9 +25,9 @@ class ShardRecords(Sequence[Record]):
     """Records that are read when they are asked for; the last one is kept.
 
     Args:
-        reader: of the split.
+        reader: reader of the split.
         classes: number of classes.
-        positions: which samples; None: all.
+        positions: positions of the samples; None: all.
     """
 
     def __init__(self, reader: ShardReader, classes: int, positions: Sequence[int] | None = None) -> None:

@@ -182,7 +182,7 @@ def annotated_boxes(root: ElementTree.Element, path: Path, label_of: Callable[[s
     """The objects of one annotation in VOC's XML, which ImageNet's localisation task uses as well.
 
     Args:
-        root: of the parsed file.
+        root: root element of the parsed file.
         path: the file, for messages.
         label_of: class index of an object's name; None leaves the object out.
 

@@ -40,8 +40,8 @@ def conclusions(
     """One sentence for each number of each trained Explainer, and one for each warning.
 
     Args:
-        rows: by (method, scale, protocol's label).
-        protocols: by label.
+        rows: rows by (method, scale, protocol's label).
+        protocols: protocols by label.
         trained: methods that are trained Explainers.
         references: rows that ask no classifier and read no ground truth (constants, centre, random).
         confidence, seed, bootstrap: level, seed and number of resamples of the intervals, the same as in the tables. Without resamples

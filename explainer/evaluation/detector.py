@@ -24,7 +24,7 @@ def detection_accuracy(clean: Array, changed: Array, images: Sequence[int], epoc
         clean, changed: ``[N,h,w]``; each map is brought to zero mean and unit deviation, so that no scale gives it away.
         images: number of each row's image.
         epochs: over the training images.
-        seed: of the split, the first weights and the order.
+        seed: seed of the split, the first weights and the order.
 
     Returns:
         NaN and 0 with fewer than 10 images.

@@ -135,7 +135,7 @@ def scores(
     Args:
         rows: image of each row ``[P]``, or B for one row per image.
         classes: class of each row ``[P]``, or None.
-        values, vectors: by name.
+        values, vectors: numbers, and lists of numbers, by name.
         digits: significant digits kept of the vectors' entries; None keeps all.
     """
     images = list(range(rows)) if isinstance(rows, int) else rows.tolist()

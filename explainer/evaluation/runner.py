@@ -88,7 +88,7 @@ class Runner:
 
     Args:
         methods: ready-made, in the order of the tables.
-        protocols: by label, in the order of the tables.
+        protocols: protocols by label, in the order of the tables.
         explanandum: the classifier, on the device.
         data: :class:`explainer.data.datamodule.DataModule`.
         settings: how to run.

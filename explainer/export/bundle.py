@@ -34,9 +34,9 @@ class Bundle(Onnx):
 
         Args:
             model: that was written.
-            path: of its ONNX file.
+            path: path of its ONNX file.
             folder: that is filled; ``path`` lies in it.
-            options: of the export.
+            options: options of the export.
         """
 
 

@@ -43,7 +43,7 @@ class DriftReport:
         probability_difference: largest, of a fused model; None of others.
         changed_predictions: share of pairs of image and class that are predicted by one of both only (multi-label: at the threshold that is
             baked in; single-label: of images whose most probable class differs).
-        threshold: from which a class counts as predicted in the file; None where none is baked in.
+        threshold: probability from which a class counts as predicted in the file; None where none is baked in.
         outputs: largest absolute difference of every other output of a fused model; merged masks are compared where the predicted classes
             agree, masks and areas of the most probable classes where the class agrees; ``classes``: by how much the class that the file
             put into a place is less or more probable than the right one.
@@ -124,7 +124,7 @@ def measure(
     Args:
         shapes: ``(B,H,W)``, at least two batch sizes.
         images: ``[N,3,h,w]`` in [0,1] to run on, repeated and resized as needed; generated colour blobs and noise if None.
-        explanandum: for the change in faithfulness.
+        explanandum: the classifier, for the change in faithfulness.
         tolerance: largest difference of the masks, instead of the precision's own limits.
     """
     if len({shape[0] for shape in shapes}) < 2:

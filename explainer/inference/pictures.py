@@ -90,7 +90,7 @@ def outside(files: dict[str, Path], inputs: Sequence[str | Path], out: Path) -> 
     """The pictures without what earlier calls have written below ``out``, where that lies in a folder of pictures.
 
     Args:
-        files: of :func:`find_pictures`.
+        files: what :func:`find_pictures` returns.
         inputs: what it was given; a file that is named there stays.
         out: where results are written.
 

@@ -163,7 +163,7 @@ def answered(compute: Callable[[], Mapping[str, Any]], description: dict[str, An
         compute: asks the runtime; outputs by name.
         description: stored with the file, see :func:`check_description`.
         images: ``[B,3,H,W]`` that it is asked about.
-        path: of the file.
+        path: path of the file.
 
     Raises:
         CheckpointError: the runtime fails, or the answer has not the form that the description promises.

@@ -119,7 +119,7 @@ def refine(
         budget_s: seconds in all, or None, of a search. At least one iteration per group of images is made.
         start: masks ``[B,H,W]`` in [0,1] to begin with instead of the net's.
         keep_better: keep the start where :func:`quality` says that it was better, by more than ``tolerance``.
-        fill: by which that is judged.
+        fill: fill by which that is judged.
         tolerance: how much of that score the new mask may lose and still be kept. None: 0 for a search, whose aim is the score; 0.05 for
             the filter, whose aim is borders.
         options: keyword options of the method (``areas=[a]`` fixes the area of extremal perturbations; ``radius``, ``eps`` of the guided

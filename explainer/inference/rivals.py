@@ -128,7 +128,7 @@ def pinned(areas: Sequence[float], low: Sequence[float], high: Sequence[float]) 
     """A warning where most masks have the smallest or the largest area that a bound allows: then the bound says how large they are.
 
     Args:
-        areas: of the masks, shares of the picture.
+        areas: areas of the masks, as shares of the picture.
         low, high: bounds of each one's class.
     """
     found = []
@@ -148,7 +148,7 @@ def weaker_than_majority(probabilities: Tensor, targets: Tensor, names: Sequence
     Args:
         probabilities: ``[N,K]``.
         targets: multi-hot ``[N,K]``; pictures without a label are left out.
-        names: of the classes.
+        names: names of the classes.
     """
     labelled = targets.sum(dim=1) > 0
     probabilities, targets = probabilities[labelled], targets[labelled]

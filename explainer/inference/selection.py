@@ -203,7 +203,7 @@ def calibrate(scores: Tensor, losses: Tensor, alpha: float = 0.1, kind: Kind = "
         losses: the same shape, in [0,1]; in {0,1} for ``selective``.
         alpha: bound on the risk, in (0,1).
         kind: ``marginal`` or ``selective``.
-        delta: for ``selective``.
+        delta: probability with which ``selective`` may fail.
         facts: stored in the selector (fallback, fill, refinement, classes, fingerprints).
 
     Raises:

@@ -26,7 +26,7 @@ class Treatment:
         budget_s: seconds per image for refinement, or None.
         selector: accepts or withholds masks (:mod:`explainer.inference.selection`), or None. Its own fallback is applied to masks that it
             does not accept.
-        fill: by which quality is judged without a selector (which has its own): the training's.
+        fill: fill by which quality is judged without a selector (which has its own): the training's.
 
     Raises:
         ConfigError: without classifier, with both, or with a method that needs gradients where there are none.

@@ -25,12 +25,12 @@ class Series:
     """One picture in several states.
 
     Attributes:
-        labels: of the states, for people.
+        labels: names of the states, for people.
         images: ``[P,3,H,W]`` in [0,1].
-        moves: of each state the matrix (a, b, c, d) that takes a pixel's offset from the centre in the untouched picture, (y, x), to its
+        moves: for each state the matrix (a, b, c, d) that takes a pixel's offset from the centre in the untouched picture, (y, x), to its
             offset
             in this one: ``(a y + b x, c y + d x)``.
-        title: of the chart's axis.
+        title: title of the chart's axis.
     """
 
     labels: list[str]
@@ -74,7 +74,7 @@ def enlargements(pixels: Tensor, size: tuple[int, int], count: int) -> Series:
     Args:
         pixels: ``[3,H',W']`` uint8, the whole picture: enlarged parts keep its sharpness.
         size: (height, width) of the network's image.
-        count: of enlargements, the last is ``1.35 ** count``.
+        count: number of enlargements; the last is ``1.35 ** count``.
     """
     _, H, W = pixels.shape
     factors, images, moves = [ZOOM**k for k in range(count + 1)], [], []

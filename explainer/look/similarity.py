@@ -50,7 +50,7 @@ class Options:
         side: side length in pixels, of the squares that the classifier sees, or (height, width); None: its own, or 224.
         grid: most patches a side.
         limit: most images, spread evenly over those found.
-        title: of the page.
+        title: title of the page.
         beside: further classifiers with their layers and sides, see :class:`Beside`.
         components: number of components that the patches of a layer are taken apart into (needs scikit-learn); 0: none.
         data: folder in which the nearest patches are looked for, or None.
@@ -58,7 +58,7 @@ class Options:
         neighbors: nearest patches of each patch, each from another image of ``data``.
         rotate: the first image is shown turned by 0, so many, ... degrees, with a chart; None: not.
         zoom: the first image is shown enlarged by 1.35, 1.35 ** 2, ..., this many times, with a chart; None: not.
-        disc: of turned images only the largest disc.
+        disc: show of turned images only the largest disc.
     """
 
     layers: Sequence[str] | None = None
@@ -98,11 +98,11 @@ class Panel:
 
     Attributes:
         name: heading.
-        vectors: of :func:`patch_vectors`, ``[N,h,w,C]``.
+        vectors: what :func:`patch_vectors` returns, ``[N,h,w,C]``.
         components: how much each patch holds of each component, ``[N,h,w,R]``, or None.
         neighbors: nearest patches of each patch, ``[N,h,w,M,3]`` int: image of the folder, patch, cosine times 1000; or None.
         cells: (height, width) in patches of the folder's images.
-        chart: of :func:`~explainer.look.charts.chart_values`, or None.
+        chart: what :func:`~explainer.look.charts.chart_values` returns, or None.
     """
 
     name: str
@@ -197,7 +197,7 @@ def overlay_page(
     Args:
         pictures: N names and pictures (data URIs).
         panels: the rows.
-        title: of the page.
+        title: title of the page.
         found: names and pictures of the folder's images, in the numbering of the panels' ``neighbors``.
         chart: the states that the pictures are, where panels have charts.
     """

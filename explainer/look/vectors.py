@@ -51,7 +51,7 @@ class Options:
         data: folder in which the nearest vectors are looked for, or None.
         neighbors: per vector, each from another image.
         limit: most images of ``data``, spread evenly over those found.
-        side: in pixels, of the squares that the classifier sees, or (height, width); None: its own, or 224.
+        side: side in pixels of the squares that the classifier sees, or (height, width); None: its own, or 224.
         ablations: show SRD's two ablations beside its map.
     """
 

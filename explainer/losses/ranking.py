@@ -72,7 +72,7 @@ class Ranking(LossTerm):
         draws: areas per image and step, one in each of as many equal parts of (0,1).
         temperature: see :func:`straight_through`.
         gradient: ``straight_through``, ``perturbation``, or ``auto``: the first where the classifier has gradients.
-        sigma: of the perturbations, in units of the logits.
+        sigma: standard deviation of the perturbations, in units of the logits.
         grid: cells a side of the perturbations.
         insertion_fill, deletion_fill: what stands where the image does not; by default those of the protocol ``insertion_deletion``.
     """

@@ -252,7 +252,7 @@ def binarized_call_logits(classifier: Callable[[Tensor], Tensor], images: Tensor
     """Logits when one activation call passes ``[a > 0]`` instead of a, on the same image (SRD, Fig. 6).
 
     Args:
-        classifier: in eval mode; maps *normalised* images ``[B,C,H,W]`` -> logits ``[B,K]``.
+        classifier: a classifier in eval mode; it maps *normalised* images ``[B,C,H,W]`` -> logits ``[B,K]``.
         images: normalised images.
         call: number of the call, from 0, in the order of the forward pass; calls of a shared module and functional ones count one by one.
 

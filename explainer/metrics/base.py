@@ -63,7 +63,7 @@ class ImageMean(Metric):
         """Add a batch.
 
         Args:
-            args: as :attr:`inputs` lists them.
+            args: inputs in the order of :attr:`inputs`.
             given: what ``values`` would return, if it is known.
             kwargs: inputs by name; those of other metrics are ignored.
         """
@@ -110,9 +110,9 @@ class _FunctionMean(ImageMean):
 
     Args:
         function: a metric's function, or its name.
-        facts: of a function that declares none.
+        facts: facts of a function that declares none.
         settings: options of the function; others are arguments of :class:`torchmetrics.Metric`.
-        num_classes: K for a state per class.
+        num_classes: number of classes K for a state per class, or None.
     """
 
     def __init__(self, function: Function | str, facts: Facts | None, settings: dict[str, Any], num_classes: int | None = None) -> None:
@@ -155,7 +155,7 @@ class PerImageMetric(_FunctionMean):
 
     Args:
         function: a metric's function, or its name.
-        facts: of a function that declares none.
+        facts: facts of a function that declares none.
         settings: options of the function; others are arguments of :class:`torchmetrics.Metric`.
 
     Attributes:
@@ -175,7 +175,7 @@ class PerClassMetric(_FunctionMean):
     Args:
         function: a metric's function with one value per image, or its name.
         num_classes: number of classes K.
-        facts: of a function that declares none.
+        facts: facts of a function that declares none.
         average: ``classes`` (each class counts the same) or ``images`` (each image counts the same).
         absent: a class without any image is left out of the mean (``skip``) or counts as 0 (``zero``, as TorchRay does).
         settings: options of the function; others are arguments of :class:`torchmetrics.Metric`.
@@ -202,7 +202,7 @@ class PerClassMetric(_FunctionMean):
         """Add a batch.
 
         Args:
-            args: as :attr:`inputs` lists them.
+            args: inputs in the order of :attr:`inputs`.
             class_index: the class ``[B]`` that each image counts for; the function has it too if it asks for it.
             given: values ``[B]`` of these classes, if they are known; without ``class_index`` a column for each class, ``[B,K]``.
             kwargs: inputs by name; those of other metrics are ignored.

@@ -45,7 +45,7 @@ class Facts:
         higher_is_better: direction, or None when neither is better.
         bounds: smallest and largest possible value.
         optimum: the value of a perfect explanation, or None.
-        columns: for a function whose values are ``[B,T]``: the T names, or the option that lists T of them. None: values are ``[B]``.
+        columns: where the values are ``[B,T]``: the T names, or the option that lists T of them. None: values are ``[B]``.
     """
 
     name: str
@@ -77,7 +77,7 @@ def find(metric: Function | str, facts: Facts | None = None) -> tuple[Function, 
 
     Args:
         metric: the function, or its name.
-        facts: of a function that declares none.
+        facts: facts of a function that declares none.
 
     Raises:
         ConfigError: an unknown name, a metric that is a class, or a function without facts.

@@ -24,7 +24,7 @@ class Suppression:
         explanandum: the classifier; p is its probability of the class.
         images: ``[P,3,H,W]``.
         class_index: ``[P]``.
-        blurred: of :func:`fully_blurred`.
+        blurred: what :func:`fully_blurred` returns.
     """
 
     def __init__(self, explanandum: Classifier, images: Tensor, class_index: Tensor, blurred: Tensor) -> None:

@@ -282,7 +282,7 @@ def build_black_box(arch: str, num_classes: int, options: dict[str, Any] | None 
 
     Args:
         arch: ``onnx:PATH``, or ``callable:package.module:function``. A class is instantiated with ``options.arguments`` first.
-        num_classes: K.
+        num_classes: number of classes K.
         options: keywords of :class:`BlackBox`; ``arguments`` are those of the class or of :class:`OnnxScores`.
         kwargs: task, mean, std, class_names, input_size.
 

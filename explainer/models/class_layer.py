@@ -40,7 +40,7 @@ def check_classes(classes: Tensor | list[int], batch: int, num_classes: int) -> 
     Args:
         classes: a list or tensor of whole numbers.
         batch: number of images, B.
-        num_classes: K.
+        num_classes: number of classes K.
 
     Raises:
         ShapeError: another shape, or no whole numbers.
@@ -110,8 +110,8 @@ def with_class_layer(network: nn.Module, num_classes: int) -> nn.Module:
     """Turn the network's last convolution, which has one filter per class, into a :class:`ClassConv2d`; weights and names stay.
 
     Args:
-        network: from normalised images to logits ``[B,K,h,w]``.
-        num_classes: K.
+        network: maps normalised images to logits ``[B,K,h,w]``.
+        num_classes: number of classes K.
 
     Raises:
         ConfigError: its last convolution has another number of filters, strides or groups.

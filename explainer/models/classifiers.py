@@ -20,7 +20,7 @@ class SmallVGG(nn.Module):
     linear layer. 0.4 M parameters by default; the last feature map of a 64 px image is 8x8.
 
     Args:
-        num_classes: K.
+        num_classes: number of classes K.
         widths: channels per stage (two convolutions each).
     """
 
@@ -135,7 +135,7 @@ def build_classifier(arch: str, num_classes: int, **options: Any) -> nn.Module:
     Args:
         arch: one of :data:`BUILDERS`; ``torchvision:<model>`` or ``timm:<model>`` (options go to the library's builder); or the import
             path of your own callable, ``package.module:function``, called with ``num_classes`` and the options.
-        num_classes: K.
+        num_classes: number of classes K.
 
     Raises:
         UnknownNameError: no such builder, library model or import path.

@@ -14,7 +14,7 @@ class DPT(nn.Module):
     (``explainer.init_encoder``). Position embeddings are resampled to the image's grid.
 
     Args:
-        num_classes: K.
+        num_classes: number of classes K.
         encoder_name: ``tu-`` and a vision transformer of timm.
         encoder_weights: None, or anything else for timm's pretrained weights.
         options: ``decoder_intermediate_channels``, ``decoder_fusion_channels``, ``decoder_readout``, ``encoder_depth``; others go to timm

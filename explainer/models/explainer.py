@@ -27,9 +27,9 @@ class Explainer(nn.Module):
 
     Args:
         network: name for :func:`explainer.models.networks.build_network`; with a shared encoder the decoder, ``fpn`` or ``deeplabv3plus``.
-        num_classes: K.
+        num_classes: number of classes K.
         options: keyword options of the network (encoder_name, encoder_weights, decoder_channels, ...).
-        class_names: K names, or None for "0".."K-1".
+        class_names: names of the K classes, or None for "0".."K-1".
         mean, std: normalisation per channel, in units of [0,1] images.
         image_size: side or (height, width) in pixels that it was trained at; ``None`` if unknown. Only a recommendation: any size is
             accepted.
@@ -177,7 +177,7 @@ class Explainer(nn.Module):
         Args:
             images: ``[B,3,H,W]`` in [0,1].
             choose: the classifier's logits ``[B,K]`` -> classes ``[B,n]`` whose masks are wanted, or None for all.
-            enlarge: to the image's resolution; otherwise the masks have the decoder's.
+            enlarge: enlarge masks to the image's resolution; otherwise the masks have the decoder's.
 
         Returns:
             The classifier's logits ``[B,K]``, the classes chosen, and mask logits ``[B,n,H,W]`` (``[B,K,H,W]``).

@@ -28,10 +28,10 @@ class Explanandum(nn.Module):
     Args:
         classifier: any module that maps normalised images ``[B,C,H,W]`` to logits ``[B,K]``, or to a tuple, dict or named output that
             holds them (:func:`~explainer.models.scores.logits_of`).
-        num_classes: K; 1 for a binary classifier with one logit, then ``multilabel``.
+        num_classes: number of classes K; 1 for a binary classifier with one logit, then ``multilabel``.
         task: ``multilabel`` (sigmoid per class) or ``multiclass`` (softmax).
         mean, std: per-channel or one number, in units of [0,1] images. 0 and 1 switch normalisation off.
-        class_names: K names, or None for "0".."K-1".
+        class_names: names of the K classes, or None for "0".."K-1".
         input_size: side in pixels to which images are resized (bilinear) before the classifier; None leaves them as they are.
 
     Attributes:

@@ -87,7 +87,7 @@ def copy_by_flow(target: nn.Module, original: nn.Module, what: str) -> dict[str,
     Args:
         target: an encoder; what it hands on must be a part of what ``original`` computes.
         original: a classifier.
-        what: what the pair is called in messages.
+        what: name of the pair in messages.
 
     Raises:
         ConfigError: a layer has no counterpart, or several that cannot be told apart.

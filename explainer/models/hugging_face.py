@@ -16,7 +16,7 @@ class HuggingFaceClassifier(nn.Module):
     model's image processor. Methods find the model's layers under ``model.``. The package ``transformers`` is not needed here.
 
     Args:
-        model: for example a ``ViTForImageClassification``.
+        model: the model, for example a ``ViTForImageClassification``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -43,7 +43,7 @@ def from_pretrained(num_classes: int, path: str) -> HuggingFaceClassifier:
     """A classifier that ``transformers`` saved, for ``classifier.arch: explainer.models.hugging_face:from_pretrained``.
 
     Args:
-        num_classes: K; must be the model's.
+        num_classes: number of classes K; must be the model's.
         path: folder of the model (``classifier.options.path``). Nothing is downloaded.
 
     Raises:

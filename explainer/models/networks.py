@@ -50,7 +50,7 @@ class VGGUNet(nn.Module):
     """A U-Net on the encoder of :class:`~explainer.models.classifiers.SmallVGG`: skips from every resolution, full-resolution masks.
 
     Args:
-        num_classes: K.
+        num_classes: number of classes K.
         widths: channels per encoder stage, as in the classifier it may be initialised from.
         decoder_channels: per decoder stage, one fewer than encoder stages.
     """
@@ -94,7 +94,7 @@ class VGGDeepLab(nn.Module):
     stages on the way up (one in Chen et al., ECCV 2018; two in Panoptic-DeepLab, Cheng et al., CVPR 2020). Full-resolution masks.
 
     Args:
-        num_classes: K.
+        num_classes: number of classes K.
         widths: channels per encoder stage, as in the classifier it may be initialised from.
         decoder_channels: numbers of channels of the pyramid and of the way up.
     """
@@ -150,7 +150,7 @@ def build_network(name: str, num_classes: int, **options: Any) -> nn.Module:
 
     Args:
         name: name of the network; see :func:`network_names`.
-        num_classes: K.
+        num_classes: number of classes K.
         options: passed to the library (``encoder_name``, ``encoder_weights``, ``decoder_channels``, ...); encoder_weights is None by
             default, that is random.
     """
@@ -180,7 +180,7 @@ def drop_unused(network: nn.Module, side: int = 64) -> nn.Module:
     image in eval mode; a network that cannot be asked is left as it is. Weights saved before still load: the dropped ones are ignored.
 
     Args:
-        network: from normalised images to logits.
+        network: maps normalised images to logits.
         side: pixels of the probe image, a multiple of every stride.
     """
     training, required = network.training, {name: p.requires_grad for name, p in network.named_parameters()}

@@ -91,8 +91,8 @@ def salient_squares(saliency: Tensor, generators: Sequence[torch.Generator], sid
     Args:
         saliency: ``[B,H,W]``; larger is more important.
         generators: one per image, on the CPU.
-        side: of a square as share of the shorter side, in (0,1].
-        jitter: as share of the shorter side, at least 0.
+        side: side of a square as share of the shorter side, in (0,1].
+        jitter: largest shift as share of the shorter side, at least 0.
 
     Returns:
         ``[B,H,W]`` float in {0,1}, 1 keeps, on the CPU.

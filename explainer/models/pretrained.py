@@ -20,8 +20,8 @@ def efficientnet_lite(num_classes: int, name: str = "efficientnet_lite0", weight
     """EfficientNet-Lite (timm's ``tf_<name>``): depthwise convolutions, ReLU6, no squeeze-and-excitation.
 
     Args:
-        num_classes: K. With weights and K = 1000 the head is ImageNet's, in the order of its class indices 0 to 999; any other K gets a
-            new head.
+        num_classes: number of classes K. With weights and K = 1000 the head is ImageNet's, in the order of its class indices 0 to 999; any
+            other K gets a new head.
         name: one of :data:`EFFICIENTNET_LITES`.
         weights: ``imagenet`` (ILSVRC-2012, 1000 classes) or None for random weights.
         options: keyword options of :func:`timm.create_model` (drop_rate, drop_path_rate, in_chans, ...).

@@ -79,7 +79,7 @@ class FeatureDecoder(nn.Module):
     """Stages of a classifier -> one map of embeddings at the finest stage's resolution.
 
     Args:
-        stages: from fine to coarse; with a ``factor``, features are enlarged by it as in DPT (Ranftl et al., ICCV 2021).
+        stages: feature maps from fine to coarse; with a ``factor``, features are enlarged by it as in DPT (Ranftl et al., ICCV 2021).
         width: channels of the embeddings.
         kind: ``fpn`` adds every stage on the way up; ``deeplabv3plus`` goes from the coarsest to the finest at once, as its paper does;
             ``panoptic_deeplab`` is the same with the two finest stages (Cheng et al., CVPR 2020).
@@ -120,7 +120,7 @@ class ClassHead(nn.Module):
     Without a linear head only ``e . d_k + b + level * log p_k`` remains.
 
     Args:
-        num_classes: K.
+        num_classes: number of classes K.
         width: channels of the embeddings.
         weight: ``[K,C]`` head weights of the classifier, or None.
         start: ``activation``; ``competition``: the classes' shares, for images whose every pixel belongs to a class; ``foreground``: the
@@ -220,7 +220,7 @@ class SharedNetwork(nn.Module):
 
     Args:
         classifier: frozen; takes normalised images ``[B,3,H,W]``.
-        num_classes: K.
+        num_classes: number of classes K.
         task: ``multilabel`` or ``multiclass``: what its scores mean.
         decoder: ``fpn``, ``deeplabv3plus`` or ``panoptic_deeplab``.
         width: channels of the decoder.

@@ -85,8 +85,8 @@ def init_from(net: nn.Module, path: str | Path, num_classes: int, option: str = 
     Args:
         net: the classifier.
         path: state_dict, safetensors file or checkpoint.
-        num_classes: K; tells the head, which may be left out, from the body, which may not.
-        option: for messages.
+        num_classes: number of classes K; tells the head, which may be left out, from the body, which may not.
+        option: name of the option, for messages.
 
     Raises:
         CheckpointError: the file is unusable, names two tensors alike, or less than 90 % of the body's tensors fit.
@@ -154,7 +154,7 @@ def freeze(net: nn.Module, chosen: str | Sequence[str], num_classes: int) -> lis
     Args:
         net: the classifier.
         chosen: ``none``, ``body`` (all but the head), or names of modules, each with all that lies below it.
-        num_classes: K; tells the head from the body.
+        num_classes: number of classes K; tells the head from the body.
 
     Raises:
         ConfigError: a name that no module has, or nothing is left to train.

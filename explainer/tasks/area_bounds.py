@@ -50,7 +50,7 @@ def evidence_areas(
         images: ``[N,3,H,W]``.
         classes: ``[N]``.
         fill: what replaces removed pixels.
-        shares: of the image that are tried, rising; the last one is taken where none is enough.
+        shares: shares of the image that are tried, rising; the last one is taken where none is enough.
 
     Returns:
         ``(enough, all)``, ``[N]`` each: the smallest share that alone keeps half of the class's probability, and the larger one of it
@@ -80,7 +80,7 @@ def bounds(areas: Sequence[tuple[Tensor, Tensor]], pixels: int) -> tuple[Tensor,
 
     Args:
         areas: one pair a class.
-        pixels: of an image; a lower bound is one pixel at least.
+        pixels: number of pixels of an image; a lower bound is one pixel at least.
     """
     together = tuple(torch.cat([pair[i] for pair in areas]) for i in range(2))
     if len(together[0]) == 0:
@@ -99,8 +99,8 @@ def measure(explanandum: Any, data: DataModule, seed: int = 0, fill: str = "mean
     Args:
         explanandum: the classifier.
         data: images with labels; masks are not read.
-        seed: of the choice of images.
-        fill: of the training.
+        seed: seed of the choice of images.
+        fill: fill of the training.
     """
     dataset, K = data.dataset("train"), data.num_classes
     number = min(IMAGES, len(dataset))
@@ -164,8 +164,8 @@ def settle(terms: Iterable[LossTerm], explanandum: Any, data: DataModule, folder
     tests the run.
 
     Args:
-        terms: of the training loss.
-        explanandum, data, seed, fill: of the run.
+        terms: terms of the training loss.
+        explanandum, data, seed, fill: those of the run.
         folder: the run folder.
     """
     waiting = [term for term in terms if isinstance(term, AreaBound) and term.needs_bounds]

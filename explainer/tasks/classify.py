@@ -40,9 +40,9 @@ class ClassifyTask(pl.LightningModule):
 
     Args:
         config: the classifier.
-        num_classes: K.
+        num_classes: number of classes K.
         task: ``multilabel`` or ``multiclass``.
-        class_names: K names, stored in the checkpoint.
+        class_names: names of the K classes, stored in the checkpoint.
         optimizer: optimiser and schedule.
         seed: random seed of the occlusion masks and of the mask augmentation.
         mask_explainer: the Explainer of ``config.mask_augmentation``: images in [0,1] -> class masks ``[B,K,H,W]``.

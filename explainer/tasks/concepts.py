@@ -37,9 +37,9 @@ class Recipe:
         loss: loss of segmentation: ``linear`` (equation 4 as printed) or ``bce``.
         bias: whether segmentation has a bias; classification always has one.
         lr: learning rate of SGD; for segmentation it is of masks of 112 x 112 pixels and scaled to others, since the loss sums over pixels.
-        batch_size, epochs: for SGD: images per step, and passes over the data.
+        batch_size, epochs: images per step of SGD, and passes over the data.
         l2: factor of L-BFGS's penalty, on the loss as a mean over pixels and images.
-        tolerance: for L-BFGS: relative change of the loss at which a concept is done.
+        tolerance: relative change of the loss at which L-BFGS is done with a concept.
         seed: random seed of initial weights, order and draws, with the concept's number.
     """
 

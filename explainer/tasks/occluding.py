@@ -21,9 +21,9 @@ class Occluder:
     checkpoint.
 
     Args:
-        config: of the classifier; its mean and std are numbers.
+        config: configuration of the classifier; its mean and std are numbers.
         classifier: the network in training; ``saliency`` reads it in eval mode and leaves it as it was.
-        num_classes: K.
+        num_classes: number of classes K.
         task: ``multilabel`` or ``multiclass``.
     """
 

@@ -88,7 +88,7 @@ class EarlierRun(pl.Callback):
 
     Args:
         folder: the run's.
-        checkpoint: from which this run goes on, or None.
+        checkpoint: checkpoint from which this run goes on, or None.
     """
 
     def __init__(self, folder: Path, checkpoint: str | None) -> None:

@@ -207,7 +207,7 @@ class Earlier:
 
     Attributes:
         path: path of the checkpoint.
-        values: by which the run is recognised; of older versions the optimiser and the classes.
+        values: values by which the run is recognised; of older versions the optimiser and the classes.
         epochs, steps: done; None where it is no checkpoint of a training.
     """
 

@@ -251,7 +251,7 @@ def build_teachers(configs: Sequence[TeacherConfig], explanandum: Any, data: Dat
         configs: configurations of the run.
         explanandum: the classifier, shared with the task.
         data: the run's images.
-        splits: for which caches are opened: a missing one is an error in ``train`` and leaves ``val`` without targets.
+        splits: splits for which caches are opened: a missing one is an error in ``train`` and leaves ``val`` without targets.
 
     Raises:
         ConfigError: see :func:`check_teachers`; an empty or incomplete cache (with the command that fills it).

@@ -61,7 +61,7 @@ class FeatureMap:
     """What one layer returned in a forward pass.
 
     Attributes:
-        output: as it is, attached to the graph.
+        output: the layer's output, attached to the graph.
         layout: how it is read.
     """
 

@@ -30,7 +30,7 @@ class Ascent:
         decay: decay of Adam's second moment.
         shared: Adam's second moment is one number a row (the mean over its parameters), so that parameters keep the proportions of
             their gradients and only the row's scale is adapted.
-        dampening: for SGD: the gradient enters the momentum buffer times ``1 - dampening``, except the first one.
+        dampening: of SGD's momentum: the gradient enters the momentum buffer times ``1 - dampening``, except the first one.
     """
 
     rule: Literal["sgd", "adam"]

@@ -61,9 +61,9 @@ def share_norm(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], relevan
     """Relevance of a norm's input under the epsilon rule of its linear map, ``R_i = x_i sum_j dy_j/dx_i R_j / y_j``; the bias absorbs.
 
     Args:
-        name: of the norm, a key of :data:`NORMS`.
-        args, kwargs: of the call.
-        relevance: of its output.
+        name: the norm's name, a key of :data:`NORMS`.
+        args, kwargs: arguments of the call.
+        relevance: relevance of its output.
         epsilon: stabiliser.
     """
     kwargs = dict(kwargs)

@@ -208,7 +208,7 @@ class Conv(Rule):
             g: at the output.
             u: value at the input.
             beta: dot product of the (folded) bias with the cotangent, ``[B,1,H,W]``; None without a bias.
-            scale: of each output channel, from a folded BatchNorm.
+            scale: factor of each output channel, from a folded BatchNorm.
 
         Returns:
             ``convT_W(g)``, which nothing else holds, and ``t`` ``[B,1,H,W]`` (None: 0).

@@ -34,7 +34,7 @@ class Adversarial(Check):
 
     Args:
         mode: no differences.
-        epsilon: of the attack, in [0,1] units of the image.
+        epsilon: strength of the attack, in [0,1] units of the image.
         least: accuracy of the detector from which on maps are said to give the attack away.
     """
 
@@ -67,7 +67,7 @@ class Adversarial(Check):
         return F.one_hot(scene.top, scene.labels.shape[1]).bool()
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Where the attack changes the predicted class: blur what the new class's mask marks, and see whether the old class is back."""
         assert maps is not None
         attacked = fast_gradient_sign(scene.explanandum, scene.images, scene.top, self.epsilon)
         with torch.no_grad():

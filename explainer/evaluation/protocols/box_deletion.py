@@ -54,7 +54,7 @@ class BoxDeletion(Protocol):
         return {"q_area": list(AREAS)}
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Delete the boxes around the map's highest values and measure what is left of the class's probability."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

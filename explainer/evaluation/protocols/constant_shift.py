@@ -65,7 +65,7 @@ class ConstantShift(Check):
         return scores_only(explanandum)
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Explain the shifted pictures by the classifier that takes the shift off, and compare the maps."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

@@ -30,7 +30,7 @@ class DataRandomization(Check):
 
     Args:
         mode: no differences.
-        checkpoint: of the classifier trained on permuted labels.
+        checkpoint: checkpoint of the classifier trained on permuted labels.
         permute_labels: the seed that its training was given.
         largest: mean rank correlation that may remain.
         known: share of the permuted labels that the network must answer.
@@ -68,7 +68,7 @@ class DataRandomization(Check):
         return scores_only(explanandum)
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Explain the images by the twin that was trained on permuted labels, and compare the maps."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

@@ -41,7 +41,7 @@ class EmptyImages(Protocol):
         return _empty(scene)[:, None] & region
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Merge the masks of the classes with a region and measure their area on the empty images."""
         assert maps is not None
         rows = _empty(scene).nonzero()[:, 0]
         if not len(rows):

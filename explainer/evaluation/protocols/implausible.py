@@ -26,7 +26,7 @@ class Implausible(Check):
         mode: no differences.
         threshold: a pixel belongs to the binary mask from this value on.
         draws: random places per mask.
-        margin: by which the mean overlap may exceed the better of the two bars.
+        margin: margin by which the mean overlap may exceed the better of the two bars.
         known: with a classifier that ranks a shown class above an absent one more often than this, nothing is decided: it is not random.
     """
 

@@ -32,7 +32,7 @@ class LabelLeakage(Check):
         threshold: a pixel belongs to the binary mask from this value on.
         fill: outside of the mask on the foreign image.
         draws: random places per mask.
-        margin: by which a bar may be exceeded.
+        margin: margin by which a bar may be exceeded.
         folds, permutations: number of folds and of permutations of the probe.
         samples: most masks that the probe reads (the first ones).
     """

@@ -64,7 +64,7 @@ class Localization(Protocol):
         return torch.where((held[..., :1] > 0) & (counted[..., :1] > 0), found, torch.full_like(found, torch.nan))
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Compare boxes around what survives each threshold with the boxes of the class."""
         assert maps is not None
         rows, classes = scene.pairs
         boxed = callable(getattr(scene.dataset, "boxes", None))

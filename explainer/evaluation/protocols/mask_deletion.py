@@ -43,7 +43,7 @@ class MaskDeletion(Protocol):
         return {fill: list(ALPHAS) for fill in FILLS}
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Blur the map's highest values and measure what is left of the class's probability."""
         assert maps is not None
         rows, classes = scene.pairs
         if len(rows) == 0:

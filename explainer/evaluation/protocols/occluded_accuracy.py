@@ -53,7 +53,7 @@ class OccludedAccuracy(Protocol):
         return {"hide_and_seek": list(KEEP), "cutout": [f"{n} x {s} px" for n in SQUARES for s in SIDES]}
 
     def score(self, scene: Scene, maps: Maps | None) -> list[Score]:
-        """See the class."""
+        """Occlude the images in both ways and look for the labels among the first classes."""
         rows, classes = scene.labels.nonzero(as_tuple=True)
         if len(rows) == 0:
             return []
