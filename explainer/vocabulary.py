@@ -17,7 +17,7 @@ from typing import Literal
 FillKind = Literal["mean", "black", "grey", "white", "blur", "noise", "shuffle"]
 #: What can refine a mask: two searches and a filter that follows the image.
 RefineMethod = Literal["extremal_perturbation", "igos_pp", "guided_filter"]
-#: Names that were spelled otherwise before version 0.3, by their old spelling; what users type in the old one keeps working.
+#: Names that version 0.1 spelled otherwise, by their old spelling. What users type in it keeps working.
 FORMER: dict[str, str] = {
     "attribution_localisation": "attribution_localization",
     "binarised": "binarized",

@@ -1,4 +1,4 @@
-"""What users typed before version 0.3 in British spelling still works: commands, options, protocols, a method's options, metrics."""
+"""What users typed for version 0.1 in British spelling still works: commands, options, protocols, a method's options, metrics."""
 
 from __future__ import annotations
 
