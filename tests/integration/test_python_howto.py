@@ -26,7 +26,7 @@ def test_blocks_run_with_the_users_own_trainer(tmp_path: Path, monkeypatch: pyte
     exec(compile(blocks[2], "python.md, 3", "exec"), names)
     exec(compile(blocks[3], "python.md, 4", "exec"), names)
     assert float(names["table"]["iou"]) == pytest.approx(float(names["each"].mean()))
-    assert set(names["table"]) == {"iou", "iou@0.3", "pointing"}
+    assert set(names["table"]) == {"iou", "iou_30", "pointing"}
     K = names["data"].num_classes
     batch = names["batch"]
     assert names["masks"].shape == (len(batch), K, 32, 32) and names["masks"].min() >= 0 and names["masks"].max() <= 1
