@@ -4,6 +4,9 @@ Marginal winning probability, the z+ rule with a one-hot start and without biase
 ``P_i = x_i sum_j w_ij+ P_j / sum_i' x_i' w_i'j+``. In TorchRay's form, which is ours: inputs are
 not clamped (normalised pixels may be negative), batch norm passes the signal on, max pooling and ReLU act as their gradients,
 average pooling follows the rule, residual sums are shared in proportion.
+
+The paper assumes that features are not negative (its A1). Where they are (SiLU, GELU, a bottleneck without activation), positive
+contributions ``(x_i w_ij)+`` take the place of ``x_i w_ij+``; behind a ReLU the two are the same.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from explainer.baselines.kernels.relevance_attributor import RelevanceBaseline
 from explainer.baselines.kernels.relevance_rules import Rules, plus_weights_rule
 from explainer.errors import ConfigError
 
-_RULE = partial(plus_weights_rule, epsilon=1e-20, bias="zero")
+_RULE = partial(plus_weights_rule, epsilon=1e-20, bias="zero", features="positive")
 
 
 class ExcitationBackprop(RelevanceBaseline):
@@ -32,6 +35,7 @@ class ExcitationBackprop(RelevanceBaseline):
 
     name = "excitation_backprop"
     signed = True
+    revision = 1  # negative features give positive contributions
 
     def _rules(self, images: Tensor) -> Rules:
         return Rules(lambda _: _RULE, residual="ratio", max_pool="winner", fold_norm=False, norm="pass", epsilon=1e-20)

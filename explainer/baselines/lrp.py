@@ -13,7 +13,8 @@ start          ``logit``                                  free; our default is `
 max_pool       ``stabilized``                             ``winner``
 bias           ``keep``: unchanged in the denominators    ``rule``: z+ counts b+, as for weights
 stabilizer     1e-9                                       1e-6
-z+             x w+, whatever the sign of x               (x w)+
+z+             x w+, whatever the sign of x;              (x w)+
+               ours at negative features: (x w)+
 =============  =========================================  ==========================================
 
 Batch norms are folded into the convolution before them and residual sums are shared (option ``residual``), which captum does not do.
@@ -204,18 +205,20 @@ class LrpZPlus(_LrpFamily):
     Args:
         explanandum: the classifier.
         contributions: ``weights`` counts x w+ (captum; the formula for inputs that are not negative), ``positive`` counts (x w)+, which
-            differs where inputs can be negative: at the normalised pixels and after other activations than ReLU.
+            differs where inputs can be negative: at the normalised pixels and after other activations than ReLU. ``auto``: ``weights`` at
+            the pixels and ``positive`` at features, so that only networks with negative features differ from captum.
         start, bias, max_pool, residual, epsilon: as for :class:`Lrp`.
         first_layer: ``same``, or ``z_box`` for the paper's rule at the pixels.
     """
 
     name = "lrp_zplus"
+    revision = 1  # negative features give positive contributions
 
     def __init__(
         self,
         explanandum: Any,
         *,
-        contributions: Literal["weights", "positive"] = "weights",
+        contributions: Literal["auto", "weights", "positive"] = "auto",
         start: Start = "logit",
         first_layer: FirstLayer = "same",
         bias: Bias | None = None,
@@ -223,11 +226,13 @@ class LrpZPlus(_LrpFamily):
         residual: Residual = "positive",
         epsilon: float | None = None,
     ) -> None:
-        check_choice("contributions", contributions, ("weights", "positive"))
+        check_choice("contributions", contributions, ("auto", "weights", "positive"))
         given = {"epsilon": epsilon, "bias": bias, "max_pool": max_pool, "residual": residual, "stabilizer": epsilon}
         super().__init__(explanandum, start, first_layer, _CAPTUM, given)
         self.contributions = contributions
 
     def _weighted(self, layer: Layer) -> Rule:
-        rule = plus_weights_rule if self.contributions == "weights" else plus_rule
-        return partial(rule, epsilon=self.epsilon, bias=self.bias)
+        if self.contributions == "positive":
+            return partial(plus_rule, epsilon=self.epsilon, bias=self.bias)
+        features: Literal["any", "positive"] = "positive" if self.contributions == "auto" else "any"
+        return partial(plus_weights_rule, epsilon=self.epsilon, bias=self.bias, features=features)

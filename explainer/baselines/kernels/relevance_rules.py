@@ -137,8 +137,17 @@ def gamma_rule(layer: Layer, relevance: Tensor, *, gamma: float = 0.25, epsilon:
     return redistribute(layer.linear, [(layer.x, layer.weight + gamma * layer.weight.clamp(min=0))], b, relevance, epsilon)
 
 
-def plus_weights_rule(layer: Layer, relevance: Tensor, *, epsilon: float = 1e-9, bias: Bias = "keep") -> Tensor:
-    """z+ as Montavon et al. (2017, eq. 15) write it, for inputs that are not negative: ``z_ij = x_i w_ij+``, inputs not clamped."""
+def plus_weights_rule(
+    layer: Layer, relevance: Tensor, *, epsilon: float = 1e-9, bias: Bias = "keep", features: Literal["any", "positive"] = "any"
+) -> Tensor:
+    """z+ as Montavon et al. (2017, eq. 15) write it, for inputs that are not negative: ``z_ij = x_i w_ij+``, inputs not clamped.
+
+    A negative input counts against outputs that it raises, and where such terms cancel nothing is left to divide by. With
+    ``features="positive"`` only the pixels are treated so: negative features (SiLU, GELU, a bottleneck without activation) go by
+    :func:`plus_rule`, which is the same for features that are not negative.
+    """
+    if features == "positive" and not layer.first and bool((layer.x < 0).any()):
+        return plus_rule(layer, relevance, epsilon=epsilon, bias=bias)
     b = _bias(layer, bias, layer.bias.clamp(min=0))
     return redistribute(layer.linear, [(layer.x, layer.weight.clamp(min=0))], b, relevance, epsilon)
 

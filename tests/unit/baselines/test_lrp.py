@@ -64,6 +64,27 @@ def test_two_layers_by_hand(two_layers, method, options, expected):
     torch.testing.assert_close(actual, torch.tensor([[expected]], dtype=torch.float64), rtol=2e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "expected"),
+    [
+        # the logit 6 - 2 = 4 goes to the one feature that raises it; x w+ would give it 6 and -2 to the other.
+        ("lrp_zplus", {}, (4.0, 0.0)),
+        ("lrp_zplus", {"contributions": "weights"}, (6.0, -2.0)),
+        ("excitation_backprop", {}, (1.0, 0.0)),
+        # against the class: weights (-3,-2), of which the second makes a positive contribution of the feature -1.
+        ("contrastive_excitation_backprop", {}, (1.0, 0.0)),
+    ],
+)
+def test_negative_features_by_hand(method, options, expected):
+    """Pixels (2,-1), which the first layer hands on as features, and weights (3,2). Without activation: features of both signs."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    net[1].weight.data = torch.eye(2)
+    net[2].weight.data = torch.tensor([[3.0, 2.0]])
+    explanandum = Explanandum(net.double(), 1, mean=0.5, std=0.25)
+    actual = build(method, explanandum, **options)(torch.tensor([[[[1.0, 0.25]]]], dtype=torch.float64), 0)
+    torch.testing.assert_close(actual.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-8)
+
+
 def test_first_layer_rules_by_hand():
     net = nn.Sequential(nn.Flatten(), nn.Linear(2, 1))
     net[1].weight.data = torch.tensor([[2.0, -1.0]])
