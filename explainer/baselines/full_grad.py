@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from explainer.attribution.layouts import CHANNELS_FIRST, Layout, decide, record
 from explainer.baselines.kernels.base import Baseline
@@ -15,6 +16,8 @@ from explainer.baselines.kernels.features import class_gradients, watch
 from explainer.baselines.kernels.maps import CAM_EPSILON, resize_map
 from explainer.errors import ConfigError, UnsupportedLayerError
 from explainer.tensors import min_max
+
+_CODE_EPSILON = 1e-6
 
 
 def implicit_bias(layer: nn.Module) -> Tensor | None:
@@ -50,9 +53,14 @@ class FullGrad(Baseline):
     Completeness (:meth:`terms`): for piecewise-linear networks ``s_k = sum x*G_x + sum b*G`` over *all* biases, the linear layers' too.
 
     Args:
-        convention: ``psi`` is ``|.|`` rescaled to [0,1] per channel and resized; ``pytorch_grad_cam`` (default) divides by
-            ``1e-7 + max`` and rescales the sum again, ``paper`` (the authors' code) divides by ``max`` after the resize and returns the
-            sum as it is.
+        convention: what ``psi`` makes of ``|.|``.
+
+            - ``paper``: each channel, resized, is rescaled to [0,1], as the formula has one ``psi`` a channel. The sum is returned.
+            - ``code`` (the authors' repository): all channels of a layer are rescaled together, ``(v - min) / (max - min + 1e-6)``, so
+              that a channel's share of its layer's relevance counts; resized with aligned corners. The sum is returned.
+            - ``pytorch_grad_cam`` (default): each channel is rescaled with ``1e-7 + max - min``, then resized; so is the sum.
+
+    Where each channel is rescaled by itself, a channel that is worth nothing weighs as much as one that decides.
     """
 
     name = "full_grad"
@@ -60,8 +68,8 @@ class FullGrad(Baseline):
 
     def __init__(self, explanandum: Any, convention: str = "pytorch_grad_cam") -> None:
         super().__init__(explanandum)
-        if convention not in ("pytorch_grad_cam", "paper"):
-            raise ConfigError(f"full_grad: convention must be pytorch_grad_cam or paper, received {convention!r}.")
+        if convention not in ("pytorch_grad_cam", "paper", "code"):
+            raise ConfigError(f"full_grad: convention must be pytorch_grad_cam, paper or code, received {convention!r}.")
         self.convention = convention
 
     def terms(self, images: Tensor, class_index: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -100,7 +108,11 @@ class FullGrad(Baseline):
         return min_max(total, CAM_EPSILON) if self.convention == "pytorch_grad_cam" else total
 
     def _postprocess(self, term: Tensor, size: torch.Size) -> Tensor:
-        """``[B,c,h,w]`` -> ``[B,H,W]``: each channel rescaled and resized, then summed."""
+        """``[B,c,h,w]`` -> ``[B,H,W]``: rescaled and resized, then summed over channels."""
+        if self.convention == "code":
+            low, high = (bound(term, (1, 2, 3), keepdim=True) for bound in (torch.amin, torch.amax))
+            scaled = (term - low) / (high - low + _CODE_EPSILON)
+            return functional.interpolate(scaled.sum(1, keepdim=True), tuple(size), mode="bilinear", align_corners=True)[:, 0]
         resize: Callable[[Tensor], Tensor] = lambda t: resize_map(t.flatten(0, 1), size).view(*t.shape[:2], *size)  # noqa: E731
         resized = resize(min_max(term, CAM_EPSILON)) if self.convention == "pytorch_grad_cam" else min_max(resize(term), epsilon=1e-20)
         return resized.sum(1)

@@ -327,6 +327,28 @@ def test_full_grad_terms_are_complete_and_the_map_by_hand() -> None:
     torch.testing.assert_close(build("full_grad", linear, convention="paper")(images, 1)[0], expected)
     rescaled = (expected - expected.min()) / (expected.max() - expected.min())
     torch.testing.assert_close(build("full_grad", linear)(images, 1)[0], rescaled, rtol=1e-5, atol=1e-6)
+    together = ((term - term.min()) / (term.max() - term.min() + 1e-6)).sum(0)
+    torch.testing.assert_close(build("full_grad", linear, convention="code")(images, 1)[0], together)
+
+
+def test_full_grad_of_the_authors_code_keeps_what_a_channel_is_worth() -> None:
+    """Bias times gradient is 8 at the left two pixels of channel 0 and 1 at the right ones of channel 1; corners are aligned."""
+    conv = nn.Conv2d(1, 2, 1)
+    net = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(8, 1, bias=False)).double()
+    with torch.no_grad():
+        conv.weight.zero_()
+        conv.bias.fill_(1.0)
+        net[3].weight.copy_(torch.tensor([[8.0, 0, 8, 0, 0, 1, 0, 1]]))
+
+    model = Explanandum(net, 1, mean=0.0, std=1.0)
+
+    def at(convention: str) -> torch.Tensor:
+        method = build("full_grad", model, convention=convention)
+        _, (term,) = method.terms(torch.ones(1, 1, 2, 2, dtype=torch.float64), torch.tensor([0]))
+        return method._postprocess(term.abs(), torch.Size((2, 3)))
+
+    torch.testing.assert_close(at("code")[0], torch.tensor([[1, 0.5 + 0.0625, 0.125]] * 2, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(at("paper")[0], torch.tensor([[1, 1.0, 1]] * 2, dtype=torch.float64))
 
 
 def test_wrong_options_are_refused() -> None:

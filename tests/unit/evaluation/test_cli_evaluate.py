@@ -120,7 +120,7 @@ VARIANTS = {
     "agf": ("mode", {"paper", "code"}),
     "agf_self_supervised": ("mode", {"paper", "code"}),
     "extremal_perturbation": ("schedule", {"paper", "code"}),
-    "full_grad": ("convention", {"paper"}),
+    "full_grad": ("convention", {"paper", "code"}),
     "srd": ("start", {"paper", "constant"}),
 }
 
