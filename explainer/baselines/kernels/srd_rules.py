@@ -21,6 +21,7 @@ from torch import Tensor
 ZERO_SQUARE = 1e-20  # ||v||^2 at or below this: the vector has no direction to share along, its relevance leaks
 ZERO_NORM = 1e-10  # the same bound for norms and their sums
 _BLOCK = 2**18  # numbers that are looked at together: 1 MB in float32
+_ROWS = 2**17  # the same, of a map that is read and written in one go
 aten = torch.ops.aten
 
 
@@ -43,15 +44,54 @@ def norms(values: Tensor) -> Tensor:
     return inner(values, values).sqrt()
 
 
+def _in_parts(*maps: Tensor) -> bool:
+    """Whether maps are gone through a part at a time: on the CPU a large temporary costs more to get than to fill."""
+    a = maps[0]
+    plain = not torch.is_grad_enabled() and a.device.type == "cpu" and a.numel() > 2 * _BLOCK
+    return plain and all(m.shape == a.shape and m.dtype == a.dtype for m in maps)
+
+
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Channel dot product, ``[B,1,H,W]``. On the CPU some channels at a time: a large temporary costs more to get than to fill."""
-    if torch.is_grad_enabled() or a.device.type != "cpu" or a.numel() <= 2 * _BLOCK or a.shape != b.shape or a.dtype != b.dtype:
-        return (a * b).sum(1, keepdim=True)
+    """Channel dot product, ``[B,1,H,W]``."""
+    return inners(a, b)[0]
+
+
+def inners(a: Tensor, *others: Tensor) -> list[Tensor]:
+    """:func:`inner` of ``a`` with each of the others, for which large maps ``a`` are read once."""
+    if not _in_parts(a, *others):
+        return [(a * b).sum(1, keepdim=True) for b in others]
     step = max(1, _BLOCK // (a.numel() // a.shape[1]))
-    room, total = torch.empty_like(a[:, :step]), torch.zeros_like(a[:, :1])
-    for one, other in zip(a.split(step, 1), b.split(step, 1), strict=True):
-        total += torch.mul(one, other, out=room[:, : one.shape[1]]).sum(1, keepdim=True)
-    return total
+    room, totals = torch.empty_like(a[:, :step]), [torch.zeros_like(a[:, :1]) for _ in others]
+    for one, *parts in zip(*(m.split(step, 1) for m in (a, *others)), strict=True):
+        for total, part in zip(totals, parts, strict=True):
+            total += torch.mul(one, part, out=room[:, : one.shape[1]]).sum(1, keepdim=True)
+    return totals
+
+
+def restart(v: Tensor, relevance: Tensor, bias: Tensor | None = None, room: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """``g = v R / ||v||^2`` (eq. 6), 0 for zero vectors, and ``<bias, g>`` ``[B,1,h,w]``: large maps are read once for all three.
+
+    Args:
+        v: ``[B,C,h,w]``.
+        relevance: R ``[B,h,w]``.
+        bias: ``[C]``; None: its product is None.
+        room: written over with g if it fits: large maps that are asked of the system anew cost more than they take to fill.
+    """
+    relevance = relevance.unsqueeze(1)
+    if not _in_parts(v) or relevance.dtype != v.dtype:
+        scale = relevance * inverse_square_norm(v)
+        return v * scale, None if bias is None else channel_dot(bias.to(scale.dtype), v.to(scale.dtype)) * scale
+    g = room if room is not None and _in_parts(v, room) else torch.empty_like(v)
+    beta = None if bias is None else torch.empty_like(relevance)
+    step = max(1, _ROWS // (v.numel() // v.shape[2]))
+    for first in range(0, v.shape[2], step):
+        rows = slice(first, first + step)
+        part = v[:, :, rows]
+        scale = relevance[:, :, rows] * inverse(torch.mul(part, part).sum(1, keepdim=True), ZERO_SQUARE)
+        torch.mul(part, scale, out=g[:, :, rows])
+        if bias is not None and beta is not None:
+            beta[:, :, rows] = torch.mul(part, bias.to(v.dtype).view(1, -1, 1, 1)).sum(1, keepdim=True) * scale
+    return g, beta
 
 
 def channel_dot(vector: Tensor, values: Tensor) -> Tensor:
@@ -196,37 +236,52 @@ class Conv(Rule):
 
     def shares(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """``(1/n_i, 1/D_j)``, zero where there is no norm to share by."""
-        if self.share is None:
-            norm = norms(u)
-            self.share = inverse(norm, ZERO_NORM), inverse(self._sum_field(norm), ZERO_NORM)
+        return self._share_by(norms(u)) if self.share is None else self.share
+
+    def _share_by(self, norm: Tensor) -> tuple[Tensor, Tensor]:
+        self.share = inverse(norm, ZERO_NORM), inverse(self._sum_field(norm), ZERO_NORM)
         return self.share
 
-    def pull_apart(self, g: Tensor, u: Tensor, beta: Tensor | None, scale: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The cotangent at the input, ``convT_W(g) + u t`` with ``t = convT_1(beta/D)/n``, as its two parts.
+    def transposed(self, g: Tensor, u: Tensor, scale: Tensor | None = None) -> Tensor:
+        """``convT_W(g)``, which nothing else holds.
 
         Args:
-            g: at the output.
+            g: cotangent at the output.
             u: value at the input.
-            beta: dot product of the (folded) bias with the cotangent, ``[B,1,H,W]``; None without a bias.
             scale: factor of each output channel, from a folded BatchNorm.
-
-        Returns:
-            ``convT_W(g)``, which nothing else holds, and ``t`` ``[B,1,H,W]`` (None: 0).
         """
         weight = self.weight.to(g.dtype)
         if scale is not None and weight.numel() < g.numel():  # whichever is smaller is scaled
             weight = weight * scale.to(g.dtype).view(-1, 1, 1, 1)
         elif scale is not None:
             g = g * scale.to(g.dtype).view(1, -1, 1, 1)
-        back = self._transpose(g, u, weight, self.groups)
-        if beta is None:
-            return back, None
+        return self._transpose(g, u, weight, self.groups)
+
+    def shared_bias(self, beta: Tensor, u: Tensor) -> Tensor:
+        """``t = convT_1(beta/D)/n`` ``[B,1,H,W]``: the bias adds ``u t`` to the cotangent at the input.
+
+        Args:
+            beta: dot product of the (folded) bias with the cotangent at the output, ``[B,1,H,W]``.
+            u: value at the input.
+        """
         inverse_norm, inverse_sum = self.shares(u)
-        return back, self._spread_field(beta * inverse_sum, inverse_norm) * inverse_norm
+        return self._spread_field(beta * inverse_sum, inverse_norm) * inverse_norm
+
+    def relevance(self, back: Tensor, beta: Tensor | None, u: Tensor) -> Tensor:
+        """``<u, back + u t>`` ``[B,1,H,W]``: the relevance of the vectors at the input. Norms not known yet are found in the same go."""
+        if beta is None:
+            return inner(u, back)
+        if self.share is None and not u.requires_grad:
+            found, squares = inners(u, back, u)
+            self._share_by(squares.sqrt())
+        else:
+            found = inner(u, back)
+        return found + self.shared_bias(beta, u) * inverse(self.shares(u)[0], 0).square()
 
     def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """See :meth:`pull_apart`."""
-        return [join(*self.pull_apart(g, inputs[0], self.bias_share(g)), inputs[0])]
+        """``convT_W(g) + u t``."""
+        beta, u = self.bias_share(g), inputs[0]
+        return [join(self.transposed(g, u), None if beta is None else self.shared_bias(beta, u), u)]
 
     def bias_share(self, g: Tensor) -> Tensor | None:
         """``beta`` of the layer's own bias."""

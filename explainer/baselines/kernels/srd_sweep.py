@@ -24,9 +24,9 @@ from explainer.baselines.kernels.srd_rules import (
     channel_dot,
     combine,
     inner,
-    inverse,
     inverse_square_norm,
     join,
+    restart,
 )
 from explainer.errors import ConfigError, UnsupportedLayerError
 
@@ -36,18 +36,10 @@ _NO_SCALAR = 1e-9  # a neuron of at most this magnitude passes nothing on
 _PLAINLY = 1e-3  # a difference this large beside what it was taken from is no rounding noise
 
 
-def _restart(v: Tensor, relevance: Tensor, room: Tensor | None = None) -> Tensor:
-    """``v R / ||v||^2`` with R ``[B,h,w]``, or ``R / v`` with R ``[B,C,h,w]`` of single neurons; zeros pass nothing on.
-
-    ``room`` is written over if it fits: large maps that are asked of the system anew cost more than they take to fill.
-    """
-    if relevance.ndim == 4:
-        live = v.abs() > _NO_SCALAR
-        return torch.where(live, relevance / torch.where(live, v, torch.ones_like(v)), torch.zeros_like(v))
-    scale = relevance.unsqueeze(1) * inverse_square_norm(v)
-    if torch.is_grad_enabled() or room is None or room.shape != v.shape or not room.dtype == v.dtype == scale.dtype:
-        return v * scale
-    return torch.mul(v, scale, out=room)
+def _neurons(v: Tensor, relevance: Tensor) -> Tensor:
+    """``R / v`` with R ``[B,C,h,w]`` of single neurons; zeros pass nothing on."""
+    live = v.abs() > _NO_SCALAR
+    return torch.where(live, relevance / torch.where(live, v, torch.ones_like(v)), torch.zeros_like(v))
 
 
 def sweep(
@@ -83,7 +75,9 @@ def sweep(
     maps: dict[int, Tensor] = {}
     cotangents: dict[int, Tensor] = {}
     own: set[int] = set()  # nodes whose cotangent no one else holds: it may be written over
-    along: dict[int, Tensor] = {}  # of activations: a part u t of the cotangent is kept as its relevance <u, u t>, [B,1,h,w]
+    known: dict[int, Tensor] = {}  # of activations: what has arrived as relevance <u, g> [B,1,h,w]; their cotangent itself is not needed
+    rooms: dict[int, Tensor] = {}  # of activations: a map of the size of theirs that is needed no more
+    betas: dict[int, Tensor] = {}  # of layers with a bias: its product with the cotangent, where that was restarted at their output
 
     def send(index: int, g: Tensor, fresh: bool) -> None:
         if index not in members:
@@ -92,6 +86,7 @@ def sweep(
             cotangents[index] = g
             own.update([index] if fresh else [])
         else:  # of a sum, what was fresh is filled
+            betas.pop(index, None)
             room = g if fresh and not torch.is_grad_enabled() and g.dtype == cotangents[index].dtype else None
             cotangents[index] = torch.add(cotangents[index], g, out=room)
             own.add(index)
@@ -102,13 +97,24 @@ def sweep(
         u = nodes[j].out
         if j not in members:
             return
-        back, t = conv.rule.pull_apart(g, u, beta, scale)
-        if t is not None and graph.is_source(j) and not scalar:
-            worth = t * inverse(conv.rule.shares(u)[0], 0).square()
-            along[j] = along[j] + worth if j in along else worth
+        back = conv.rule.transposed(g, u, scale)
+        if graph.is_source(j) and not scalar:
+            relevance = conv.rule.relevance(back, beta, u)
+            known[j] = known[j] + relevance if j in known else relevance
+            rooms[j] = back
         else:
-            back = join(back, t, u)
-        send(j, back, fresh=True)
+            send(j, join(back, None if beta is None else conv.rule.shared_bias(beta, u), u), fresh=True)
+
+    def start_again(node: Node, relevance: Tensor, room: Tensor | None = None) -> None:
+        """From an activation, or the start, at what relevance is shared along there."""
+        v, j = target(node), node.inputs[0]
+        if relevance.ndim == 4:
+            send(j, _neurons(v, relevance), fresh=True)
+            return
+        g, beta = restart(v, relevance, None if post or j in cotangents else _bias(graph, j), room)
+        send(j, g, fresh=True)
+        if beta is not None:
+            betas[j] = beta
 
     def target(node: Node) -> Tensor:
         """What relevance is shared along at an activation."""
@@ -121,30 +127,36 @@ def sweep(
         node = nodes[i]
         used = None if i in wanted else node
         source = graph.is_source(i)
+        g: Tensor | None
         if i == start:
             maps[i] = relevance.sum(1) if scalar else relevance
             if source and node.inputs:
-                send(node.inputs[0], _restart(target(node), relevance), fresh=True)
+                start_again(node, relevance)
                 continue
-            g = _restart(node.out, relevance)
-        elif i in cotangents:
-            g = cotangents.pop(i)
-            if source or i in wanted:
+            g = _neurons(node.out, relevance) if scalar else restart(node.out, relevance)[0]
+        elif i in cotangents or i in known:
+            g = cotangents.pop(i, None)
+            if g is not None and (source or i in wanted):
                 found = inner(node.out, g)
-                maps[i] = (found + along.pop(i) if i in along else found)[:, 0]
+                known[i] = known[i] + found if i in known else found
+            if i in known:
+                maps[i] = known.pop(i)[:, 0]
         else:
             continue  # a folded convolution: its BatchNorm has answered for both
         if (one_step and source) or (not members.intersection(node.inputs) and i not in graph.folds):
             continue
         if source:
-            shared = node.out * g if scalar else maps[i]
-            send(node.inputs[0], _restart(target(node), shared, g if i in own else None), fresh=True)
-        elif i in graph.folds and graph.folds[i] in members:
+            start_again(node, node.out * g if scalar and g is not None else maps[i], g if i in own else rooms.pop(i, None))
+            continue
+        assert g is not None  # only activations are given their relevance without it
+        if i in graph.folds and graph.folds[i] in members:
             conv, norm = nodes[graph.folds[i]], node.rule
             assert isinstance(norm, Norm)
-            send_through(conv, g, channel_dot(_folded_bias(norm, conv.rule).to(g.dtype), g), norm.scale)
+            beta = betas.pop(i, None)
+            send_through(conv, g, channel_dot(_folded_bias(norm, conv.rule).to(g.dtype), g) if beta is None else beta, norm.scale)
         elif isinstance(node.rule, Conv):
-            send_through(node, g, node.rule.bias_share(g))
+            beta = betas.pop(i, None)
+            send_through(node, g, node.rule.bias_share(g) if beta is None else beta)
         else:
             pulled = node.rule.pull(g, [nodes[j].out for j in node.inputs])
             for j, back in zip(node.inputs, pulled, strict=True):
@@ -152,6 +164,14 @@ def sweep(
     for i in wanted - maps.keys():
         maps[i] = torch.zeros_like(nodes[i].out[:, 0])
     return {i: maps[i] for i in stops}
+
+
+def _bias(graph: Graph, index: int) -> Tensor | None:
+    """Bias of a convolution, or of the one that is folded into a BatchNorm; None: the node has none that is shared."""
+    rule = graph.nodes[index].rule
+    if isinstance(rule, Norm) and index in graph.folds:
+        return _folded_bias(rule, graph.nodes[graph.folds[index]].rule)
+    return rule.bias if isinstance(rule, Conv) else None
 
 
 def _folded_bias(norm: Norm, conv: Rule) -> Tensor:
