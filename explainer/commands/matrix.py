@@ -36,6 +36,15 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
+#: Methods by family that give finite maps of the class which do not find planted evidence in the family's trained network.
+NOT_FOUND: dict[str, tuple[str, ...]] = {
+    "ResNet (torchvision)": ("full_grad",),
+    "ConvNeXt (torchvision)": ("gradient", "meta_saliency", "smooth_grad"),
+    "ViT (timm)": ("ablation_cam", "attention_grad_cam"),
+    "Swin (torchvision)": ("ablation_cam", "gradient", "meta_saliency", "norm_grad", "smooth_grad"),
+}
+
+
 @dataclass(frozen=True)
 class Cell:
     """What came of one method on one network.
@@ -162,9 +171,19 @@ with `--families "ViT (timm)"` some families are asked. *yes*: finite maps that 
 method refuses the network, for the reason below; the message itself also names the layer and methods to use instead.
 
 Whether maps point at the evidence is another question. [Planted evidence](../results/planted.md) asks it of one trained network of each
-kind, with numbers: most methods that run do, and it names the few that do not, with the reason.
+kind, with numbers and reasons. {_not_found(matrix)}
 
 {markdown(matrix)}"""
+
+
+def _not_found(matrix: Matrix) -> str:
+    """A sentence that names the methods of these families that run and do not find the evidence."""
+    named = [
+        f"{', '.join(f'`{name}`' for name in NOT_FOUND[family] if name in row)} ({family})"
+        for family, row in matrix.items()
+        if any(name in row for name in NOT_FOUND.get(family, ()))
+    ]
+    return f"These run and do not find it: {'; '.join(named)}." if named else "No method is known that runs here and does not find it."
 
 
 def markdown(matrix: Matrix) -> str:

@@ -197,6 +197,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+#: Maps that no method makes, and by how much a method must be better than two of them, in the pointing game or as a ranking of pixels.
+SANITY = {"centre", "constant", "edges", "ground_truth", "random"}
+MARGIN = 0.1
+
+
 @dataclass(frozen=True)
 class Found:
     """How well a method's maps point at planted evidence.

@@ -41,6 +41,14 @@ def test_the_page_has_all_families_and_methods() -> None:
     assert all(sorted(row) == baselines.names() for row in cells.values())
 
 
+def test_the_page_names_what_runs_and_does_not_find_planted_evidence() -> None:
+    cells = printed()
+    assert all(cells[family][name].status == "works" for family, names in matrix.NOT_FOUND.items() for name in names)
+    head = matrix.page(cells, "explainer methods --matrix --out docs/reference/classifiers.md").partition("\nOn all ")[0]
+    assert PAGE.read_text(encoding="utf-8").startswith(head)
+    assert "No method is known that runs here" in matrix.page({"Mixer (timm)": cells["Mixer (timm)"]}, "command")
+
+
 @pytest.mark.parametrize(
     ("family", "methods"),
     [
