@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from explainer.errors import UnsupportedLayerError
 
-WITHOUT_ATTENTION = "gradient, integrated_gradients, grad_cam, lrp, rise, extremal_perturbation"
+WITHOUT_ATTENTION = "gradient, integrated_gradients, grad_cam, rise, extremal_perturbation"
 
 
 def operation_name(func: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from explainer.attribution import Attributor
 from explainer.baselines import build
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.maps import guided_filter, smooth_map
-from explainer.errors import ConfigError
+from explainer.errors import ConfigError, UnsupportedLayerError
 
 
 class GuidedFilter(Baseline):
@@ -64,13 +65,25 @@ class GuidedFilter(Baseline):
         return options["method"], plugins.find("explainer.baselines", options["method"]), options["options"] or {}
 
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
-        return self._filtered(self.inner(images, class_index, generator=generator, masks=masks)[:, None], images)[:, 0]
+        with self._other_methods():
+            maps = self.inner(images, class_index, generator=generator, masks=masks)
+        return self._filtered(maps[:, None], images)[:, 0]
 
     def all_classes(
         self, images: Tensor, classes: list[int] | None = None, *, generator: torch.Generator | None = None, masks: Tensor | None = None
     ) -> Tensor:
         """See :meth:`Attributor.all_classes`; the method inside shares what it shares."""
-        return self._filtered(self.inner.all_classes(images, classes, generator=generator, masks=masks), images)
+        with self._other_methods():
+            maps = self.inner.all_classes(images, classes, generator=generator, masks=masks)
+        return self._filtered(maps, images)
+
+    @contextlib.contextmanager
+    def _other_methods(self) -> Iterator[None]:
+        """A refusal of the method inside says how to name another."""
+        try:
+            yield
+        except UnsupportedLayerError as error:
+            raise UnsupportedLayerError(f"{error} guided_filter takes any of them: method: grad_cam.") from error
 
     def _filtered(self, maps: Tensor, images: Tensor) -> Tensor:
         """``[B,n,H,W]``."""

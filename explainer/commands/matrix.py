@@ -41,7 +41,7 @@ NOT_FOUND: dict[str, tuple[str, ...]] = {
     "ResNet (torchvision)": ("full_grad",),
     "ConvNeXt (torchvision)": ("gradient", "meta_saliency", "smooth_grad"),
     "ViT (timm)": ("ablation_cam", "attention_grad_cam"),
-    "Swin (torchvision)": ("ablation_cam", "gradient", "meta_saliency", "norm_grad", "smooth_grad"),
+    "Swin (torchvision)": ("ablation_cam", "competition_cam", "gradient", "meta_saliency", "norm_grad", "smooth_grad"),
 }
 
 

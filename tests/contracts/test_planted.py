@@ -22,11 +22,12 @@ WEAK = {
     ("meta_saliency", "Swin (torchvision)"): _CONTRAST,
     ("smooth_grad", "ConvNeXt (torchvision)"): _CONTRAST,
     ("smooth_grad", "Swin (torchvision)"): _CONTRAST,
+    ("competition_cam", "Swin (torchvision)"): "its foreground is a mean over channels, of which LayerNorm leaves nothing",
     ("norm_grad", "Swin (torchvision)"): "the gradient is the same at every place of the last layer, so the map is the features' length",
     ("ablation_cam", "Swin (torchvision)"): _CANCEL,
     ("ablation_cam", "ViT (timm)"): _CANCEL,
     ("attention_grad_cam", "ViT (timm)"): "one weight a head, the mean over all patches: most are background, and its sign is theirs",
-    ("full_grad", "ResNet (torchvision)"): "FULLGRAD_REASON",
+    ("full_grad", "ResNet (torchvision)"): "its map of scenes without evidence is as large in the middle: divided by that, nothing is left",
 }
 #: The default suite's sample.
 SAMPLE = {

@@ -44,7 +44,8 @@ _POOLING = {
     "upsample",
 }
 _SUMS = {"add": 1, "radd": 1, "sub": -1, "subtract": -1, "rsub": -1}
-_ATTENTION = {"matmul", "bmm", "einsum", "softmax", "scaled_dot_product_attention", "multi_head_attention_forward"}
+_ATTENTION = {"softmax", "scaled_dot_product_attention", "multi_head_attention_forward"}
+_PRODUCTS = {"matmul", "bmm", "einsum"}
 ALTERNATIVES = "input_x_gradient, integrated_gradients, grad_cam, rise, extremal_perturbation"
 
 
@@ -101,6 +102,8 @@ class Recorder(TorchFunctionMode):
         path, module = self.place[-1] if self.place else ("", None)
         where = f"layer {path!r} ({type(module).__name__})" if path else f"the forward of {type(module).__name__}"
         rules = "attn_lrp or cp_lrp, which have rules for attention, or " if operation.strip("_") in _ATTENTION else ""
+        if operation.strip("_") in _PRODUCTS:  # of linear attention too, in which no softmax follows
+            rules = "attn_lrp or cp_lrp, if this is attention with a softmax, or "
         rules = "lrp, which has a rule for it, or " if operation in NORMS and not self.rules.feature_norms else rules
         self.error = UnsupportedLayerError(
             f"{self.method} cannot pass through {operation!r} in {where}, operation {self.count} of the forward pass: {why}. "

@@ -8,21 +8,22 @@ that stems from the classifier's input becomes a :class:`Node`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from explainer.attribution.watching import out_of_place, refuse_compiled
-from explainer.baselines.kernels.operations import ACTIVATIONS, DROPOUTS, plain_name, signal_and_gate
-from explainer.baselines.kernels.srd_rules import Add, AvgPool, Cat, Conv, Gate, MaxPool, Norm, Opaque, Pad, Pass, Rule, Source, aten
+from explainer.baselines.kernels.operations import plain_name, signal_and_gate
+from explainer.baselines.kernels.srd_operations import RULES, max_pool
+from explainer.baselines.kernels.srd_rules import Add, AvgPool, Cat, Conv, Gate, Norm, Opaque, Pad, Pass, Rule, Source
 from explainer.errors import ConfigError, UnsupportedLayerError
 
 ALTERNATIVES = "Use a method without layer rules: extremal_perturbation, rise, igos_pp, gradient, integrated_gradients."
+_SHOWN = 12  # nodes that a message lists
 
 
 @dataclass
@@ -37,95 +38,6 @@ class Node:
     names: list[str] = field(default_factory=list)
 
 
-def pair(value: Any) -> tuple[int, int]:
-    """An int or a sequence of one or two ints as (height, width)."""
-    values = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
-    return (values[0], values[-1])
-
-
-def _conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> Rule:
-    stride, dilation = pair(stride), pair(dilation)
-    if padding == "valid":
-        padding = 0
-    elif padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, weight.shape[-2:], strict=True)]
-        if any(t % 2 for t in total):
-            return Opaque("a convolution padded 'same' with an even kernel pads unevenly")
-        padding = [t // 2 for t in total]
-    return Conv(weight, bias, stride, pair(padding), dilation, groups)
-
-
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Rule:
-    if training or running_mean is None or running_var is None:
-        return Opaque("normalisation by batch statistics is no fixed affine map")
-    scale = (running_var + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    shift = -scale * running_mean
-    return Norm(scale, shift if bias is None else shift + bias)
-
-
-def _avg_pool2d(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Rule:
-    kernel = pair(kernel_size)
-    options = (kernel, pair(stride) if stride else kernel, pair(padding), ceil_mode, count_include_pad, divisor_override)
-    return AvgPool(lambda u: F.avg_pool2d(u, *options), lambda g, u: aten.avg_pool2d_backward(g, u, *options))
-
-
-def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Rule:
-    return AvgPool(lambda u: F.adaptive_avg_pool2d(u, output_size), aten._adaptive_avg_pool2d_backward)
-
-
-def _add(*tensors: Any, alpha: float = 1, input: Tensor | None = None, other: Any = None) -> Rule:
-    addends = [t for t in (*tensors, input, other) if t is not None]
-    if alpha != 1 or not all(isinstance(t, Tensor) for t in addends) or addends[0].shape != addends[-1].shape:
-        return Opaque("only sums of two feature maps of equal shape can be shared")
-    return Add()
-
-
-def _cat(tensors: Any, dim: int = 0) -> Rule:
-    return Cat() if dim == 1 else Opaque("only concatenation over channels can be shared")
-
-
-def _pad(input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Rule:
-    return Opaque(f"padding mode {mode!r} with value {value}") if mode != "constant" or value else Pad(tuple(pad))
-
-
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, train: bool = False) -> Rule:
-    return Opaque("dropout is active") if (training or train) and p > 0 else Pass()
-
-
-_RULES: dict[str, Callable[..., Rule]] = {
-    "conv2d": _conv2d,
-    "batch_norm": _batch_norm,
-    "avg_pool2d": _avg_pool2d,
-    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
-    "add": _add,
-    "cat": _cat,
-    "concat": _cat,
-    "pad": _pad,
-    "contiguous": lambda *a, **k: Pass(),
-    "clone": lambda *a, **k: Pass(),
-    **dict.fromkeys(DROPOUTS, _dropout),
-    **dict.fromkeys(ACTIVATIONS, lambda *a, **k: Source()),
-}
 _NUM_INPUTS: dict[type[Rule], int] = {Add: 2}
 
 
@@ -169,7 +81,7 @@ class _Recorder(TorchFunctionMode):
             rule, inputs = Gate(gate), [self.index[id(gated[0])]]
             out = func(*args, **kwargs)
         elif name == "max_pool2d" and not in_place:
-            out, rule = _max_pool2d(*args, **kwargs)
+            out, rule = max_pool(args, kwargs)
         else:
             rule = self._rule(name, args, kwargs, inputs)
             out = func(*args, **kwargs)
@@ -180,29 +92,14 @@ class _Recorder(TorchFunctionMode):
 
     @staticmethod
     def _rule(name: str, args: Any, kwargs: dict[str, Any], inputs: list[int]) -> Rule:
-        if name not in _RULES:
+        if name not in RULES:
             return Opaque("no rule for this operation")
         try:
-            rule = _RULES[name](*args, **kwargs)
+            rule = RULES[name](*args, **kwargs)
         except TypeError as error:
             return Opaque(f"unusual arguments ({error})")
         expected = len(args[0]) if isinstance(rule, Cat) else _NUM_INPUTS.get(type(rule), 1)
         return rule if len(inputs) == expected else Opaque("a feature map is combined with a constant or with its own parameters")
-
-
-def _max_pool2d(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> tuple[Any, Rule]:
-    kernel = pair(kernel_size)
-    settings = (kernel, pair(stride) if stride else kernel, pair(padding), pair(dilation), ceil_mode)
-    out, indices = F.max_pool2d_with_indices(input, *settings)
-    return (out, indices) if return_indices else out, MaxPool(settings, indices)
 
 
 @contextlib.contextmanager
@@ -302,14 +199,30 @@ class Graph:
         path, _, call = name.partition("#")
         calls = self.names.get(path, [])
         if not calls or (call and not (call.isdigit() and int(call) < len(calls))):
-            known = ", ".join(self.names)
-            raise ConfigError(f"no node {name!r} was met in the forward pass. Nodes: {known} (path#0, path#1 for repeated calls).")
+            raise ConfigError(
+                f"no node {name!r} was met in the forward pass: name another, {self._candidates(maps=False)} "
+                "(path#0, path#1 for repeated calls)."
+            )
         index = calls[int(call)] if call else calls[-1]
         if self.nodes[index].out.ndim != 4:
             shape = tuple(self.nodes[index].out.shape)
             raise ConfigError(f"node {name!r} has shape {shape}, but relevance lives on maps [B,C,H,W]: name a layer of the encoder.")
         folded = {conv: norm for norm, conv in self.folds.items()}
         return folded.get(index, index) if fold else index
+
+    def _candidates(self, maps: bool) -> str:
+        """Names of nodes for a message, last ones first; of a transformer there are hundreds.
+
+        Args:
+            maps: only those that are maps with more than one position.
+        """
+        fit = [
+            n
+            for n, calls in self.names.items()
+            if not maps or (self.nodes[calls[-1]].out.ndim == 4 and self.nodes[calls[-1]].out[0, 0].numel() > 1)
+        ]
+        more = f", and {len(fit) - _SHOWN} more" if len(fit) > _SHOWN else ""
+        return f"for example {', '.join(fit[::-1][:_SHOWN])}{more}" if fit else "but none of its operations gives one"
 
     def name(self, index: int) -> str:
         """The innermost path, with ``#call`` where the module was called several times."""
@@ -346,9 +259,9 @@ class Graph:
         ]
         spatial = [i for i in crossed if self.nodes[i].out[0, 0].numel() > 1] or crossed
         if not spatial:
-            known = ", ".join(self.names)
             raise ConfigError(
-                f"srd found no feature map that all evidence crosses: name the encoder's last layer with encoder_output=. Nodes: {known}."
+                "srd found no feature map that all evidence crosses: name the encoder's last layer with encoder_output=, "
+                f"{self._candidates(maps=True)}. {ALTERNATIVES}"
             )
         return spatial[-1]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from explainer import Explanandum
 from explainer.attribution.map_cache import method_key, shares_work
 from explainer.baselines import build
 from explainer.baselines.kernels.maps import guided_filter, smooth_map
-from explainer.errors import ConfigError, UnknownNameError
+from explainer.errors import ConfigError, UnknownNameError, UnsupportedLayerError
+from explainer.models.families import FAMILIES
 from tests.contracts.networks import tiny
 
 
@@ -114,3 +116,11 @@ def test_errors() -> None:
         build("guided_filter", explanandum, method="no_such")
     with pytest.raises(ConfigError, match="eps must be positive"):
         guided_filter(torch.rand(1, 4, 4), torch.rand(1, 3, 4, 4), 0.2, 0.0)
+
+
+def test_a_refusal_of_the_method_inside_says_how_to_take_another() -> None:
+    """SRD has no rule for attention over windows."""
+    model = Explanandum(FAMILIES["Swin (timm)"].build(3), 3)
+    with pytest.raises(UnsupportedLayerError, match=r"^srd cannot share .* guided_filter takes any of them: method: grad_cam\.$"):
+        build("guided_filter", model)(torch.rand(1, 3, 64, 64), 0)
+    assert build("guided_filter", model, method="grad_cam")(torch.rand(1, 3, 64, 64), 0).shape == (1, 64, 64)

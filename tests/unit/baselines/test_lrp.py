@@ -190,6 +190,27 @@ def test_attention_is_refused_with_methods_that_have_rules_for_it():
         build("lrp", wrap(FAMILIES["ViT (timm)"].build(3), 3))(torch.rand(1, 3, 64, 64, dtype=torch.float64), 0)
 
 
+def test_no_refusal_sends_to_a_method_that_refuses_for_the_same_reason():
+    """Linear attention: products without a softmax. LRP has no rule for them, AttnLRP no attention to look at."""
+
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.head = nn.Conv2d(3, 4, 4, stride=4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            q = self.q(x).relu().flatten(2)
+            return self.head((q @ q.transpose(1, 2) @ q).mean(2))
+
+    explanandum, image = wrap(Linear(), 3), torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    with pytest.raises(UnsupportedLayerError, match="Use attn_lrp or cp_lrp, if this is attention with a softmax, or a method without"):
+        build("lrp", explanandum)(image, 0)
+    with pytest.raises(UnsupportedLayerError, match="none ran in Linear") as error:
+        build("attn_lrp", explanandum)(image, 0)
+    assert "lrp," not in str(error.value).partition("Use ")[2]
+    assert build("integrated_gradients", explanandum)(image, 0).any()
+
+
 def test_rap_pieces_on_degenerate_relevance():
     zero = torch.zeros(1, 3)
     assert torch.equal(shift_uniformly(zero, torch.ones(1)), zero)

@@ -200,3 +200,25 @@ def test_torchvision_families_conserve_relevance(make, encoder, high):
         raw = build("srd", explanandum, start="constant", resolution="high", normalize=False)(x, 0)
         assert expected.shape == (1, 8, 8)
         assert torch.allclose(raw, F.interpolate(expected[:, None], (64, 64), mode="bilinear")[:, 0], atol=1e-12)
+
+
+class Branches(nn.Module):
+    """Two branches, each pooled by itself, and a long head: no feature map holds all evidence."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 2, 3), nn.Conv2d(3, 2, 5)
+        self.head = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(30)])
+
+    def forward(self, x):
+        return self.head(torch.cat([self.left(x).mean((2, 3)), self.right(x).mean((2, 3))], dim=1))
+
+
+def test_a_refusal_names_maps_and_other_methods_and_stays_short():
+    srd = build("srd", Explanandum(Branches(), 4))
+    with pytest.raises(ConfigError, match=r"encoder_output=, for example right, left, input\. Use a method without layer rules: ") as error:
+        srd(torch.rand(1, 3, 8, 8), 0)
+    assert len(str(error.value)) < 400
+    with pytest.raises(ConfigError, match=r"name another, for example head, head\.29, .* more \(path#0") as error:
+        srd.vectors(torch.rand(1, 3, 8, 8), "head.7.8")
+    assert len(str(error.value)) < 400
