@@ -8,7 +8,7 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import docstring_parser
@@ -23,7 +23,7 @@ from explainer.commands.maps_config import MapsConfig
 from explainer.commands.parsing import Command, Group, command_parser
 from explainer.config import RunConfig
 from explainer.evaluation.config import EvaluateConfig
-from explainer.metrics.facts import INPUTS, inputs, options
+from explainer.metrics.facts import INPUTS, inputs
 from explainer.plugins import discover
 
 #: Configurations with the command that reads them.
@@ -177,13 +177,19 @@ def plugins() -> str:
     for title, package in PLUGINS.items():
         rows = []
         for name, cls in discover(package).items():
-            taken = [p for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-            options = ", ".join(f"`{p.name}`" if p.default is p.empty else f"`{p.name}: {_default(p.default)}`" for p in taken)
+            taken = ", ".join(_options(cls))
             # A protocol's class says what its rows are; its module says what it measures.
             about = inspect.getmodule(cls) if title == "Protocols" else cls
-            rows.append((f"`{name}`", _cell((inspect.getdoc(about) or "").partition("\n\n")[0]), options))
+            rows.append((f"`{name}`", _cell((inspect.getdoc(about) or "").partition("\n\n")[0]), taken))
         lines += [f"## {title}", "", *_table(("name", "what it is", "options with defaults"), rows)]
     return "\n".join([*lines, *_metrics()])
+
+
+def _options(plugin: Callable[..., Any], without: Container[str] = ()) -> list[str]:
+    """The options of a plug-in with their defaults."""
+    taken = [p for p in inspect.signature(plugin).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    taken = [p for p in taken if p.name not in without]
+    return [f"`{p.name}`" if p.default is p.empty else f"`{p.name}: {_default(p.default)}`" for p in taken]
 
 
 def _metrics() -> list[str]:
@@ -191,12 +197,11 @@ def _metrics() -> list[str]:
     rows = []
     for name, metric in discover("explainer.metrics").items():
         facts = metric if inspect.isclass(metric) else metric.facts
-        settings = options(metric)
         better = {True: "higher", False: "lower", None: ""}[facts.higher_is_better]
         low, high = (f"{bound:.3g}" for bound in facts.bounds)
         about = f"{(inspect.getdoc(metric) or '').partition(chr(10) * 2)[0]} (`{metric.__module__}.{metric.__qualname__}`)"
         given = ", ".join(f"`{p}`" for p in inputs(metric.values if inspect.isclass(metric) else metric))
-        taken = ", ".join(f"`{option}: {_default(value)}`" for option, value in settings.items())
+        taken = ", ".join(_options(metric, without=INPUTS))
         rows.append((f"`{name}`", _cell(about), f"[{low}, {high}]", better, given, taken))
     text = ["## Metrics", "", "Functions of tensors, one value per image. `PerImageMetric` and `PerClassMetric` average them as"]
     text += ["torchmetrics does: [From Python](../howto/python.md).", ""]
