@@ -61,6 +61,10 @@ class Protocol(abc.ABC):
     """
 
     name: ClassVar[str]
+    #: Heading of the protocol's table in plain words; empty: the name.
+    heading: ClassVar[str] = ""
+    #: What the protocol asks, in one sentence below the heading.
+    question: ClassVar[str] = ""
     source: ClassVar[str] = ""
     uses_maps: ClassVar[bool] = True
     needs_truth: ClassVar[bool] = False

@@ -9,55 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from explainer import plugins
 from explainer.errors import ConfigError
-from explainer.evaluation.protocol import Column
+from explainer.evaluation.protocol import PACKAGE, Column, Protocol
 from explainer.evaluation.results import Row, decode, encode, read_rows
 from explainer.evaluation.statistics import paired_difference
 from explainer.files import parse_json
 from explainer.vocabulary import todays
 
 SUMMARY = "summary.json"
-#: Plain words for what the protocols ask; a protocol that is not here goes by its label.
-TITLES: dict[str, tuple[str, str]] = {
-    "segmentation": ("Agreement with the objects", "How well the mask matches the object's pixels."),
-    "segmentation_per_class": ("Agreement with the objects, by class", "One mask per class, compared with that class's pixels."),
-    "agf_segmentation": ("Segmentation by ranking", "Does the map rank the object's pixels above the others?"),
-    "agf_class_segmentation": ("Segmentation by competition", "Does each pixel's strongest class map name its class?"),
-    "pointing_game": ("Pointing game", "Does the highest point of the map lie on the object?"),
-    "insertion_deletion": ("Insertion and deletion", "The score while the map's most important pixels appear or disappear first."),
-    "negative_perturbation": ("Negative and positive perturbation", "Accuracy while unimportant or important pixels are removed first."),
-    "sufficiency_necessity": ("Sufficiency and necessity", "Score kept by the mask, score left without it."),
-    "masking_matrix": ("Class-specific masking", "Does the mask of one class keep that class and remove the others?"),
-    "classification_kept": ("Classification kept", "Is the image still recognised when only the mask is shown?"),
-    "inverse_mask": ("What the inverse mask leaves", "Score left when the mask's pixels are gone."),
-    "localization": ("Localisation by boxes", "Does the box around the map's highest values meet the object's box?"),
-    "mask_deletion": ("Deletion by masks", "How far does the score fall when the mask's pixels are removed?"),
-    "box_deletion": ("Deletion of a box", "How small a box must be removed for the score to fall?"),
-    "adversarial": ("Adversarial images", "Do the maps of attacked images differ from those of clean ones?"),
-    "occluded_accuracy": ("Accuracy on occluded images", "How many images does the classifier still get right when a part is hidden?"),
-    "constant_shift": (
-        "Check: constant shift",
-        "Does the map stay when a constant is added to all images and taken off inside the classifier?",
-    ),
-    "data_randomization": ("Check: permuted labels", "Do maps differ from those of a classifier that was trained on permuted labels?"),
-    "empty_images": ("Where nothing is to be seen", "How much do the masks mark in images of classes that no pixel belongs to?"),
-    "srd_metrics": ("Localisation, sparseness, fidelity, stability", "The five numbers of the SRD paper."),
-    "class_sensitivity": ("Class sensitivity", "Do the maps of the most and the least likely class differ?"),
-    "monotonicity": ("Monotonicity", "Do larger areas keep more of the score?"),
-    "infidelity": ("Infidelity and sensitivity", "Does the map predict the effect of small changes, and is it stable?"),
-    "manipulation": ("Adversarial manipulation", "Can an invisible change of the image change the map?"),
-    "apop": ("What activation patterns predict", "The class read from activation patterns alone."),
-    "binarized": ("What one binarised activation leaves", "Accuracy when one layer passes only which of its units are active."),
-    "time": ("Time", "Seconds for one image."),
-    "label_leakage": ("Check: label leakage", "Does the mask alone tell the class?"),
-    "randomized_classifier": ("Check: randomised classifier", "Is the masks' advantage lost when the classifier is random?"),
-    "fill_swap": ("Check: fill swap", "Do masks work under fills not used in training?"),
-    "shortcut": ("Check: planted shortcut", "Is a cue shown exactly where the classifier uses it?"),
-    "fidelity": ("Fidelity", "How closely does the sum of a map follow the score when parts are removed?"),
-    "mask_activation": ("Mask activation", "Which share of the image do the masks of present and absent classes cover?"),
-    "implausible": ("Check: Explainer of a random classifier", "Do masks look right although there was nothing to explain?"),
-    "parameter_randomization": ("Check: parameter randomisation", "Do maps change when the classifier's parameters are random?"),
-}
 
 
 @dataclass(frozen=True)
@@ -183,10 +143,12 @@ def label_of(method: str, scale: str) -> str:
 
 def title_of(summary: Mapping[str, Any], protocol: str) -> tuple[str, str]:
     """``(title, question)`` of a protocol's label in plain words; a label that differs from the protocol's name is added."""
-    # Rows may be older than the spelling.
-    name = todays(summary["protocols"][protocol]["name"], TITLES)
-    title, question = TITLES.get(name, (name.replace("_", " ").capitalize(), ""))
-    return (title if todays(protocol, TITLES) == name else f"{title} ({protocol})"), question
+    known = plugins.discover(PACKAGE)
+    # Rows may be older than the spelling, or of a protocol that is not here.
+    name = todays(summary["protocols"][protocol]["name"], known)
+    cls = known.get(name, Protocol)
+    title = cls.heading or name.replace("_", " ").capitalize()
+    return (title if todays(protocol, known) == name else f"{title} ({protocol})"), cls.question
 
 
 def protocol_table(results: Results, protocol: str) -> Table:

@@ -16,6 +16,7 @@ from explainer.baselines import build
 from explainer.evaluation.protocol import parse_protocols
 from explainer.losses.base import build_terms, total_loss
 from explainer.metrics.base import PerImageMetric
+from explainer.report.tables import title_of
 from tests.contracts.networks import tiny
 
 SOURCES = {
@@ -58,6 +59,8 @@ from explainer.evaluation.protocol import Column, Protocol
 
 class Nothing(Protocol):
     name = "throwaway"
+    heading = "Nothing at all"
+    question = "Is there anything?"
 
     def columns(self):
         return {"zero": Column("zero")}
@@ -97,6 +100,7 @@ def test_one_file_is_a_baseline_a_loss_a_metric_and_a_protocol(tmp_path: Path) -
     metric.update(torch.tensor([[[0.0, 0.5]], [[0.25, 0.0]]]))
     assert metric.compute() == 0.75
     assert list(parse_protocols(["throwaway"], "corrected")["throwaway"].columns()) == ["zero"]
+    assert title_of({"protocols": {"throwaway": {"name": "throwaway"}}}, "throwaway") == ("Nothing at all", "Is there anything?")
     assert all(vocabulary.names_in(tmp_path / package) == ["throwaway"] for package in SOURCES)
 
 

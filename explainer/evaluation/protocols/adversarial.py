@@ -39,6 +39,8 @@ class Adversarial(Check):
     """
 
     name = "adversarial"
+    heading = "Adversarial images"
+    question = "Do the maps of attacked images differ from those of clean ones?"
     title = "Adversarial images"
     source = "Fong and Vedaldi 2017, section 5.5"
     uses_scale = True

@@ -28,6 +28,8 @@ class AGFSegmentation(Protocol):
     """
 
     name = "agf_segmentation"
+    heading = "Segmentation by ranking"
+    question = "Does the map rank the object's pixels above the others?"
     source = "Gur et al. 2021, Table 3"
     needs_truth = True
 
@@ -65,6 +67,8 @@ class AGFClassSegmentation(Protocol):
     """
 
     name = "agf_class_segmentation"
+    heading = "Segmentation by competition"
+    question = "Does each pixel's strongest class map name its class?"
     source = "Gur et al. 2021, multi-label segmentation"
     needs_truth = True
 

@@ -19,6 +19,8 @@ class Apop(Protocol):
     """
 
     name = "apop"
+    heading = "What activation patterns predict"
+    question = "The class read from activation patterns alone."
     source = "Han et al. 2024, Table 1"
     uses_maps = False
 

@@ -26,6 +26,8 @@ class Binarized(Protocol):
     """
 
     name = "binarized"
+    heading = "What one binarised activation leaves"
+    question = "Accuracy when one layer passes only which of its units are active."
     source = "Han et al. 2024, Figure 6"
     uses_maps = False
 

@@ -33,6 +33,8 @@ class BoxDeletion(Protocol):
     """
 
     name = "box_deletion"
+    heading = "Deletion of a box"
+    question = "How small a box must be removed for the score to fall?"
     source = "Fong and Vedaldi 2017, sections 5.1 and 5.3"
     uses_scale = True
 

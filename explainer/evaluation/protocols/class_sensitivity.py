@@ -18,6 +18,8 @@ class ClassSensitivity(Protocol):
     """
 
     name = "class_sensitivity"
+    heading = "Class sensitivity"
+    question = "Do the maps of the most and the least likely class differ?"
     source = "Rebuffi et al. 2020"
 
     def __init__(self, mode: Mode = "corrected") -> None:

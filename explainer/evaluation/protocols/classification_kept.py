@@ -28,6 +28,8 @@ class ClassificationKept(Protocol):
     """
 
     name = "classification_kept"
+    heading = "Classification kept"
+    question = "Is the image still recognised when only the mask is shown?"
     source = "Stalder et al. 2022, Table 4"
     uses_scale = True
 

@@ -33,6 +33,8 @@ class ConstantShift(Check):
     """
 
     name = "constant_shift"
+    heading = "Check: constant shift"
+    question = "Does the map stay when a constant is added to all images and taken off inside the classifier?"
     title = "Constant shift"
     source = "Kindermans et al. 2019"
 

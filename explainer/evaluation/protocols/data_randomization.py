@@ -37,6 +37,8 @@ class DataRandomization(Check):
     """
 
     name = "data_randomization"
+    heading = "Check: permuted labels"
+    question = "Do maps differ from those of a classifier that was trained on permuted labels?"
     title = "Data randomisation"
     source = "Adebayo et al. 2018"
 

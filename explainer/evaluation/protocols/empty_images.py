@@ -21,6 +21,8 @@ class EmptyImages(Protocol):
     """
 
     name = "empty_images"
+    heading = "Where nothing is to be seen"
+    question = "How much do the masks mark in images of classes that no pixel belongs to?"
     source = "this project"
     uses_scale = True
 

@@ -19,6 +19,8 @@ class Fidelity(Protocol):
     """
 
     name = "fidelity"
+    heading = "Fidelity"
+    question = "How closely does the sum of a map follow the score when parts are removed?"
     source = "Han et al. 2024, Table 4"
 
     def __init__(self, mode: Mode = "corrected", subsets: int = 100, subset_size: int | None = None) -> None:

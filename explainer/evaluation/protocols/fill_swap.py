@@ -31,6 +31,8 @@ class FillSwap(Check):
     """
 
     name = "fill_swap"
+    heading = "Check: fill swap"
+    question = "Do masks work under fills not used in training?"
     title = "Fill swap"
     source = "this project"
     uses_scale = True

@@ -31,6 +31,8 @@ class Implausible(Check):
     """
 
     name = "implausible"
+    heading = "Check: Explainer of a random classifier"
+    question = "Do masks look right although there was nothing to explain?"
     title = "Random classifier, plausible mask"
     source = "this project, after Adebayo et al. 2018"
     needs_truth = True

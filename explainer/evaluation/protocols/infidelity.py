@@ -20,6 +20,8 @@ class Infidelity(Protocol):
     """
 
     name = "infidelity"
+    heading = "Infidelity and sensitivity"
+    question = "Does the map predict the effect of small changes, and is it stable?"
     source = "Yeh et al. 2019"
 
     def __init__(self, mode: Mode = "corrected", samples: int = 50, sensitivity_samples: int = 10, radius: float = 0.02) -> None:

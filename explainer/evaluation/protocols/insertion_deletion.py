@@ -22,6 +22,8 @@ class InsertionDeletion(Protocol):
     """
 
     name = "insertion_deletion"
+    heading = "Insertion and deletion"
+    question = "The score while the map's most important pixels appear or disappear first."
     source = "Petsiuk et al. 2018"
 
     def __init__(

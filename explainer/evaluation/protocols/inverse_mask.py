@@ -22,6 +22,8 @@ class InverseMask(Protocol):
     """
 
     name = "inverse_mask"
+    heading = "What the inverse mask leaves"
+    question = "Score left when the mask's pixels are gone."
     source = "this project"
     uses_scale = True
 

@@ -38,6 +38,8 @@ class LabelLeakage(Check):
     """
 
     name = "label_leakage"
+    heading = "Check: label leakage"
+    question = "Does the mask alone tell the class?"
     title = "Label leakage"
     source = "this project"
     uses_scale = True

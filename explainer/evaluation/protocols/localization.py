@@ -32,6 +32,8 @@ class Localization(Protocol):
     """
 
     name = "localization"
+    heading = "Localisation by boxes"
+    question = "Does the box around the map's highest values meet the object's box?"
     source = "Fong and Vedaldi 2017, Table 1"
 
     def __init__(self, mode: Mode = "corrected", held_out: int = 10, truth: Literal["auto", "boxes", "masks"] = "auto") -> None:

@@ -26,6 +26,8 @@ class Manipulation(Protocol):
     """
 
     name = "manipulation"
+    heading = "Adversarial manipulation"
+    question = "Can an invisible change of the image change the map?"
     source = "Han et al. 2024, Fig. 4"
     images: int | None = 100
 

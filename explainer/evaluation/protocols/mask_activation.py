@@ -18,6 +18,8 @@ class MaskActivation(Protocol):
     """
 
     name = "mask_activation"
+    heading = "Mask activation"
+    question = "Which share of the image do the masks of present and absent classes cover?"
     source = "Stalder et al. 2022, Figures 4 and 5"
     uses_scale = True
 

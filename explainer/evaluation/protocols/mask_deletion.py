@@ -29,6 +29,8 @@ class MaskDeletion(Protocol):
     """
 
     name = "mask_deletion"
+    heading = "Deletion by masks"
+    question = "How far does the score fall when the mask's pixels are removed?"
     source = "Fong and Vedaldi 2017, section 5.2"
 
     def __init__(self, mode: Mode = "corrected") -> None:

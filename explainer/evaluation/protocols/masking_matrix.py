@@ -30,6 +30,8 @@ class MaskingMatrix(Protocol):
     """
 
     name = "masking_matrix"
+    heading = "Class-specific masking"
+    question = "Does the mask of one class keep that class and remove the others?"
     source = "Stalder et al. 2022, Table 1"
     uses_scale = True
 

@@ -30,6 +30,8 @@ class Monotonicity(Protocol):
     """
 
     name = "monotonicity"
+    heading = "Monotonicity"
+    question = "Do larger areas keep more of the score?"
     source = "Fong et al. 2019, section 4"
 
     def __init__(

@@ -29,6 +29,8 @@ class NegativePerturbation(Protocol):
     """
 
     name = "negative_perturbation"
+    heading = "Negative and positive perturbation"
+    question = "Accuracy while unimportant or important pixels are removed first."
     source = "Gur et al. 2021, Table 2"
 
     def __init__(self, mode: Mode = "corrected", fill: FillKind = "black", measure: Measure = "correct") -> None:

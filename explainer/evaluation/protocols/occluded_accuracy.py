@@ -36,6 +36,8 @@ class OccludedAccuracy(Protocol):
     """
 
     name = "occluded_accuracy"
+    heading = "Accuracy on occluded images"
+    question = "How many images does the classifier still get right when a part is hidden?"
     source = "Fong's thesis, appendix C.1"
     uses_maps = False
 

@@ -31,6 +31,8 @@ class ParameterRandomization(Check):
     """
 
     name = "parameter_randomization"
+    heading = "Check: parameter randomisation"
+    question = "Do maps change when the classifier's parameters are random?"
     title = "Parameter randomisation"
     source = "Adebayo et al. 2018"
 

@@ -33,6 +33,8 @@ class PointingGame(Protocol):
     """
 
     name = "pointing_game"
+    heading = "Pointing game"
+    question = "Does the highest point of the map lie on the object?"
     source = "Fong et al. 2019, Table 1"
 
     def __init__(self, mode: Mode = "corrected", tolerance: float | None = None, truth: Literal["auto", "boxes", "masks"] = "auto") -> None:

@@ -35,6 +35,8 @@ class RandomizedClassifier(Check):
     """
 
     name = "randomized_classifier"
+    heading = "Check: randomised classifier"
+    question = "Is the masks' advantage lost when the classifier is random?"
     title = "Randomised classifier"
     source = "this project, after Adebayo et al. 2018"
     uses_scale = True

@@ -52,6 +52,8 @@ class Segmentation(Protocol):
     """
 
     name = "segmentation"
+    heading = "Agreement with the objects"
+    question = "How well the mask matches the object's pixels."
     source = "Stalder et al. 2022, Table 2"
     needs_truth = True
     uses_scale = True
@@ -123,6 +125,8 @@ class SegmentationPerClass(Segmentation):
     """One row per explained class of an image: the class's own mask against its own object; options as :class:`Segmentation`."""
 
     name = "segmentation_per_class"
+    heading = "Agreement with the objects, by class"
+    question = "One mask per class, compared with that class's pixels."
     source = "Stalder et al. 2022, Table 2, per class"
 
     def columns(self) -> dict[str, Column]:

@@ -31,6 +31,8 @@ class Shortcut(Check):
     """
 
     name = "shortcut"
+    heading = "Check: planted shortcut"
+    question = "Is a cue shown exactly where the classifier uses it?"
     title = "Planted shortcut"
     source = "this project"
 

@@ -28,6 +28,8 @@ class SRDMetrics(Protocol):
     """
 
     name = "srd_metrics"
+    heading = "Localisation, sparseness, fidelity, stability"
+    question = "The five numbers of the SRD paper."
     source = "Han et al. 2024, Table 2"
     needs_truth = True
 

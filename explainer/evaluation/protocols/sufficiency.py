@@ -24,6 +24,8 @@ class SufficiencyNecessity(Protocol):
     """
 
     name = "sufficiency_necessity"
+    heading = "Sufficiency and necessity"
+    question = "Score kept by the mask, score left without it."
     source = "this project"
     uses_scale = True
 

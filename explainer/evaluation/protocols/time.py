@@ -23,6 +23,8 @@ class Time(Protocol):
     """
 
     name = "time"
+    heading = "Time"
+    question = "Seconds for one image."
     source = "Stalder et al. 2022, Table 3"
     images: int | None = 64
 

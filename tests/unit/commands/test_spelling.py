@@ -10,7 +10,7 @@ from explainer.cli import COMMANDS
 from explainer.commands.parsing import parse
 from explainer.evaluation.protocol import build_protocol, parse_protocols
 from explainer.metrics.base import PerImageMetric
-from explainer.report.tables import TITLES, title_of
+from explainer.report.tables import title_of
 
 
 def test_command_and_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,7 +38,7 @@ def test_protocols_keep_the_label_that_was_typed(old: str, new: str) -> None:
     assert list(built) == [old] and built[old].name == new and type(built[old]) is type(build_protocol(new, None, "corrected"))
     # Rows of an older evaluation say the old name; their table has the title of the new one.
     for name in (old, new):
-        assert title_of({"protocols": {old: {"name": name}}}, old) == TITLES[new]
+        assert title_of({"protocols": {old: {"name": name}}}, old) == (built[old].heading, built[old].question)
 
 
 def test_options_of_methods_and_names_of_metrics() -> None:

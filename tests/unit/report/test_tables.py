@@ -179,4 +179,11 @@ def test_wrong_folders_and_options_are_told(tmp_path, capsys):
 
 
 def test_every_protocol_has_plain_words():
-    assert set(tables.TITLES) == set(plugins.discover("explainer.evaluation.protocols"))
+    known = plugins.discover("explainer.evaluation.protocols")
+    assert [name for name, protocol in known.items() if not protocol.heading or not protocol.question] == []
+    assert len({protocol.heading for protocol in known.values()}) == len(known)
+
+
+def test_title_of_a_protocol_without_one_and_of_one_that_is_not_here():
+    assert tables.title_of({"protocols": {"own": {"name": "my_protocol"}}}, "own") == ("My protocol (own)", "")
+    assert tables.title_of({"protocols": {"my_protocol": {"name": "my_protocol"}}}, "my_protocol") == ("My protocol", "")
