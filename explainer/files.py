@@ -8,7 +8,9 @@ that folder.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -18,7 +20,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["Owner", "clear_leftovers", "parse_json", "partial_folder", "replacing", "second_name", "sync_folder", "write_text"]
+__all__ = [
+    "Owner",
+    "clear_leftovers",
+    "parse_json",
+    "partial_folder",
+    "replacing",
+    "second_name",
+    "shortened",
+    "sync_folder",
+    "write_json",
+    "write_text",
+]
 
 _SUFFIX, _BETWEEN = ".tmp", "~"
 #: A file of another machine that nobody has written to for so long (seconds) is taken for left behind.
@@ -84,8 +97,16 @@ def _started(pid: int) -> int | None:
         return None
 
 
+def shortened(name: str, most: int) -> str:
+    """A name of at most ``most`` bytes (file systems allow 255): the beginning of a longer one, with a part of its hash."""
+    content = os.fsencode(name)
+    if len(content) <= most:
+        return name
+    return content[: most - 9].decode("utf-8", "ignore") + "-" + hashlib.sha256(content).hexdigest()[:8]
+
+
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name[:100]}{_BETWEEN}{Owner.this()}{_BETWEEN}{uuid.uuid4().hex[:8]}{_SUFFIX}")
+    return path.with_name(f".{shortened(path.name, 100)}{_BETWEEN}{Owner.this()}{_BETWEEN}{uuid.uuid4().hex[:8]}{_SUFFIX}")
 
 
 def _owner_of(path: Path) -> Owner | None:
@@ -160,6 +181,19 @@ def write_text(path: str | Path, text: str, durable: bool = True) -> None:
     """Replace a text file (UTF-8) at once: readers see the old or the new text, never a part. See :func:`replacing`."""
     with replacing(path, durable) as stream:
         stream.write(text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Any, durable: bool = True) -> None:
+    """Replace a JSON file at once. NaN and infinity, which JSON does not know and other readers refuse, are null."""
+    write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n", durable)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 from jsonargparse import Namespace
 
 from explainer.commands.arguments import add_classifier_options, positive
 from explainer.commands.parsing import Command, Parser
 from explainer.commands.terminal import print_table
 from explainer.evaluation.progress import Progress
-from explainer.files import write_text
+from explainer.files import write_json
 from explainer.inference.classifier import open_classifier
 from explainer.inference.outputs import writable_file
 
@@ -43,7 +41,7 @@ def run(_parser: Parser, args: Namespace) -> int:
     busy = f"load {load[0]} before, {report.load['after'][0]} after" if load and report.load["after"] else "load unknown"
     print_table(f"{report.threads} thread(s), {report.cores} cores, {busy}, medians of {report.repeats}", head, rows)
     if args.out:
-        write_text(args.out, json.dumps(report.as_dict(), indent=1) + "\n")
+        write_json(args.out, report.as_dict())
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from explainer.commands.data_shards import SHARDS
 from explainer.commands.parsing import Command, Group, Parser
 from explainer.config import DataConfig, RunConfig
 from explainer.errors import ExplainerError
-from explainer.files import write_text
+from explainer.files import write_json
 from explainer.geometry import size_text
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ def _consequences(found: Mapping[str, SplitCheck], config: DataConfig) -> list[s
 def _write(path: Path, found: Mapping[str, SplitCheck], wrong: list[str], notes: list[str]) -> None:
     samples = {name: [{**asdict(s), "content": d} for s, d in _paired(split)] for name, split in found.items()}
     classes = {name: list(split.dataset.class_names) for name, split in found.items()}
-    write_text(path, json.dumps({"classes": classes, "wrong": wrong, "notes": notes, "samples": samples}, indent=1) + "\n")
+    write_json(path, {"classes": classes, "wrong": wrong, "notes": notes, "samples": samples})
 
 
 def _paired(split: SplitCheck) -> list[tuple[Any, str | None]]:

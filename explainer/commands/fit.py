@@ -20,7 +20,7 @@ from explainer.commands.terminal import show_classes, show_row
 from explainer.config import DataConfig, RunConfig, TeacherConfig
 from explainer.data.datamodule import DataModule
 from explainer.errors import ConfigError, ExplainerError
-from explainer.files import write_text
+from explainer.files import write_json, write_text
 from explainer.lightning_internals import quiet_lightning
 from explainer.locks import claimed, first_process
 from explainer.provenance import hardware
@@ -305,7 +305,7 @@ def _summarize(request: FitRequest, task: ClassifyTask | ExplainTask, trainer: p
     row["verdict"] = _verdict(request.config, task, trainer)
     for sentence in row["verdict"]["sentences"]:
         print(sentence)
-    write_text(folder / SUMMARY, json.dumps(row, indent=1) + "\n")
+    write_json(folder / SUMMARY, row)
 
 
 def _verdict(config: RunConfig, task: ClassifyTask | ExplainTask, trainer: pl.Trainer) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from explainer.commands.building import build_task, data_module
 from explainer.commands.terminal import show_classes, show_row
 from explainer.config import RunConfig
 from explainer.data.datamodule import DataModule
-from explainer.files import write_text
+from explainer.files import write_json
 from explainer.lightning_internals import quiet_lightning
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.explain import ExplainTask
@@ -58,7 +57,7 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None) -> int:
         row: dict[str, Any] = {k: float(v) for k, v in results[0].items()}
         if isinstance(task, ClassifyTask) and task.per_class:
             row["ap_per_class"] = dict(zip(task.hparams["class_names"], task.per_class, strict=True))
-        write_text(folder / f"{command}.json", json.dumps(row, indent=1) + "\n")
+        write_json(folder / f"{command}.json", row)
         show_row(f"{command}: {checkpoint}", row)
         if isinstance(task, ClassifyTask) and task.report is not None:
             show_classes(task.report, command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from explainer.data.transforms import to_picture
 from explainer.errors import ConfigError, CorruptSampleError, NumericalError
-from explainer.files import replacing, write_text
+from explainer.files import replacing, shortened, write_json
 from explainer.fills import judging_fill
 from explainer.geometry import height_width
 from explainer.inference.formats import DEFAULT_SIDE, Array, Runtime
@@ -142,7 +141,7 @@ def explain(
     precision = runtime.description.get("precision")
     found = {"classes": names, "network_size": list(size), "geometry": geometry, "precision": precision, "images": rows, "failed": failed}
     found["verdict"] = judge.sentences()
-    write_text(out / RESULTS, json.dumps(found, indent=1) + "\n")
+    write_json(out / RESULTS, found)
     return found
 
 
@@ -349,7 +348,7 @@ def upsample(masks: Array, size: tuple[int, int]) -> Tensor:
 
 def safe_name(name: str) -> str:
     """A class name as part of a file name."""
-    return re.sub(r"[^\w.-]+", "_", name).strip("._")[:80] or "class"
+    return shortened(re.sub(r"[^\w.-]+", "_", name).strip("._"), 80) or "class"
 
 
 class _Sheets:

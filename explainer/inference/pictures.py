@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +17,13 @@ from explainer.data.decoding import IMAGE_SUFFIXES, image_size, read_scaled
 from explainer.data.listing import image_files, printable, report_links
 from explainer.data.transforms import place_image
 from explainer.errors import ConfigError, CorruptSampleError, DatasetNotFoundError
+from explainer.files import shortened
 from explainer.geometry import Placement, placement
 from explainer.inference.formats import Array
 
 OnError = Literal["raise", "skip"]
 MOST_PIXELS = 16_000_000  # of a picture in memory; larger ones are reduced, their masks keep the file's size
+_OURS = re.compile(r"contact_sheet_\d+\.png")  # what lies beside the pictures' folders in the results
 _AHEAD = 4  # batches decoded ahead: enough to hide the disk, few enough to stay small
 _BYTES = 256 * 2**20  # of pictures waiting, and of pictures in a batch, whatever their number
 
@@ -59,7 +62,7 @@ def find_pictures(inputs: Sequence[str | Path]) -> dict[str, Path]:
     r"""Files by a unique name: images as given, folders searched through, sorted.
 
     Hidden files and what systems leave in folders (``@eaDir``, ``__MACOSX``) are left out. Bytes of names that are not UTF-8 are
-    written as ``\xNN``, so that results can be saved.
+    written as ``\xNN``, so that results can be saved; each part of a name can be that of a folder, and is none of a file of results.
 
     Raises:
         DatasetNotFoundError: a path does not exist, or no image was found.
@@ -76,8 +79,9 @@ def find_pictures(inputs: Sequence[str | Path]) -> dict[str, Path]:
         else:
             pairs = [(printable(path.name), path)]
         for name, file in pairs:
+            name = "/".join(shortened(part, 240) for part in name.split("/"))
             unique, number = name, 2
-            while unique in found and found[unique] != file:
+            while (unique in found and found[unique] != file) or _OURS.fullmatch(unique):
                 unique, number = f"{number}_{name}", number + 1
             found[unique] = file
     if not found:

@@ -11,16 +11,16 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from explainer.files import replacing
+from explainer.files import replacing, shortened
 from explainer.tensors import Batch
 
 
 def file_names(ids: Sequence[str]) -> dict[str, str]:
     """A file name without suffix for each id: ``a/b`` becomes ``a_b``, and ids that would share a name get a part of their hash.
 
-    Names that differ in case alone count as shared: some file systems take them for one.
+    Names that differ in case alone count as shared: some file systems take them for one. Long ones are shortened.
     """
-    plain = {i: i.replace("/", "_") for i in ids}
+    plain = {i: shortened(i.replace("/", "_"), 200) for i in ids}
     often = Counter(name.casefold() for name in plain.values())
     return {i: name if often[name.casefold()] == 1 else f"{name}-{hashlib.sha256(i.encode()).hexdigest()[:8]}" for i, name in plain.items()}
 

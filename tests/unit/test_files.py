@@ -1,6 +1,8 @@
 """One atomic writer: old or new, never a part; what the dead left is cleared, what the living write is not."""
 
 import ast
+import json
+import math
 import multiprocessing
 import os
 import signal
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from explainer import files
-from explainer.files import Owner, clear_leftovers, partial_folder, replacing, second_name, write_text
+from explainer.files import Owner, clear_leftovers, partial_folder, replacing, second_name, shortened, write_json, write_text
 
 PACKAGE = Path(files.__file__).parent
 
@@ -104,6 +106,23 @@ def test_a_second_name_without_hard_links_is_a_copy(tmp_path, monkeypatch):
     assert (tmp_path / "b").read_text(encoding="utf-8") == "2" and names(tmp_path) == ["a", "b"]
 
 
+def test_names_of_any_length_are_written(tmp_path):
+    """Of 255 bytes, and in an alphabet that takes three a character."""
+    for name in ("x" * 255, "\u732b" * 85):
+        write_text(tmp_path / name, "1")
+        second_name(tmp_path / name, tmp_path / f"{name[:-1]}y")
+    assert len(names(tmp_path)) == 4
+    assert shortened("\u732b.png", 80) == "\u732b.png"
+    one, other = (shortened("\u732b" * 100 + end, 80) for end in ("a", "b"))
+    assert one != other and len(one.encode()) <= 80 and one.startswith("\u732b" * 23)
+
+
+def test_json_is_what_others_can_read(tmp_path):
+    write_json(tmp_path / "a.json", {"a": math.nan, "b": [1, (math.inf, "x")], 3: {"c": -math.inf, "d": 0.5}})
+    found = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert found == {"a": None, "b": [1, [None, "x"]], "3": {"c": None, "d": 0.5}}
+
+
 def test_every_read_and_write_names_its_encoding():
     """Under an ASCII locale Python would take ASCII, and a class named in another alphabet would end the run."""
     found = []
@@ -152,8 +171,11 @@ def test_every_writer_is_the_atomic_one():
 
 
 def _replaces_in_place(call):
-    """``path.write_text(...)``, or a file opened for writing: what was there is lost at once."""
+    """``path.write_text(...)``, a file opened for writing, ``x.save(path)`` or ``save_file``: what was there is lost at once."""
     if not isinstance(call.func, ast.Attribute):
-        return False
+        return call.func.id == "save_file" if isinstance(call.func, ast.Name) else False
+    if call.func.attr in ("save", "savez", "savez_compressed") and call.args:
+        places = [node.id for argument in call.args[:2] for node in ast.walk(argument) if isinstance(node, ast.Name)]
+        return "path" in places or "out" in places
     mode = next((a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)), "r")
     return call.func.attr == "write_text" or (call.func.attr == "open" and _opens_path(call.func) and mode[0] in "wx")

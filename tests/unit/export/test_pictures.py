@@ -117,6 +117,20 @@ def test_names_that_are_not_utf8_reach_the_results(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["images"][0]["name"] == r"\xff.png"
 
 
+def test_names_that_results_could_not_have(tmp_path: Path) -> None:
+    """Bytes that become four characters each, and a contact sheet of an earlier call."""
+    import os
+
+    red_box(tmp_path / "contact_sheet_001.png", 20, 20, (5, 5, 5, 5))
+    long = os.fsencode(tmp_path) + b"/" + b"\xe9" * 100 + b".png"
+    red_box(tmp_path / "a.png", 20, 20, (5, 5, 5, 5))
+    (tmp_path / "a.png").rename(os.fsdecode(long))
+    found = explain([tmp_path], Red(), tmp_path / "out")
+    names = [r["name"] for r in found["images"]]
+    assert len(names) == 2 and "2_contact_sheet_001.png" in names and all(len(n) <= 240 for n in names)
+    assert all((tmp_path / "out" / n / "overlay.png").is_file() for n in names) and (tmp_path / "out/contact_sheet_001.png").is_file()
+
+
 def test_bytes_are_bounded_and_not_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(8):
         red_box(tmp_path / f"{i}.png", 100, 100, (5, 5, 5, 5))  # 30,000 bytes decoded
