@@ -18,6 +18,7 @@ from explainer.concepts.iou import ratio
 from explainer.concepts.store import ConceptMasks
 from explainer.data.datamodule import DataModule
 from explainer.figures import overlay
+from explainer.files import replacing
 
 _SIDE, _GAP = 112, 4
 
@@ -50,7 +51,6 @@ def write_pictures(
 
     folder = out / "pictures"
     found: dict[str, Any] = {}
-    folder.mkdir(parents=True, exist_ok=True)
     for number, (layer, tasks) in enumerate(probed.items()):
         found[layer] = {}
         for c in sorted({c for p in tasks.values() for c in p.concepts}):
@@ -110,5 +110,6 @@ def _save(strip: list[Tensor], path: Path) -> str:
     parts = [overlay(image, torch.ones(_SIDE, _SIDE)), *(overlay(image, m) for m in masks)]
     gap = np.full((_SIDE, _GAP, 3), 255, np.uint8)
     row = [piece for part in parts for piece in (part, gap)][:-1]
-    Image.fromarray(np.concatenate(row, axis=1)).save(path, quality=82)
+    with replacing(path, durable=False) as stream:
+        Image.fromarray(np.concatenate(row, axis=1)).save(stream, "JPEG", quality=82)
     return f"{path.parent.name}/{path.name}"

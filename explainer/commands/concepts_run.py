@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import math
 import time
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from explainer.commands import assembly
@@ -26,8 +26,9 @@ from explainer.data.datamodule import DataModule
 from explainer.data.samplers import spread
 from explainer.errors import ConfigError
 from explainer.evaluation.config import EvaluateConfig
-from explainer.files import write_text
+from explainer.files import replacing, write_json
 from explainer.geometry import height_width
+from explainer.locks import claimed
 from explainer.look.similarity import feature_maps
 from explainer.models.checkpoints import configured_explanandum
 from explainer.models.explanandum import Explanandum
@@ -43,6 +44,14 @@ FEW_TRAIN, FEW_VAL = 10, 5
 
 def run(config: ConceptsConfig) -> int:
     """Probe; returns the exit code."""
+    with contextlib.ExitStack() as held:
+        for folder in (config.out, config.store):
+            if folder is not None:
+                held.enter_context(claimed(folder, "concepts fit"))
+        return _run(config)
+
+
+def _run(config: ConceptsConfig) -> int:
     start = time.monotonic()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -82,13 +91,14 @@ def run(config: ConceptsConfig) -> int:
         | {"mask_side": train.side[0]},
     }
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    (out / SUMMARY).unlink(missing_ok=True)  # of an earlier call: until the end the folder has none that could be read with these files
     summary["pictures"] = write_pictures(config, data, splits=splits, probed=probed, names=names, out=out) if config.pictures else {}
     summary["provenance"] = provenance(
         asdict(config), {"classifier": explanandum.fingerprint()}, config.device, 1, time.monotonic() - start
     )
-    save_file({k: v.contiguous() for k, v in vectors.items()}, str(out / WEIGHTS))
-    write_text(out / SUMMARY, json.dumps(_plain(summary), indent=1))
+    with replacing(out / WEIGHTS) as stream:
+        stream.write(save({k: v.contiguous() for k, v in vectors.items()}))
+    write_json(out / SUMMARY, summary)
     print(f"{out / SUMMARY}: {len(names)} concepts, {len(layers)} layers, {time.monotonic() - start:.0f} s")
     print(f"The page: explainer concepts report {out}")
     return 0
@@ -231,12 +241,3 @@ def _facts(
             }
         )
     return facts
-
-
-def _plain(value: Any) -> Any:
-    """Strict JSON: NaN becomes null."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

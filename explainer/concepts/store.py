@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,7 @@ def collect(
 
     Raises:
         ConfigError: no images.
+        OSError: the folder cannot be written, or its disk has too little space.
     """
     grown, stores, at = _Growing(), {}, 0
     for batch in batches:
@@ -119,7 +121,20 @@ def _allocate(folder: Path | None, layer: str, shape: Sequence[int]) -> Activati
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{layer.replace('/', '_')}.npy"
         maps = torch.from_numpy(np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=tuple(shape)))
+        _reserve(path)
     return Activations(maps, torch.zeros(N, K), torch.zeros(N, K))
+
+
+def _reserve(path: Path) -> None:
+    """Take the disk's space now. Later a full disk would end the process by a signal, at a write into mapped memory."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        path.unlink()
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
 
 
 def _grow(grown: _Growing, batch: Batch, side: int, ignore_void: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from explainer.errors import CheckpointError, ConfigError
 from explainer.export.card import write_card
-from explainer.files import write_text
+from explainer.files import replacing, write_text
 from explainer.inference.describe import describe
 from explainer.inference.eager import EagerRuntime
 from explainer.inference.formats import ExportFormat, ExportModel, ExportOptions
@@ -39,10 +39,11 @@ class SafeTensors(ExportFormat):
 
 
 def _write(net: Explainer, weights: Path, config: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}
-    save_file(state, str(weights), metadata={"format": "pt"})
+    with replacing(weights) as stream:
+        stream.write(save(state, metadata={"format": "pt"}))
     write_text(config, json.dumps({**net.metadata, "explainer": net.config}, indent=1) + "\n")
 
 

@@ -1,11 +1,15 @@
 """``explainer concepts`` from the command line to the page."""
 
+import errno
 import json
+import os
 
 import pytest
 from safetensors.torch import load_file
 
 from explainer.cli import main
+from explainer.files import Owner
+from explainer.locks import IN_USE
 
 ARGUMENTS = [
     "concepts",
@@ -83,3 +87,25 @@ def test_refusals_name_the_remedy(tmp_path, capsys):
     assert "'strips', which the data does not have" in refused(*ARGUMENTS, "--concepts", "[strips]")
     assert "filters must not be chosen where they are scored" in refused(*ARGUMENTS, "--val_split", "train")
     assert "'features.99' is not a module" in refused(*ARGUMENTS[:-8], "--layers", "[features.99]")
+
+
+def test_folders_in_use_are_refused(tmp_path, capsys):
+    parent = Owner(Owner.this().host, os.getppid(), 0)
+    (tmp_path / IN_USE).write_text(f"{parent}\nconcepts fit\n")
+    for options in (["--out", str(tmp_path)], ["--out", f"{tmp_path}/new", "--store", str(tmp_path)]):
+        assert main([*ARGUMENTS, *options]) == 2
+        assert f"{tmp_path} is in use: concepts fit of process {os.getppid()}" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == [IN_USE]
+
+
+def test_a_store_takes_its_space_at_once(tmp_path, capsys, monkeypatch):
+    """Written later into mapped memory, a full disk would end the process by SIGBUS, without a word."""
+
+    def full(_handle, start, number):
+        assert start == 0 and number > 40 * 8 * 2
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert main([*ARGUMENTS, "--out", f"{tmp_path}/out", "--store", f"{tmp_path}/store"]) == 2
+    assert f"No space left on device: {tmp_path}/store/train/features.5.npy. Free some space" in capsys.readouterr().err
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

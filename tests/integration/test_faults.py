@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from explainer.tasks.csv_log import read_rows
 from tests.integration.launch import CLASSIFIER, DATA, EXPLAINER, Job, group, run, run_group
@@ -179,7 +180,7 @@ def test_kills_of_one_rank_change_nothing(classifier, tmp_path):
 
 
 # ---------------------------------------------------------------------- every command that works for long
-#: Deaths of each command: 20 make 100 of the five.
+#: Deaths of each command: 20 make 140 of the seven.
 KILLS = int(os.environ.get("EXPLAINER_KILLS", "20"))
 
 
@@ -209,6 +210,12 @@ def files_in(folder):
 def weights_in(folder):
     """An exported model, and the names of what lies beside it: the card and the drift report tell times."""
     return {p.name: p.read_bytes() if p.name in ("model.safetensors", "config.json") else None for p in folder.iterdir()}
+
+
+def concepts_in(folder):
+    """Numbers, weights and pictures; the provenance tells times."""
+    found = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.suffix in (".safetensors", ".jpg")}
+    return {**json.loads((folder / "concepts.json").read_text()), "provenance": None}, found
 
 
 def rows_in(folder):
@@ -283,7 +290,44 @@ COMMANDS = {
         1,
         files_in,
     ),
+    "concepts": (
+        [
+            "concepts",
+            "fit",
+            *DATA[:2],
+            "--classifier.checkpoint",
+            "<classifier>",
+            "--layers",
+            "[features.5]",
+            "--mask_side",
+            "16",
+            "--tau",
+            "0.05",
+            "--bootstrap",
+            "10",
+            "--pictures",
+            "1",
+            "--store",
+            "<out>/store",
+            "--out",
+            "<out>",
+        ],
+        1,
+        concepts_in,
+    ),
+    "explain": (["explain", "<model>", "<photos>", "--classifier", "<classifier>", "--quiet", "--out", "<out>"], 1, files_in),
 }
+
+
+def photographs(tmp_path):
+    """A folder with a dozen."""
+    folder = tmp_path / "photos"
+    if not folder.exists():
+        folder.mkdir()
+        for number in range(12):
+            pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
 
 
 def killed_at_random(command, number, kinds, classifier, model, tmp_path):
@@ -292,7 +336,7 @@ def killed_at_random(command, number, kinds, classifier, model, tmp_path):
     program = "evaluate" if command == "evaluate" else "train"
 
     def argv(out):
-        places = {"<classifier>": classifier, "<model>": model, "<out>": str(out)}
+        places = {"<classifier>": classifier, "<model>": model, "<photos>": str(photographs(tmp_path)), "<out>": str(out)}
         return [functools.reduce(lambda text, place: text.replace(*place), places.items(), word) for word in words]
 
     assert run(argv(tmp_path / "whole"), tmp_path, program=program) == 0
@@ -315,10 +359,11 @@ def killed_at_random(command, number, kinds, classifier, model, tmp_path):
     assert not [p for p in out.rglob(".*") if p.name.endswith(".tmp")], "what the dead were writing is removed"
 
 
-@pytest.mark.parametrize("command", ["maps", "export", "calibrate"])
+@pytest.mark.parametrize("command", ["maps", "export", "calibrate", "concepts", "explain"])
 def test_a_kill_leaves_what_the_same_command_finishes(command, classifier, model, tmp_path):
-    """Training and evaluation are sampled above."""
-    killed_at_random(command, 1, ("sync",), classifier, model, tmp_path)
+    """Training and evaluation are sampled above. What is cheap to make again is not synced: there the clock strikes."""
+    kinds = ("time",) if command in ("concepts", "explain") else ("sync",)
+    killed_at_random(command, 1, kinds, classifier, model, tmp_path)
 
 
 @pytest.mark.slow
