@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -29,6 +30,7 @@ def exit_code(function: Callable[[], int]) -> int:
     Returns:
         What the command returns; 2 after one of the project's errors or the system's (disk, permissions, odd names); 130 after Ctrl-C.
     """
+    _let_every_name_be_printed()
     try:
         code = int(function() or 0)
         _flush()
@@ -56,6 +58,12 @@ def exit_code(function: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _let_every_name_be_printed() -> None:
+    """Under an ASCII locale a class named in another alphabet is shown by its code points: work that is done does not end in an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is none, and takes every name
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush() -> None:

@@ -116,6 +116,15 @@ def test_a_full_disk_behind_the_output_is_an_error(monkeypatch: pytest.MonkeyPat
     assert capsys.readouterr().err.startswith("error: No space left on device")
 
 
+def test_an_ascii_output_shows_every_name(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """`LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0`: what is done is not undone by the last line that is printed."""
+    output = io.TextIOWrapper(written := io.BytesIO(), encoding="ascii", errors="surrogateescape")
+    monkeypatch.setitem(cli.COMMANDS, "report", Command("", lambda _: None, lambda *_: print("\u043a\u043e\u0442: 0.5") or 0))
+    monkeypatch.setattr(sys, "stdout", output)
+    assert cli.main(["report"]) == 0, capsys.readouterr().err
+    assert written.getvalue() == b"\\u043a\\u043e\\u0442: 0.5\n"
+
+
 def test_names_that_are_not_utf8_end_in_words(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
     monkeypatch.setitem(
         cli.COMMANDS, "report", Command("", lambda _: None, lambda *_: write_text(tmp_path / "x", "run_dir: caf\udce9") or 0)
