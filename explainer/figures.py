@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tvf
 
 from explainer.errors import ConfigError
 from explainer.files import replacing
@@ -61,6 +65,28 @@ def signed_overlay(image: Tensor, values: Tensor, dim: float = 0.5) -> NDArray[n
     return (shown.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
+def visible(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map of fine lines and few large values, made ready for the eye.
+
+    Args:
+        values: ``[h,w]``.
+        size: of the picture, (height, width).
+
+    Returns:
+        ``[height,width]`` in [-1,1]: at the picture's size, smoothed over a hundredth of its side, and divided by the magnitude that 1 % of
+        the pixels exceed (by the largest one where that is 0).
+    """
+    shown = values.float()[None, None]
+    if values.shape != size:
+        shown = F.interpolate(shown, size, mode="bilinear", align_corners=False)
+    sigma = min(size) / 100
+    edge = 2 * math.ceil(2 * sigma) + 1
+    shown = tvf.gaussian_blur(shown, [edge, edge], [sigma, sigma])[0, 0]
+    magnitude = shown.abs()
+    top = float(magnitude.flatten().kthvalue(max(1, int(0.99 * magnitude.numel()))).values) or float(magnitude.max()) or 1.0
+    return (shown / top).clamp(-1, 1)
+
+
 def panel_sheet(panels: Sequence[tuple[str, NDArray[np.uint8]]], path: Path, columns: int = 6) -> None:
     """Pictures with titles, row by row.
 
@@ -79,8 +105,13 @@ def panel_sheet(panels: Sequence[tuple[str, NDArray[np.uint8]]], path: Path, col
         axis.set_axis_off()
     for axis, (title, picture) in zip(axes.flat, panels, strict=False):
         axis.imshow(picture)
-        axis.set_title(title.replace("$", r"\$"), fontsize=8)  # matplotlib reads what stands between two dollars as a formula
-    save_figure(figure, path)
+        axis.set_title(_fitted(title).replace("$", r"\$"), fontsize=9)  # matplotlib reads what stands between two dollars as a formula
+    save_figure(figure, path, dpi=130)  # a picture of 224 pixels keeps them
+
+
+def _fitted(title: str) -> str:
+    """At most two lines, so that no title runs into its neighbour's."""
+    return "\n".join(textwrap.wrap(title, 28, max_lines=2, placeholder="..."))
 
 
 def mask_sheet(

@@ -7,7 +7,6 @@ stands for is the inversion of m_a* (x) Phi_l(x) (eq. 12, :mod:`explainer.look.i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from explainer.baselines.kernels.features import forward_features
 from explainer.baselines.kernels.hooks import find_layer, untouched
 from explainer.errors import ConfigError
 from explainer.figures import overlay, panel_sheet, signed_overlay
-from explainer.files import replacing, write_text
+from explainer.files import replacing, write_json
 from explainer.geometry import Size, height_width
 from explainer.inference.explaining import class_indices, safe_name
 from explainer.inference.formats import DEFAULT_SIDE
@@ -33,6 +32,7 @@ from explainer.inference.pictures import find_pictures, load_picture
 from explainer.look.inversion import Inversion, Objective, Prior, color_matrix, invert
 
 AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+_COLUMNS = 4  # of a sheet: image, attribution and two inversions, and below them the top channels
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,9 @@ def inversions(
 
 
 def write_sheets(inputs: Sequence[str | Path], explanandum: Any, out: str | Path, options: Options | None = None) -> dict[str, Any]:
-    """A sheet per image: input, attribution, inversions and top channels, one row a class; ``channels.json`` and ``masks.npy`` beside them.
+    """A sheet per image: input, attribution and inversions, below them the top channels; a block for each class.
+
+    ``channels.json`` and ``masks.npy`` lie beside the sheets.
 
     Returns:
         What ``channels.json`` holds: rows as in ``masks.npy`` ``[N,C]``, and the statistics of each class.
@@ -211,8 +213,8 @@ def write_sheets(inputs: Sequence[str | Path], explanandum: Any, out: str | Path
             where = F.interpolate(shape[None, None], size, mode="bilinear", align_corners=False)[0, 0]
             kept = f"{found.kept[row]} of {found.masks.shape[1]}"
             stuck = [k for k, stays in zip(top, seen.stuck[2:].tolist(), strict=True) if stays]
-            titles = ["all channels", kept, *(f"channel {k}" + (": no slope" if k in stuck else "") for k in top)]
-            blank = [("", np.full((*size, 3), 255, np.uint8))] * (o.top - len(top))
+            titles = ["all channels", f"{kept} channels", *(f"channel {k}" + (": no slope" if k in stuck else "") for k in top)]
+            blank = [("", np.full((*size, 3), 255, np.uint8))] * (-len(top) % _COLUMNS)
             panels += [(picture.name, _pixels(image)), (f"{names[c]}: attribution", signed_overlay(image, where))]
             panels += [*zip(titles, map(_pixels, seen.images), strict=True), *blank]
             rows.append(
@@ -231,7 +233,7 @@ def write_sheets(inputs: Sequence[str | Path], explanandum: Any, out: str | Path
             )
         masks.append(found.masks)
         indices.append(index)
-        panel_sheet(panels, out / sheet, columns=4 + o.top)
+        panel_sheet(panels, out / sheet, columns=_COLUMNS)
     every = torch.cat(masks)
     with replacing(out / "masks.npy", durable=False) as stream:
         np.save(stream, every.cpu().numpy())
@@ -247,7 +249,7 @@ def write_sheets(inputs: Sequence[str | Path], explanandum: Any, out: str | Path
         "monotone": sum(r["monotone"] for r in rows) / len(rows),
         "classes": statistics,
     }
-    write_text(out / "channels.json", json.dumps(described, indent=1) + "\n")
+    write_json(out / "channels.json", described)
     return described
 
 

@@ -9,7 +9,6 @@ activations before it with the largest sharing ratio mu_{i->j} (eq. 6), which ma
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from explainer.baselines.srd import SRD
 from explainer.errors import ConfigError
-from explainer.figures import overlay, panel_sheet, signed_overlay
-from explainer.files import replacing, write_text
+from explainer.figures import overlay, panel_sheet, signed_overlay, visible
+from explainer.files import replacing, write_json, write_text
 from explainer.geometry import Size, height_width
 from explainer.inference.explaining import class_indices
 from explainer.inference.formats import DEFAULT_SIDE
@@ -280,12 +278,12 @@ def write_view(file: str | Path, explanandum: Any, out: str | Path, options: Opt
     if o.ablations:
         maps += [(f"{described['class']}: {title}", SRD(explanandum, **way)(image[None], class_index)[0]) for title, way in _ABLATIONS]
     panels = [(f"{layer} ({r}, {c})", _under(image, erf)) for (r, c), erf in zip(places, fields, strict=True)]
-    shown = [(title, signed_overlay(image, values)) for title, values in maps]
+    shown = [(title, signed_overlay(image, visible(values, size))) for title, values in maps]
     panel_sheet([(picture.name, overlay(image, torch.ones_like(srd_map))), *shown], out / "srd.png")
     panel_sheet(panels, out / "fields.png")
     with replacing(out / "srd.npy", durable=False) as stream:
         np.save(stream, srd_map.cpu().numpy())
-    write_text(out / "tree.json", json.dumps(described, indent=1) + "\n")
+    write_json(out / "tree.json", described)
     page = rendered(
         "look/vectors.html",
         title=f"{picture.name}: why {described['class']}",
@@ -352,11 +350,8 @@ def _shown(node: VectorNode, image: Tensor, others: Sequence[Picture]) -> dict[s
 
 def _under(image: Tensor, receptive: Tensor) -> np.ndarray:
     """The image where the receptive field is, dark elsewhere."""
-    top = receptive.max()
-    mask = (receptive / top if float(top) > 0 else receptive).clamp(0, 1)
-    if mask.shape != image.shape[-2:]:
-        mask = F.interpolate(mask[None, None], image.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
-    return overlay(image, mask.to(image))
+    height, width = image.shape[-2:]
+    return overlay(image, visible(receptive, (height, width)).clamp(min=0).sqrt().to(image))
 
 
 def _crop(image: Tensor, receptive: Tensor) -> np.ndarray:
