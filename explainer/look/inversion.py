@@ -32,6 +32,7 @@ Objective = Literal["dot", "match"]
 
 _FOURIER_RATE = 0.05
 _FOURIER_NOISE = 0.01
+_CONTRAST, _MOST_CONTRAST = 1.5, 100.0  # factor of a step, and at most, while the start has no slope
 _SCALES = tuple(0.90 + 0.02 * i for i in range(11))
 _DEGREES = 10
 _JITTERS = (8, 4)  # pixels of an image of 224 px, before and after scale and rotation
@@ -58,7 +59,8 @@ class Inversion:
     def stuck(self) -> Tensor:
         """``[N]`` bool: whether the objective never changed.
 
-        The grey start then lies where the features have no slope (a ReLU below 0, a ReLU6 at its bound), and the image says nothing.
+        The start then lies where the features have no slope (a ReLU below 0, a ReLU6 at its bound), with ``fourier`` at every contrast, and
+        the image says nothing: it is the grey start.
         """
         return (self.objective == self.objective[0]).all(0)
 
@@ -144,6 +146,7 @@ def invert(
             history.append(value.detach())
             picture.climb(value.sum(), step)
         with torch.no_grad():
+            picture.finish()
             images = picture.images()
             cosine = F.cosine_similarity(features(images).flatten(1), directions.flatten(1), dim=1, eps=1e-12)
     return Inversion(images, torch.stack(history), cosine)
@@ -157,7 +160,9 @@ class _Fourier:
         frequencies = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
         self.scale = (math.sqrt(height * width) / frequencies.clamp(min=1 / max(size))).to(like)
         noise = torch.randn(3, height, width // 2 + 1, 2, generator=generator, dtype=torch.float64) * _FOURIER_NOISE
-        self.spectrum = noise.to(like).expand(number, -1, -1, -1, -1).clone().requires_grad_()
+        self.start = noise.to(like)
+        self.spectrum = self.start.expand(number, -1, -1, -1, -1).clone().requires_grad_()
+        self.moved, self.contrast = torch.zeros(number, dtype=torch.bool, device=like.device), 1.0
         self.colors = torch.eye(3).to(like) if colors is None else colors.to(like)
         self.optimizer = torch.optim.Adam([self.spectrum], lr=_FOURIER_RATE)
 
@@ -184,10 +189,19 @@ class _Fourier:
         return F.grid_sample(images - 0.5, grid, align_corners=False) + 0.5
 
     def climb(self, value: Tensor, _step: int) -> None:
-        """One step of Adam uphill."""
+        """One step of Adam uphill. An image that has not met a slope yet gets more contrast instead."""
         (slope,) = torch.autograd.grad(-value, [self.spectrum])
+        self.moved |= slope.flatten(1).any(1)
         self.spectrum.grad = slope
         self.optimizer.step()
+        self.contrast = min(self.contrast * _CONTRAST, _MOST_CONTRAST)
+        with torch.no_grad():
+            self.spectrum[~self.moved] = self.start * self.contrast
+
+    def finish(self) -> None:
+        """Images that never met a slope become the start again."""
+        with torch.no_grad():
+            self.spectrum[~self.moved] = self.start
 
 
 class _Pixels:
@@ -219,3 +233,6 @@ class _Pixels:
         self.optimizer.step()
         with torch.no_grad():
             self.values.copy_((self.images() - self.mean) / self.std)
+
+    def finish(self) -> None:
+        """Nothing: the images are what the last step left."""

@@ -69,6 +69,20 @@ def test_a_channel_without_slope_at_the_start_is_told() -> None:
     assert found.stuck.tolist() == [False, True] and reds(found.images[0]) > 0.05 > abs(reds(found.images[1]))
 
 
+def test_a_grey_start_without_slope_gets_contrast() -> None:
+    """The filter is below 0 at grey and not at a strong green."""
+    model = red_green()
+    net = nn.Sequential(model.classifier[0], nn.ReLU(), *model.classifier[1:])
+    with torch.no_grad():
+        net[0].bias[:2] = torch.tensor([0.0, -1.0])
+    directions = torch.zeros(2, 3, 16, 16)
+    directions[0, 0], directions[1, 1] = 1.0, 1.0
+    both = invert(Explanandum(net, 2, mean=0.5, std=0.25), "1", directions, 16, steps=40)
+    assert (both.objective[0, 1], bool(both.stuck[1])) == (0.0, False) and reds(both.images[1]) < -0.15
+    alone = invert(Explanandum(net, 2, mean=0.5, std=0.25), "1", directions[:1], 16, steps=40)
+    torch.testing.assert_close(alone.images[0], both.images[0], msg="rows with a slope are as they were")
+
+
 def test_inversion_refuses_by_name() -> None:
     with pytest.raises(ShapeError, match=r"must be \[1, 3, 16, 16\]"):
         invert(red_green(), "0", torch.ones(1, 3, 8, 8), 16, steps=1)
