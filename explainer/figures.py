@@ -76,7 +76,7 @@ def visible(values: Tensor, size: tuple[int, int]) -> Tensor:
         ``[height,width]`` in [-1,1]: at the picture's size, smoothed over a hundredth of its side, and divided by the magnitude that 1 % of
         the pixels exceed (by the largest one where that is 0).
     """
-    shown = values.float()[None, None]
+    shown: Tensor = values.float()[None, None]
     if values.shape != size:
         shown = F.interpolate(shown, size, mode="bilinear", align_corners=False)
     sigma = min(size) / 100
