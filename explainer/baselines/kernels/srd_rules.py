@@ -20,8 +20,7 @@ from torch import Tensor
 
 ZERO_SQUARE = 1e-20  # ||v||^2 at or below this: the vector has no direction to share along, its relevance leaks
 ZERO_NORM = 1e-10  # the same bound for norms and their sums
-_BLOCK = 2**18  # numbers that are looked at together: 1 MB in float32
-_ROWS = 2**17  # the same, of a map that is read and written in one go
+_BLOCK = 2**19  # numbers that are looked at together: 2 MB in float32
 aten = torch.ops.aten
 
 
@@ -68,30 +67,18 @@ def inners(a: Tensor, *others: Tensor) -> list[Tensor]:
     return totals
 
 
-def restart(v: Tensor, relevance: Tensor, bias: Tensor | None = None, room: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """``g = v R / ||v||^2`` (eq. 6), 0 for zero vectors, and ``<bias, g>`` ``[B,1,h,w]``: large maps are read once for all three.
+def restart(v: Tensor, relevance: Tensor, room: Tensor | None = None) -> Tensor:
+    """``v R / ||v||^2`` (eq. 6), 0 for zero vectors.
 
     Args:
         v: ``[B,C,h,w]``.
         relevance: R ``[B,h,w]``.
-        bias: ``[C]``; None: its product is None.
-        room: written over with g if it fits: large maps that are asked of the system anew cost more than they take to fill.
+        room: written over if it fits: large maps that are asked of the system anew cost more than they take to fill.
     """
-    relevance = relevance.unsqueeze(1)
-    if not _in_parts(v) or relevance.dtype != v.dtype:
-        scale = relevance * inverse_square_norm(v)
-        return v * scale, None if bias is None else channel_dot(bias.to(scale.dtype), v.to(scale.dtype)) * scale
-    g = room if room is not None and _in_parts(v, room) else torch.empty_like(v)
-    beta = None if bias is None else torch.empty_like(relevance)
-    step = max(1, _ROWS // (v.numel() // v.shape[2]))
-    for first in range(0, v.shape[2], step):
-        rows = slice(first, first + step)
-        part = v[:, :, rows]
-        scale = relevance[:, :, rows] * inverse(torch.mul(part, part).sum(1, keepdim=True), ZERO_SQUARE)
-        torch.mul(part, scale, out=g[:, :, rows])
-        if bias is not None and beta is not None:
-            beta[:, :, rows] = torch.mul(part, bias.to(v.dtype).view(1, -1, 1, 1)).sum(1, keepdim=True) * scale
-    return g, beta
+    scale = relevance.unsqueeze(1) * inverse_square_norm(v)
+    if torch.is_grad_enabled() or room is None or room.shape != v.shape or not room.dtype == v.dtype == scale.dtype:
+        return v * scale
+    return torch.mul(v, scale, out=room)
 
 
 def channel_dot(vector: Tensor, values: Tensor) -> Tensor:

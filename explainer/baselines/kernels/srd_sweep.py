@@ -77,7 +77,6 @@ def sweep(
     own: set[int] = set()  # nodes whose cotangent no one else holds: it may be written over
     known: dict[int, Tensor] = {}  # of activations: what has arrived as relevance <u, g> [B,1,h,w]; their cotangent itself is not needed
     rooms: dict[int, Tensor] = {}  # of activations: a map of the size of theirs that is needed no more
-    betas: dict[int, Tensor] = {}  # of layers with a bias: its product with the cotangent, where that was restarted at their output
 
     def send(index: int, g: Tensor, fresh: bool) -> None:
         if index not in members:
@@ -86,7 +85,6 @@ def sweep(
             cotangents[index] = g
             own.update([index] if fresh else [])
         else:  # of a sum, what was fresh is filled
-            betas.pop(index, None)
             room = g if fresh and not torch.is_grad_enabled() and g.dtype == cotangents[index].dtype else None
             cotangents[index] = torch.add(cotangents[index], g, out=room)
             own.add(index)
@@ -107,14 +105,8 @@ def sweep(
 
     def start_again(node: Node, relevance: Tensor, room: Tensor | None = None) -> None:
         """From an activation, or the start, at what relevance is shared along there."""
-        v, j = target(node), node.inputs[0]
-        if relevance.ndim == 4:
-            send(j, _neurons(v, relevance), fresh=True)
-            return
-        g, beta = restart(v, relevance, None if post or j in cotangents else _bias(graph, j), room)
-        send(j, g, fresh=True)
-        if beta is not None:
-            betas[j] = beta
+        v = target(node)
+        send(node.inputs[0], _neurons(v, relevance) if relevance.ndim == 4 else restart(v, relevance, room), fresh=True)
 
     def target(node: Node) -> Tensor:
         """What relevance is shared along at an activation."""
@@ -133,7 +125,7 @@ def sweep(
             if source and node.inputs:
                 start_again(node, relevance)
                 continue
-            g = _neurons(node.out, relevance) if scalar else restart(node.out, relevance)[0]
+            g = _neurons(node.out, relevance) if scalar else restart(node.out, relevance)
         elif i in cotangents or i in known:
             g = cotangents.pop(i, None)
             if g is not None and (source or i in wanted):
@@ -152,11 +144,9 @@ def sweep(
         if i in graph.folds and graph.folds[i] in members:
             conv, norm = nodes[graph.folds[i]], node.rule
             assert isinstance(norm, Norm)
-            beta = betas.pop(i, None)
-            send_through(conv, g, channel_dot(_folded_bias(norm, conv.rule).to(g.dtype), g) if beta is None else beta, norm.scale)
+            send_through(conv, g, channel_dot(_folded_bias(norm, conv.rule).to(g.dtype), g), norm.scale)
         elif isinstance(node.rule, Conv):
-            beta = betas.pop(i, None)
-            send_through(node, g, node.rule.bias_share(g) if beta is None else beta)
+            send_through(node, g, node.rule.bias_share(g))
         else:
             pulled = node.rule.pull(g, [nodes[j].out for j in node.inputs])
             for j, back in zip(node.inputs, pulled, strict=True):
@@ -164,14 +154,6 @@ def sweep(
     for i in wanted - maps.keys():
         maps[i] = torch.zeros_like(nodes[i].out[:, 0])
     return {i: maps[i] for i in stops}
-
-
-def _bias(graph: Graph, index: int) -> Tensor | None:
-    """Bias of a convolution, or of the one that is folded into a BatchNorm; None: the node has none that is shared."""
-    rule = graph.nodes[index].rule
-    if isinstance(rule, Norm) and index in graph.folds:
-        return _folded_bias(rule, graph.nodes[graph.folds[index]].rule)
-    return rule.bias if isinstance(rule, Conv) else None
 
 
 def _folded_bias(norm: Norm, conv: Rule) -> Tensor:
