@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from explainer.attribution.layouts import Layout
 from explainer.baselines.kernels.cam import CamBaseline, Convention
-from explainer.baselines.kernels.features import forward_features
+from explainer.baselines.kernels.features import forward_features, refuse_silent
 from explainer.baselines.kernels.maps import Interpolation
 from explainer.errors import ConfigError
 
@@ -56,6 +56,7 @@ class AblationCam(CamBaseline):
             weights = []
             for module, a in zip(layers.values(), features, strict=True):
                 drop = whole - self._ablated(images, module, a.layout, a.values.shape[1])
+                refuse_silent(a, drop, 64 * torch.finfo(whole.dtype).eps * float(whole.abs().max()))
                 weights.append(torch.where(whole == 0, drop, drop / whole))
             rows = torch.arange(len(images), device=images.device)
             return [[(w[rows, :, k, None, None] * a.values).sum(1) for w, a in zip(weights, features, strict=True)] for k in classes]

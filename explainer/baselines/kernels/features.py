@@ -63,10 +63,12 @@ class FeatureMap:
     Attributes:
         output: the layer's output, attached to the graph.
         layout: how it is read.
+        path: of the layer.
     """
 
     output: Tensor
     layout: Layout
+    path: str
 
     @property
     def values(self) -> Tensor:
@@ -101,12 +103,34 @@ def forward_features(
         logits = explanandum(images)
     outputs = {path: single_output(seen[module], path) for path, module in layers.items()}
     return logits, [
-        FeatureMap(out, layout_of(explanandum, path, layers[path], shape=out.shape, images=images, known=known))
+        FeatureMap(out, layout_of(explanandum, path, layers[path], shape=out.shape, images=images, known=known), path)
         for path, out in outputs.items()
     ]
 
 
 def feature_gradients(logits: Tensor, class_index: Tensor, features: Sequence[FeatureMap], retain_graph: bool = False) -> list[Tensor]:
-    """:func:`class_gradients` at feature maps, ``[B,C,h,w]`` each."""
+    """:func:`class_gradients` at feature maps, ``[B,C,h,w]`` each. Raises :class:`UnsupportedLayerError`: see :func:`refuse_silent`."""
     gradients = class_gradients(logits, class_index, [f.output for f in features], retain_graph)
-    return [f.layout.spatial(g) for f, g in zip(features, gradients, strict=True)]
+    maps = [f.layout.spatial(g) for f, g in zip(features, gradients, strict=True)]
+    for feature, whole, patches in zip(features, gradients, maps, strict=True):
+        if bool(whole.any()):  # else nothing of the layer has a say: a loss that is 0
+            refuse_silent(feature, patches, 0.0)
+    return maps
+
+
+def refuse_silent(feature: FeatureMap, effect: Tensor, rounding: float) -> None:
+    """Refuse a layer with prefix tokens whose patches have no say: behind the last attention of a ViT the class token alone is read.
+
+    Args:
+        feature: the layer's.
+        effect: of its patches on the scores.
+        rounding: largest effect that is none.
+
+    Raises:
+        UnsupportedLayerError: there is none; a map would be empty, or rounding noise.
+    """
+    if feature.layout.prefix and not bool((effect.abs() > rounding).any()):
+        raise UnsupportedLayerError(
+            f"the class scores do not depend on the patch tokens of layer {feature.path!r}, behind which only its first tokens are read: "
+            "name an earlier layer, in front of an attention (blocks.11.norm1), or none, for the last one whose patches count."
+        )

@@ -14,6 +14,7 @@ from explainer import Explanandum
 from explainer.baselines import build
 from explainer.baselines.kernels.cam import contrasted
 from explainer.errors import ConfigError, UnsupportedLayerError
+from explainer.models.families import FAMILIES
 
 FAMILY = [
     "grad_cam",
@@ -466,3 +467,13 @@ def test_shares_spread_over_positions_that_look_alike() -> None:
                 [functional.cosine_similarity(features[:, i], features[:, j], dim=0).clamp(min=0) ** 3 for j in range(36)]
             )
             torch.testing.assert_close(found[b, :, i], (plain[b] * weights).sum(1) / weights.sum(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["grad_cam", "hires_cam", "norm_grad", "ablation_cam"])
+@pytest.mark.parametrize("layer", ["norm", "blocks.1", "blocks.1.mlp"])
+def test_a_layer_whose_patches_have_no_say_is_refused(name, layer):
+    """Behind the last attention a ViT reads its class token alone: the map was empty, or ablation's rounding noise."""
+    model, images = Explanandum(FAMILIES["ViT (timm)"].build(3), 3), torch.rand(2, 3, 64, 64)
+    with pytest.raises(UnsupportedLayerError, match=rf"patch tokens of layer '{layer}'.*an earlier layer.*or none"):
+        build(name, model, layer=layer)(images, 0)
+    assert build(name, model, layer="blocks.1.norm1")(images, 0).amax() > 0
