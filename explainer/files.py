@@ -8,6 +8,7 @@ that folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -169,9 +170,11 @@ def replacing(path: str | Path, durable: bool = True) -> Iterator[IO[bytes]]:
             if durable:
                 os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            error.filename = str(path)  # a write does not say of which file
         raise
     if durable:
         sync_folder(path.parent)

@@ -1,6 +1,7 @@
 """One atomic writer: old or new, never a part; what the dead left is cleared, what the living write is not."""
 
 import ast
+import errno
 import json
 import math
 import multiprocessing
@@ -104,6 +105,13 @@ def test_a_second_name_without_hard_links_is_a_copy(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
     second_name(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text(encoding="utf-8") == "2" and names(tmp_path) == ["a", "b"]
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.json'"), replacing(tmp_path / "a.json") as stream:
+        stream.write(b"1")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert names(tmp_path) == []
 
 
 def test_names_of_any_length_are_written(tmp_path):
