@@ -101,7 +101,7 @@ class ExtremalPerturbation(Baseline):
     name = "extremal_perturbation"
     passes = "iterations x areas x (forward + backward), less for converged masks"
     classes_share_work = True
-    revision = 3  # `fast` has the paper's kernel and one scale of steps a mask
+    revision = 2  # every schedule starts where the reward's gradient points, and the area is the image's
 
     def __init__(
         self,
