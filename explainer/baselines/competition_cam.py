@@ -31,7 +31,8 @@ class CompetitionCam(HiResCam):
     Args:
         explanandum, layer, convention, relu, interpolation: see :class:`~explainer.baselines.kernels.cam.CamBaseline`.
         contrast: how strongly the differences between classes count, > 0.
-        foreground: whether the share is multiplied by m. False: for images whose every pixel belongs to a class.
+        foreground: whether the share is multiplied by m. False: for images whose every pixel belongs to a class, and for features that are
+            not rectified (ConvNeXt, ViT, Swin: behind a layer norm the mean feature says nothing of what is there).
         spread: module path of a feature map, best a step finer than the layer's own. A position then takes the mean of the shares at all
             positions whose features there are like its own (:func:`~explainer.attribution.shares.spread_over_similar`, power 3), so that
             the map follows objects. None: shares stay where they are.
