@@ -29,7 +29,7 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise :class:`ConfigError` with what is wrong and the nearest known option, without pages of usage."""
-        text = " ".join(str(message).split())
+        text = _brief(" ".join(str(message).split()))
         if text.startswith("the following arguments are required: "):
             start, _, missing = text.partition(": ")
             flags = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
@@ -43,6 +43,12 @@ class Parser(ArgumentParser):
                 text += f" Did you mean --{close[0]}?"
         program = self.prog.replace(" [options]", "")
         raise ConfigError(f"{text}\nSee all options with: {program} --help")
+
+
+def _brief(text: str, word: int = 200, whole: int = 3000) -> str:
+    """The message with long values cut, which it may quote whole: a file's content in the place of an option, for example."""
+    text = re.sub(rf"\S{{{word + 1},}}", lambda found: f"{found[0][: word // 2]}... ({len(found[0])} characters)", text)
+    return text if len(text) <= whole else f"{text[: whole // 2]} ... {text[-whole // 2 :]}"
 
 
 @dataclass(frozen=True)

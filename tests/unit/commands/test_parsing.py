@@ -65,6 +65,13 @@ def test_near_misses_are_answered(commands: dict[str, Command], calls: list[Any]
     assert calls == []
 
 
+@pytest.mark.parametrize("value", ["x" * 9000, "x y " * 3000], ids=["a long word", "a long text"])
+def test_a_long_value_is_not_printed_whole(value: str) -> None:
+    with pytest.raises(ConfigError, match="logging") as caught:
+        parse_run(["fit", "--logging", value])
+    assert 10 < len(str(caught.value)) < 4000 and "fit --help" in str(caught.value)
+
+
 def test_training_knows_the_training_commands_alone() -> None:
     with pytest.raises(ConfigError, match="must be one of the commands"):
         parse(train.COMMANDS, ["evaluate"], "train.py")
