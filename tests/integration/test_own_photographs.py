@@ -58,11 +58,11 @@ def test_four_commands_from_photographs_to_masks(
     monkeypatch.chdir(tmp_path)
     commands = blocks()
     assert [command[:3] for command in commands[:3]] == [["python", "train.py", word] for word in ("fit", "test", "fit")]
-    assert commands[3][:4] == ["python", "-m", "explainer", "explain"] and len(commands) == 4
+    assert commands[3][:2] == ["explainer", "explain"] and len(commands) == 4
     printed = []
     with caplog.at_level(logging.WARNING):
         for command in commands:
-            arguments = command[2:] if command[1] == "train.py" else command[3:]
+            arguments = command[2:] if command[1] == "train.py" else command[1:]
             assert main([*arguments, *SHORT[arguments[0]]]) == 0
             printed.append(" ".join(capsys.readouterr().out.split()))
             (tmp_path / "weights.pth").unlink(missing_ok=True)  # nothing needs it after the first

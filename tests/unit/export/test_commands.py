@@ -146,7 +146,7 @@ def test_an_explanation_that_was_cut_short_does_not_look_finished(
     (folder / "broken.png").unlink()
     argv = ["explain", str(checkpoint), str(folder), "--quiet", "--out", str(tmp_path / "out"), "--batch_size", "1"]
     assert main(argv) == 0 and (tmp_path / "out" / "results.json").is_file()
-    monkeypatch.setattr(explaining, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(explaining, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(argv) == 130
     assert not (tmp_path / "out" / "results.json").exists(), "that of the first call would stand beside masks of the second"
 
