@@ -1,13 +1,14 @@
 """A training step of the Explainer against a straightforward transcription of the published algorithm.
 
     python -m tests.benchmarks.bench_training [--network deeplabv3] [--encoder resnet18] [--arch vgg16] [--size 224] [--batch 4]
-        [--classes 20] [--labels 2] [--pairs 7] [--threads 1] [--device cpu] [--channels-last] [--compile]
+        [--classes 20] [--labels 2] [--pairs 7] [--threads 1] [--device cpu] [--channels-last] [--compile] [--shared DECODER]
 
 The transcription runs the classifier once on the masked and once on the inverse-masked images with its parameters left trainable, sorts
 every present class's mask in a loop over images and classes, and takes total variation as a convolution. Both have the same weights,
 images and losses (checked before timing) and end in an Adam step. Each pair times both one after the other; the median of the paired
 ratios is reported, so that a drift of the machine's speed cancels. Target: >= 1.2 times the images/s; loss terms <= 3 % of the step at
-224 px. Random weights: the arithmetic does not depend on them. The profile gives the time of each part of our step.
+224 px. Random weights: the arithmetic does not depend on them. The profile gives the time of each part of our step. With ``--shared fpn``
+ours trains a decoder on the classifier's own features instead, against the same transcription with its own encoder (target: >= 3).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from explainer.config import OptimizerConfig
 from explainer.losses.base import total_loss
 from explainer.models.classifiers import build_classifier
 from explainer.models.explainer import Explainer
+from explainer.models.folding import folded
 from explainer.tasks.explain import ExplainTask
 from explainer.tensors import Batch
 
@@ -91,16 +93,19 @@ def median_seconds(call: Callable[[], object], device: str, repeat: int = 3) -> 
     return statistics.median(seconds(call, device) for _ in range(repeat))
 
 
-def make_task(options: argparse.Namespace) -> ExplainTask:
+def make_task(options: argparse.Namespace, shared: str | None = None) -> ExplainTask:
     torch.manual_seed(0)
-    inner = build_classifier(options.arch, options.classes)
+    explanandum = Explanandum(build_classifier(options.arch, options.classes), options.classes)
     network = {} if options.network == "vgg_unet" else {"encoder_name": options.encoder}
-    net = Explainer(options.network, options.classes, network)
+    if shared is None:
+        net = Explainer(options.network, options.classes, network)
+    else:
+        net = Explainer(shared, options.classes, encoder="shared", explanandum=explanandum)
     losses: dict[str, dict[str, Any]] = {name: {"weight": weight} for name, weight in WEIGHTS.items()}
     losses["classification"] = {"weight": 1.0}
     losses["area_bound"] |= {"min_area": LOW, "max_area": HIGH, "reduction": "sum"}
     losses["total_variation"]["padding"] = "reflect"
-    return ExplainTask(net, Explanandum(inner, options.classes), losses, None, optimizer=OptimizerConfig()).to(options.device)
+    return ExplainTask(net, explanandum, losses, None, optimizer=OptimizerConfig()).to(options.device)
 
 
 def make_batch(options: argparse.Namespace) -> Batch:
@@ -142,7 +147,7 @@ def loss_terms_seconds(task: ExplainTask, batch: Batch, device: str) -> float:
 def profile(task: ExplainTask, batch: Batch, device: str) -> dict[str, float]:
     """Seconds of each part of our step."""
     parts: dict[str, float] = {}
-    net, explanandum = task.explainer, task.explanandum
+    net, explanandum = task.explainer, folded(task.explanandum, batch.images)  # as training does
     parts["Explainer forward"] = median_seconds(lambda: net(batch.images), device)
     masks = net(batch.images)
     seed = torch.randn_like(masks)
@@ -167,6 +172,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--shared", metavar="DECODER")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", message=r".*self\.log.*")
@@ -174,6 +180,8 @@ def main() -> None:
     ours, batch = make_task(options), make_batch(options)
     published = copy.deepcopy(ours)
     published.explanandum.classifier.requires_grad_(True)
+    if options.channels_last:
+        ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for task in (ours, published):
         # Dropout and batch statistics off: both must compute the same numbers.
         task.eval()
@@ -182,10 +190,12 @@ def main() -> None:
         b = float(published_loss(published.explainer, published.explanandum, batch.images, batch.targets))
     if abs(a - b) > 1e-3 * max(1, abs(b)):
         raise SystemExit(f"the two do not compute the same loss: {a} and {b}")
+    if options.shared:
+        ours = make_task(options, options.shared)
+        if options.channels_last:
+            ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for task in (ours, published):
         task.train()
-    if options.channels_last:
-        ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
         ours.explainer.network.compile()
         ours.explanandum.classifier.compile()
@@ -198,7 +208,8 @@ def main() -> None:
     mine = statistics.median(o for o, _ in pairs)
     how = f"{options.threads} thread(s), {device}{', channels_last' * options.channels_last}{', compiled' * options.compile}"
     what = f"{options.size} px, batch {options.batch}, {options.labels} labels of {options.classes}"
-    print(f"{options.network} {options.encoder} explains {options.arch}, {what}, {how}")
+    against = f"shared {options.shared} against " if options.shared else ""
+    print(f"{against}{options.network} {options.encoder} explains {options.arch}, {what}, {how}")
     print(f"images/s: ours {options.batch / mine:.2f}, published {options.batch / statistics.median(t for _, t in pairs):.2f}")
     print(
         f"median of {options.pairs} paired ratios: {ratio:.2f} (target >= {TARGET}), range {min(t / o for o, t in pairs):.2f} to "
