@@ -24,7 +24,7 @@ from explainer.inference.rivals import LEAST, START, UNTRAINED, compare, pinned,
 from explainer.losses.area import AreaBound
 from explainer.models.encoders import init_encoder
 from explainer.models.explainer import Explainer
-from explainer.models.shared import ClassHead
+from explainer.models.shared import SharedNetwork
 from explainer.tasks.callbacks import remedies
 from explainer.tasks.class_report import ClassReport
 from explainer.tasks.explain import ExplainTask
@@ -131,8 +131,7 @@ def _rivals(config: RunConfig, task: ExplainTask, net: Explainer) -> dict[str, A
     if config.explainer.init_encoder:
         init_encoder(fresh.network, task.explanandum.classifier)
     fresh = fresh.to(task.explanandum.mean.device).eval()
-    head = getattr(fresh.network, "head", None)
-    name = START if isinstance(head, ClassHead) and head.gain is not None else UNTRAINED
+    name = START if isinstance(fresh.network, SharedNetwork) and fresh.network.has_start else UNTRAINED
     found[name] = lambda images, classes: fresh(images, classes[:, None])[:, 0]
     return found
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from explainer.attribution import Attributor, DenseAttributor, FromDense
 from explainer.errors import ConfigError
@@ -53,6 +53,11 @@ class Method:
     def signed(self) -> bool:
         """Whether maps may be negative."""
         return bool(self.attributor.signed)
+
+    @property
+    def holds_classifier(self) -> bool:
+        """Whether maps are computed from a classifier that the method holds, so that a copy of the method can be given another."""
+        return isinstance(getattr(self.attributor, "explanandum", None), nn.Module)
 
     @property
     def needs_truth(self) -> bool:
@@ -204,3 +209,9 @@ class Maps:
     def explain(self, images: Tensor, class_index: Tensor) -> Tensor:
         """The method itself on other images (never cached), ``[B,H,W]``."""
         return self.method.explain(images, class_index, self.generator())
+
+    def by_twin(self, twin: Attributor, rows: Tensor, classes: Tensor) -> Tensor:
+        """Maps of pairs by a copy of the method (never cached), ``[P,H,W]``, with the method's batches and randomness."""
+        images = self.scene.images[rows]
+        parts = torch.arange(len(rows)).split(self.method.batch_size)
+        return torch.cat([twin(images[part], classes[part], generator=self.generator()) for part in parts])

@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import CardData, ModelCard, ModelCardData, SpaceCardData
 
-from explainer.files import parse_json, write_text
+from explainer.files import parse_json, write_json, write_text
 from explainer.geometry import size_text
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def add_report(folder: Path, report: dict[str, Any]) -> None:
     """Add one drift report to ``drift.json``, keyed by its file."""
     reports = _read(folder / DRIFT)
     reports[report["file"]] = report
-    write_text(folder / DRIFT, json.dumps(reports, indent=1) + "\n")
+    write_json(folder / DRIFT, reports)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,13 +5,12 @@ Nothing in it is executed on loading; a local folder and a Hub repository behave
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from explainer.errors import CheckpointError, ConfigError
 from explainer.export.card import write_card
-from explainer.files import replacing, write_text
+from explainer.files import replacing, write_json
 from explainer.inference.describe import describe
 from explainer.inference.eager import EagerRuntime
 from explainer.inference.formats import ExportFormat, ExportModel, ExportOptions
@@ -44,7 +43,7 @@ def _write(net: Explainer, weights: Path, config: Path) -> None:
     state = {key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}
     with replacing(weights) as stream:
         stream.write(save(state, metadata={"format": "pt"}))
-    write_text(config, json.dumps({**net.metadata, "explainer": net.config}, indent=1) + "\n")
+    write_json(config, {**net.metadata, "explainer": net.config})
 
 
 def save_pretrained(net: Explainer, folder: str | Path) -> Path:

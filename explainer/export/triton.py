@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from explainer.errors import ExportError
 from explainer.export.bundle import Bundle
-from explainer.files import write_text
+from explainer.files import write_json, write_text
 from explainer.inference.formats import ExportModel, ExportOptions, require
 
 NAME = "explainer"
@@ -40,7 +39,7 @@ class Triton(Bundle):
         write_text(home / "config.pbtxt", configuration(graph))
         write_text(home / "labels.txt", "".join(" ".join(name.split()) + "\n" for name in d["classes"]))
         told = {key: d[key] for key in ("classes", "size", "image_size", "geometry", "outputs", "task", "threshold", "top", "weights")}
-        write_text(home / "model.json", json.dumps(told, indent=1) + "\n")
+        write_json(home / "model.json", told)
 
     def use(self, name: str) -> list[str]:
         """See :class:`ExportFormat`."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from explainer.errors import ConfigError
 from explainer.export.bundle import Bundle, network_size, template, write_examples
-from explainer.files import write_text
+from explainer.files import write_json, write_text
 from explainer.geometry import PADDING
 from explainer.inference.formats import ExportModel, ExportOptions
 
@@ -61,7 +60,7 @@ class Web(Bundle):
             "runtime": RUNTIME,
             "examples": examples,
         }
-        write_text(folder / "model.json", json.dumps(known, indent=1) + "\n")
+        write_json(folder / "model.json", known)
         for name in _PAGE:
             write_text(folder / name, template(f"web/{name}"))
         if options.runtime is not None:

@@ -32,7 +32,6 @@ same image size, the same rule for predicted classes, the same fallback and refi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -44,7 +43,7 @@ from torch import Tensor
 
 from explainer.attribution import check_class_index
 from explainer.errors import CheckpointError, ConfigError, ShapeError
-from explainer.files import parse_json, write_text
+from explainer.files import parse_json, write_json
 from explainer.fills import FillKind
 from explainer.inference.refinement import quality, refine, starting_masks
 from explainer.metrics.classifier import predicted_classes
@@ -97,7 +96,7 @@ class Selector:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Selector:

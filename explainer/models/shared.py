@@ -259,6 +259,11 @@ class SharedNetwork(nn.Module):
 
     std: Tensor
 
+    @property
+    def has_start(self) -> bool:
+        """Whether masks begin as the classifier's own activations, so that the untrained network knows something."""
+        return self.head.gain is not None
+
     def train(self, mode: bool = True) -> SharedNetwork:
         """The decoder's mode; the classifier stays in eval."""
         super().train(mode)

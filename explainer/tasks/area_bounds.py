@@ -8,7 +8,6 @@ the first over its images, the upper bound twice the upper quartile of the large
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from explainer.data.contract import collate
 from explainer.data.datamodule import DataModule
 from explainer.data.samplers import spread, spread_over_classes
 from explainer.errors import ExplainerError
-from explainer.files import parse_json, write_text
+from explainer.files import parse_json, write_json
 from explainer.fills import FillKind, blend, judging_fill, make_fill
 from explainer.losses.area import AreaBound
 from explainer.losses.base import LossTerm
@@ -175,7 +174,7 @@ def settle(terms: Iterable[LossTerm], explanandum: Any, data: DataModule, folder
     found = _saved(file, key, data.class_names)
     if found is None:
         found = measure(explanandum, data, seed, fill)
-        write_text(file, json.dumps({"of": key, "bounds": found}, indent=1) + "\n")
+        write_json(file, {"of": key, "bounds": found})
         told = ", ".join(f"{name} {a:.3f} to {b:.3f}" for name, (a, b) in list(found.items())[:12])
         log.warning("losses.area_bound: auto: %s%s (%s).", told, " ..." if len(found) > 12 else "", file)
     low, high = (torch.tensor([pair[i] for pair in found.values()]) for i in range(2))

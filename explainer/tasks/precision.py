@@ -7,7 +7,6 @@ in it, and multiplies that of depthwise convolutions where it does not.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import statistics
 import time
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from explainer.config import RunConfig, TrainerConfig
 from explainer.errors import CheckpointError
-from explainer.files import parse_json, write_text
+from explainer.files import parse_json, write_json
 from explainer.geometry import Size, height_width
 from explainer.models.folding import folded
 from explainer.tasks.classify import ClassifyTask
@@ -259,5 +258,5 @@ def settled(config: RunConfig, task: ClassifyTask | ExplainTask, size: Size, *, 
     told = ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
     log.warning("trainer.precision: auto: %s (%s a step; measured in %.0f s).", best, told, time.perf_counter() - start)
     record = {"precision": best.precision, "channels_last": best.channels_last, "seconds": seconds, "device": str(device)}
-    write_text(file, json.dumps(record, indent=1) + "\n")
+    write_json(file, record)
     return replace(t, precision=best.precision, channels_last=best.channels_last)

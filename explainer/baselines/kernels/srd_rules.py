@@ -10,6 +10,7 @@ Shapes: ``u`` value at the layer's input ``[B,C,H,W]``, ``g`` cotangent at its o
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from explainer.errors import UnsupportedLayerError
 
 ZERO_SQUARE = 1e-20  # ||v||^2 at or below this: the vector has no direction to share along, its relevance leaks
 ZERO_NORM = 1e-10  # the same bound for norms and their sums
@@ -87,33 +90,35 @@ def channel_dot(vector: Tensor, values: Tensor) -> Tensor:
     return torch.matmul(vector.view(1, 1, channels), values.reshape(batch, channels, height * width)).view(batch, 1, height, width)
 
 
-class Rule:
-    """A layer between sources. Multi-input layers (Add, Cat) see all their inputs. Sources end a sweep and opaque operations refuse it,
-    so neither defines how to cross it.
-    """
+class Rule(abc.ABC):
+    """A layer between sources. Multi-input layers (Add, Cat) see all their inputs."""
 
+    @abc.abstractmethod
     def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Cotangent at the output -> one cotangent per input."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
         """What of the inputs has no owner (None: nothing) -> what of the output has no owner."""
-        raise NotImplementedError
-
-
-class Source(Rule):
-    """The input, and every pointwise activation: whatever the activation does, relevance passes it unchanged."""
 
 
 @dataclass
 class Opaque(Rule):
-    """An operation without a rule. Only a sweep that has to cross it fails."""
+    """An operation without a rule. Only a sweep that has to cross it fails, and is refused by name before it begins."""
 
     reason: str
 
+    def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Refused."""
+        raise UnsupportedLayerError(self.reason)
 
-class Pass(Rule):
-    """Dropout in eval mode, copies."""
+    def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
+        """Refused."""
+        raise UnsupportedLayerError(self.reason)
+
+
+class _Identity(Rule):
+    """What comes out went in."""
 
     def pull(self, g: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The identity."""
@@ -122,6 +127,14 @@ class Pass(Rule):
     def push(self, pieces: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor | None:
         """The identity."""
         return pieces[0]
+
+
+class Pass(_Identity):
+    """Dropout in eval mode, copies."""
+
+
+class Source(_Identity):
+    """The input, and every pointwise activation: whatever the activation does, relevance passes it unchanged. A sweep ends here."""
 
 
 class Add(Rule):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from explainer.errors import ConfigError
 from explainer.evaluation.protocol import Column, Mode, Score, scores
@@ -58,7 +58,7 @@ class ConstantShift(Check):
 
     def not_applicable(self, method: Method) -> str | None:
         """A method that does not hold the classifier has nothing that could be rewritten."""
-        if method.needs_truth or not isinstance(getattr(method.attributor, "explanandum", None), nn.Module):
+        if method.needs_truth or not method.holds_classifier:
             return "it does not compute its maps from the classifier's layers"
         return None
 
@@ -72,19 +72,12 @@ class ConstantShift(Check):
         rows, classes = scene.pairs
         if len(rows) == 0:
             return []
-        before, images = maps.saliency(rows, classes), scene.images[rows]
+        before = maps.saliency(rows, classes)
         found: dict[str, list[Tensor]] = {"spearman": [], "ssim": [], "difference": []}
         for shift in self.shifts:
             twin = shifted(maps.method.attributor, scene.images, self._values(shift, scene))
-            after = torch.cat(
-                [
-                    twin(images[part], classes[part], generator=maps.generator())
-                    for part in torch.arange(len(rows)).split(maps.method.batch_size)
-                ]
-            )
-            same = (before == before.amin((1, 2), keepdim=True)).flatten(1).all(1) & (after == after.amin((1, 2), keepdim=True)).flatten(
-                1
-            ).all(1)
+            after = maps.by_twin(twin, rows, classes)
+            same = _flat(before) & _flat(after)
             rank = map_spearman(before, after)
             found["spearman"].append(torch.where(same, torch.ones_like(rank), torch.where(rank.isnan(), torch.zeros_like(rank), rank)))
             found["ssim"].append(map_ssim(min_max(before), min_max(after)))
@@ -122,3 +115,8 @@ class ConstantShift(Check):
                 details=details,
             )
         ]
+
+
+def _flat(maps: Tensor) -> Tensor:
+    """Whether each map ``[P,H,W]`` has one value everywhere, bool ``[P]``."""
+    return (maps == maps.amin((1, 2), keepdim=True)).flatten(1).all(1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from explainer.data.permuting import labels_of, permuted
 from explainer.errors import ConfigError
@@ -61,7 +61,7 @@ class DataRandomization(Check):
 
     def not_applicable(self, method: Method) -> str | None:
         """A method that does not hold the classifier cannot be given another."""
-        if method.needs_truth or not isinstance(getattr(method.attributor, "explanandum", None), nn.Module):
+        if method.needs_truth or not method.holds_classifier:
             return "it does not compute its maps from the classifier; train it against the other one instead"
         return None
 
@@ -77,9 +77,7 @@ class DataRandomization(Check):
             return []
         twin: Any = copy.deepcopy(maps.method.attributor)
         self._load(twin.explanandum)
-        before, images = maps.saliency(rows, classes), scene.images[rows]
-        parts = torch.arange(len(rows)).split(maps.method.batch_size)
-        after = torch.cat([twin(images[p], classes[p], generator=maps.generator()) for p in parts])
+        before, after = maps.saliency(rows, classes), maps.by_twin(twin, rows, classes)
         values = {
             "spearman": map_spearman(before, after),
             "spearman_absolute": map_spearman(before, after, absolute=True),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from explainer.evaluation.protocol import Column, Mode, Score, scores
 from explainer.evaluation.randomize import cascade, scores_only
@@ -58,7 +58,7 @@ class ParameterRandomization(Check):
         """Methods that do not hold the classifier (trained Explainers) cannot be randomised through it; the ground truth need not be."""
         if method.needs_truth:
             return "it reads the ground truth, not the classifier"
-        if isinstance(getattr(method.attributor, "explanandum", None), nn.Module):
+        if method.holds_classifier:
             return None
         return "it does not compute its maps from the classifier; train it against a randomised one instead (protocol implausible)"
 
