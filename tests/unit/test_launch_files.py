@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "configs" / "launch"
 VALUES = {
     "CONFIG": "configs/explainer/imagenet_lite0.yaml",
+    "HOME": "/home/user",
     "SHARDS": "s3://bucket/shards",
     "SKYPILOT_NUM_NODES": "2",
     "SKYPILOT_NODE_RANK": "0",
