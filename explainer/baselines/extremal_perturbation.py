@@ -101,7 +101,7 @@ class ExtremalPerturbation(Baseline):
     name = "extremal_perturbation"
     passes = "iterations x areas x (forward + backward), less for converged masks"
     classes_share_work = True
-    revision = 2  # every schedule starts where the reward's gradient points, and the area is the image's
+    revision = 3  # `fast` has the paper's kernel, one scale of steps a mask and ties that share the area's step
 
     def __init__(
         self,
@@ -307,7 +307,8 @@ class ExtremalPerturbation(Baseline):
             mask = family.crop(full)
             flip = self.jitter and t % 2 == 0
             gain = game_reward(partial(classify, flip=flip), mask, rows, row_class[rows], game=self.game, reward=self.reward)
-            penalty = area_penalty(full if self.schedule.area_on == "margin" else mask, zeros[rows], self.area_reduction)
+            covered = full if self.schedule.area_on == "margin" else mask
+            penalty = area_penalty(covered, zeros[rows], self.area_reduction, self.schedule.ties(t))
             return gain - self.schedule.weight(t) * penalty, {"reward": gain, "area": penalty}
 
         init = self.init if init is None else init

@@ -27,6 +27,7 @@ Pooling = Literal["softmax", "sum", "sigmoid"]
 AreaReduction = Literal["mean", "sum"]
 
 _PAPER_RADIUS = 6  # nodes: exp(-25/4) = .002 there; a cut at 4 nodes would leave a step of .1
+_HALVINGS = 30  # of the interval in which the ranks' threshold lies
 _CPU_BLOCK = 1 << 19  # elements worked on at a time: fits a second-level cache
 _GPU_BLOCK = 1 << 26
 
@@ -272,7 +273,7 @@ def excluded(count: int, areas: Sequence[float], device: torch.device | str | No
     return torch.tensor([int(count * (1 - a)) for a in areas], device=device)
 
 
-def area_penalty(masks: Tensor, zeros: Tensor, reduction: AreaReduction = "mean") -> Tensor:
+def area_penalty(masks: Tensor, zeros: Tensor, reduction: AreaReduction = "mean", width: float = 0.0) -> Tensor:
     """R_a = (sort(m) - r_a)^2 reduced over pixels, r_a being zeros and then ones (section 3.1).
 
     Args:
@@ -280,11 +281,36 @@ def area_penalty(masks: Tensor, zeros: Tensor, reduction: AreaReduction = "mean"
         zeros: ``[N]`` long, the number of zeros in each r_a, see :func:`excluded`.
         reduction: ``sum`` (the text's squared norm) or ``mean`` (the public code's, to which the published weight of 300 belongs: as a sum
             the same pull is 300 / Z for Z pixels, .006 for an image of 224).
+        width: values so close to each other share the step of r_a, see :func:`shared_ranks`; 0: the published step, which goes where the
+            sort puts equal values.
 
     Returns:
         ``[N]``; 0 for a binary mask of the wanted area.
     """
-    ordered = masks.flatten(1).sort(dim=1).values
-    reference = (torch.arange(ordered.shape[1], device=masks.device) >= zeros[:, None]).to(masks.dtype)
-    squares = (ordered - reference).square()
+    flat = masks.flatten(1)
+    if width:
+        squares = (flat - shared_ranks(flat.detach(), flat.shape[1] - zeros, width)).square()
+    else:
+        ordered = flat.sort(dim=1).values
+        squares = (ordered - (torch.arange(ordered.shape[1], device=masks.device) >= zeros[:, None]).to(masks.dtype)).square()
     return squares.mean(1) if reduction == "mean" else squares.sum(1)
+
+
+def shared_ranks(values: Tensor, ones: Tensor, width: float) -> Tensor:
+    """1 for the largest values of each row, 0 for the others, and between for values that are ``width`` or less apart around the step.
+
+    ``clamp(value / width - threshold, 0, 1)`` with the threshold that makes the sum right: the point of the capped simplex that is nearest
+    to ``value / width``. Equal values get equal ranks, and rounding moves a rank by no more than itself / ``width``.
+
+    Args:
+        values: ``[N,Z]``.
+        ones: ``[N]``, what each row sums to, from 0 to Z.
+        width: > 0.
+    """
+    scaled = values / width
+    low, high = scaled.amin(1) - 1, scaled.amax(1)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        too_many = (scaled - middle[:, None]).clamp_(0, 1).sum(1) > ones
+        low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
+    return (scaled - ((low + high) / 2)[:, None]).clamp_(0, 1)

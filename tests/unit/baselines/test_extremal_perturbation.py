@@ -290,7 +290,7 @@ def recovered(area: float, worth: float = 1.0, size: int = 32, **options: Any) -
 @pytest.mark.parametrize("area", [0.05, 0.1, 0.2])
 @pytest.mark.parametrize("game", ["preserve", "delete", "hybrid"])
 def test_fast_finds_the_planted_disc(game: str, area: float) -> None:
-    assert recovered(area, game=game, schedule="fast") >= 0.8
+    assert recovered(area, game=game, schedule="fast") >= 0.95
 
 
 @pytest.mark.parametrize(("schedule", "iterations"), [("code", 400), ("paper", 200)])
@@ -306,8 +306,7 @@ def test_a_cut_schedule_finds_the_planted_disc_by_default_and_not_as_published(s
 def test_published_schedules_find_the_planted_disc_from_the_informed_start(schedule: str, game: str, area: float) -> None:
     found = recovered(area, game=game, schedule=schedule)
     assert found >= 0.7
-    # In the hybrid game and at 5 % the paper's kernel, which is the smaller one, follows the disc more closely.
-    assert recovered(area, game=game, schedule="fast") >= min(found - 0.05, 0.85)
+    assert recovered(area, game=game, schedule="fast") >= found - 0.005  # less than one pixel
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from explainer.baselines.kernels.smooth_mask import SmoothMask, area_penalty, excluded, kernel_profile, parameters_of_area
+from explainer.baselines.kernels.smooth_mask import SmoothMask, area_penalty, excluded, kernel_profile, parameters_of_area, shared_ranks
 from explainer.errors import ConfigError, ShapeError
 
 
@@ -130,6 +130,39 @@ def test_area_penalty_by_hand() -> None:
     assert penalty.tolist() == pytest.approx([(0.2**2 + 0.1**2) / 4, 1 / 4])
     assert area_penalty(masks, excluded(4, [0.5, 0.25]), "sum").tolist() == pytest.approx([0.2**2 + 0.1**2, 1.0])
     assert excluded(2025, [0.1, 0.3]).tolist() == [1822, 1417]
+
+
+def test_shared_ranks_by_hand() -> None:
+    values = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.0, 0.2, 0.8, 1.0], [0.0, 0.5, 0.52, 1.0]], dtype=torch.float64)
+    ranks = shared_ranks(values, torch.tensor([1, 2, 2]), width=0.1)
+    # All tie: a quarter each. Far apart: the two largest. Two of them within 0.1: x and x + 0.2 that sum to 1.
+    expected = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0, 0, 1, 1], [0, 0.4, 0.6, 1]], dtype=torch.float64)
+    torch.testing.assert_close(ranks, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(shared_ranks(values, torch.tensor([0, 4, 4]), 0.1).sum(1), torch.tensor([0.0, 4, 4], dtype=torch.float64))
+
+
+def test_shared_ranks_are_the_nearest_point_of_the_capped_simplex() -> None:
+    """By Dykstra's alternating projections onto the box and the plane of the sum."""
+    values = torch.rand(20, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ones, width = torch.arange(20) + 5, 0.3
+    point, correction = values / width, torch.zeros(20, 30, dtype=torch.float64)
+    for _ in range(3000):
+        flat = point + ((ones - point.sum(1)) / 30)[:, None]
+        point = (flat + correction).clamp(0, 1)
+        correction = flat + correction - point
+    torch.testing.assert_close(shared_ranks(values, ones, width), point, rtol=0, atol=1e-5)
+
+
+def test_area_penalty_with_shared_ranks() -> None:
+    far = torch.tensor([[0.9, 0.1, 0.4, 0.7]])
+    torch.testing.assert_close(area_penalty(far, torch.tensor([2]), width=0.05), area_penalty(far, torch.tensor([2])))
+    tied = torch.full((1, 4), 0.5).requires_grad_()
+    area_penalty(tied, torch.tensor([3]), width=0.05).backward()
+    assert tied.grad is not None
+    torch.testing.assert_close(tied.grad, torch.full((1, 4), 2 * (0.5 - 0.25) / 4))  # no pixel is preferred
+    far.requires_grad_()
+    first, second = (torch.autograd.grad(area_penalty(far, torch.tensor([2]), width=w).sum(), far)[0] for w in (0.05, 0.0))
+    torch.testing.assert_close(first, second)
 
 
 def test_parameters_of_area_have_the_area_and_follow_the_score() -> None:
