@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,9 @@ def similarity(features: Tensor, power: int = 1) -> Tensor:
     """
     centred = (features - features.mean(dim=(2, 3), keepdim=True)).flatten(2)
     unit = centred / torch.linalg.vector_norm(centred, dim=1, keepdim=True).clamp_min(1e-6)
-    maps: Tensor = torch.matmul(unit.transpose(1, 2), unit).clamp_min(0).pow(power).unflatten(2, features.shape[-2:])
+    cosine: Tensor = torch.matmul(unit.transpose(1, 2), unit).clamp_min(0)
+    # Products, because runtimes compute a power by logarithms, in ten times their time.
+    maps: Tensor = functools.reduce(torch.mul, [cosine] * power).unflatten(2, features.shape[-2:])
     return maps
 
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 RADIUS, EPS = 0.15, 3e-4
 
@@ -56,10 +55,13 @@ def pooling(length: int, cells: int, like: Tensor) -> Tensor:
 
 
 def _reduced(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Adaptive average pooling to ``size``; whole cells by plain pooling, which a runtime does in less time than products."""
+    """Adaptive average pooling to ``size``. Whole cells as two means: onnxruntime needs an eighth of its average pooling's time for them
+    (three channels fill no vector), and half of that of products with :func:`pooling`.
+    """
     height, width = images.shape[-2:]
     if all(type(side) is int for side in (height, width, *size)) and height % size[0] == 0 and width % size[1] == 0:
-        return F.avg_pool2d(images, (height // size[0], width // size[1]))
+        cells: Tensor = images.unflatten(2, (size[0], -1)).mean(3).unflatten(3, (size[1], -1)).mean(4)
+        return cells
     return pooling(height, size[0], images) @ images @ pooling(width, size[1], images).transpose(0, 1)
 
 
