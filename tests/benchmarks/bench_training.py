@@ -1,14 +1,16 @@
 """A training step of the Explainer against a straightforward transcription of the published algorithm.
 
     python -m tests.benchmarks.bench_training [--network deeplabv3] [--encoder resnet18] [--arch vgg16] [--size 224] [--batch 4]
-        [--classes 20] [--labels 2] [--pairs 7] [--threads 1] [--device cpu] [--channels-last] [--compile] [--shared DECODER]
+        [--classes 20] [--labels 2] [--pairs 7] [--threads 1] [--device cpu] [--channels-last] [--bf16] [--compile] [--shared DECODER]
 
 The transcription runs the classifier once on the masked and once on the inverse-masked images with its parameters left trainable, sorts
 every present class's mask in a loop over images and classes, and takes total variation as a convolution. Both have the same weights,
 images and losses (checked before timing) and end in an Adam step. Each pair times both one after the other; the median of the paired
 ratios is reported, so that a drift of the machine's speed cancels. Target: >= 1.2 times the images/s; loss terms <= 3 % of the step at
 224 px. Random weights: the arithmetic does not depend on them. The profile gives the time of each part of our step. With ``--shared fpn``
-ours trains a decoder on the classifier's own features instead, against the same transcription with its own encoder (target: >= 3).
+ours trains a decoder on the classifier's own features instead, against the same transcription with its own encoder (target: >= 3). With
+``--bf16`` ours computes in mixed precision, as ``trainer.precision: auto`` does where it measures that to be faster; the transcription
+stays in float32, as it was published.
 """
 
 from __future__ import annotations
@@ -171,6 +173,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--shared", metavar="DECODER")
     options = parser.parse_args()
@@ -199,14 +202,19 @@ def main() -> None:
     if options.compile:
         ours.explainer.network.compile()
         ours.explanandum.classifier.compile()
-    own = stepper(ours, lambda: ours.training_step(batch, 0))
+
+    def own_loss() -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=options.bf16):
+            return ours.training_step(batch, 0)
+
+    own = stepper(ours, own_loss)
     theirs = stepper(published, lambda: published_loss(published.explainer, published.explanandum, batch.images, batch.targets))
     for step in (own, theirs):
         step()
     pairs = [(seconds(own, device), seconds(theirs, device)) for _ in range(options.pairs)]
     ratio = statistics.median(t / o for o, t in pairs)
     mine = statistics.median(o for o, _ in pairs)
-    how = f"{options.threads} thread(s), {device}{', channels_last' * options.channels_last}{', compiled' * options.compile}"
+    how = f"{options.threads} thread(s), {device}{', channels_last' * options.channels_last}{', bf16' * options.bf16}{', compiled' * options.compile}"
     what = f"{options.size} px, batch {options.batch}, {options.labels} labels of {options.classes}"
     against = f"shared {options.shared} against " if options.shared else ""
     print(f"{against}{options.network} {options.encoder} explains {options.arch}, {what}, {how}")
@@ -215,7 +223,8 @@ def main() -> None:
         f"median of {options.pairs} paired ratios: {ratio:.2f} (target >= {TARGET}), range {min(t / o for o, t in pairs):.2f} to "
         f"{max(t / o for o, t in pairs):.2f}"
     )
-    parts = profile(ours, batch, device)
+    with torch.autocast(device, torch.bfloat16, enabled=options.bf16):
+        parts = profile(ours, batch, device)
     share = statistics.median(loss_terms_seconds(ours, batch, device) / seconds(own, device) for _ in range(3))
     print(f"loss terms: {share:.1%} of the step (target <= {LOSS_TARGET:.0%})")
     for name, value in parts.items():
