@@ -214,7 +214,8 @@ def main() -> None:
     pairs = [(seconds(own, device), seconds(theirs, device)) for _ in range(options.pairs)]
     ratio = statistics.median(t / o for o, t in pairs)
     mine = statistics.median(o for o, _ in pairs)
-    how = f"{options.threads} thread(s), {device}{', channels_last' * options.channels_last}{', bf16' * options.bf16}{', compiled' * options.compile}"
+    chosen = "".join(f", {name}" for name in ("channels_last", "bf16", "compile") if getattr(options, name))
+    how = f"{options.threads} thread(s), {device}{chosen}"
     what = f"{options.size} px, batch {options.batch}, {options.labels} labels of {options.classes}"
     against = f"shared {options.shared} against " if options.shared else ""
     print(f"{against}{options.network} {options.encoder} explains {options.arch}, {what}, {how}")
