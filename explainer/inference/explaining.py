@@ -98,7 +98,7 @@ def explain(
     size = network_size(runtime, o.side)
     failed: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
-    judge = Judge(explanandum, names, judging_fill(runtime.description.get("fill")))
+    judge = Judge(explanandum, names, judging_fill(runtime.description.get("fill")), o.batch_size)
     sheet = _Sheets(out, judge)
     geometry = geometry_of(runtime)
     many = len(names) > MANY or runtime.top is not None

@@ -30,11 +30,12 @@ class Judge:
         explanandum: the classifier; without one, or with one that gives scores only (each may have its price), it is not asked.
         class_names: names of the model's classes.
         fill: what replaces removed pixels; the training's.
+        batch_size: most pictures in one pass of the classifier: the explaining's own, so that judging takes no more memory than that.
     """
 
-    def __init__(self, explanandum: Any, class_names: Sequence[str], fill: FillKind = "mean") -> None:
+    def __init__(self, explanandum: Any, class_names: Sequence[str], fill: FillKind = "mean", batch_size: int = 16) -> None:
         self.explanandum: Any = explanandum if explanandum is not None and explanandum.differentiable else None
-        self.class_names, self.fill = list(class_names), fill
+        self.class_names, self.fill, self.batch_size = list(class_names), fill, batch_size
         self.small: list[NDArray[np.float64]] = []
         self.areas: list[float] = []
         self.grey: list[float] = []
@@ -85,8 +86,9 @@ class Judge:
         images = torch.from_numpy(np.stack([image for image, _, _ in self.kept])).to(e.mean)
         masks = torch.from_numpy(np.stack([mask for _, mask, _ in self.kept])).to(e.mean)
         classes = torch.tensor([k for *_, k in self.kept], device=images.device)
-        whole = torch.cat([e.probabilities(e(part)) for part in images.split(16)]).gather(1, classes[:, None]).mean()
-        own, other = (quality(e, images, m, classes, fill=self.fill, batch_size=16) for m in (masks, masks.roll(1, 0)))
+        whole = torch.cat([e.probabilities(e(part)) for part in images.split(self.batch_size)]).gather(1, classes[:, None]).mean()
+        half = max(1, self.batch_size // 2)  # each picture is seen twice in a pass
+        own, other = (quality(e, images, m, classes, fill=self.fill, batch_size=half) for m in (masks, masks.roll(1, 0)))
         said = [
             f"The classifier on {n} pictures, mean probability of the class shown: whole picture {float(whole):.2f}; only what the mask "
             f"shows {_mean(own.kept)} (another picture's mask: {_mean(other.kept)}); without it {_mean(own.left)} (another's: "

@@ -78,3 +78,15 @@ def test_only_pictures_with_a_chosen_class_count_and_scores_are_not_paid_for() -
         for image, mask in pictures(4):
             judge.add(image, mask[None], [] if judge.explanandum else [0], ["bright"])
         assert judge.sentences() == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_judging_passes_no_more_pictures_at_a_time_than_explaining(batch_size: int) -> None:
+    asked = explanandum()
+    seen: list[int] = []
+    asked.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    judge = Judge(asked, NAMES, "black", batch_size)
+    for image, mask in pictures(9):
+        judge.add(image, mask[None], [0], ["bright"])
+    assert len(judge.sentences()) == 1
+    assert max(seen) <= max(batch_size, 2), "a picture is seen behind its mask and behind the inverse of it"
