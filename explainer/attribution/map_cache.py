@@ -84,11 +84,11 @@ def method_key(name: str, method: type, options: Mapping[str, Any]) -> dict[str,
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.kind is not p.VAR_KEYWORD}
     plain = json.loads(json.dumps({**defaults, **options}, sort_keys=True, default=str))
     key = {"name": name, "options": plain, "revision": getattr(method, "revision", 0)}
-    inner = method.inner_method(plain) if issubclass(method, Attributor) else None
-    if inner is not None:
-        for option in ("method", "options"):  # said by the inner key, there with its defaults
-            del plain[option]
-        key["inner"] = method_key(*inner)
+    inner = [method_key(*one) for one in method.inner_methods(plain)] if issubclass(method, Attributor) else []
+    if inner:
+        for option in ("method", "options", "methods"):  # said by the inner keys, there with their defaults
+            plain.pop(option, None)
+        key["inner"] = inner[0] if len(inner) == 1 else inner
     return key
 
 

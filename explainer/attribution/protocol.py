@@ -92,6 +92,12 @@ class Attributor(abc.ABC):
         """Name, class and options of :attr:`inner`, from one's own options ``method`` and ``options``; None for a method without one."""
         return None
 
+    @classmethod
+    def inner_methods(cls, options: Mapping[str, Any]) -> list[tuple[str, type, Mapping[str, Any]]]:
+        """Name, class and options of every method inside, from one's own options: what decides the maps besides one's own code."""
+        inner = cls.inner_method(options)
+        return [] if inner is None else [inner]
+
     def __call__(
         self,
         images: Tensor,

@@ -1,0 +1,125 @@
+"""The mean of several methods' maps, over mirror images of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from explainer import plugins
+from explainer.attribution import Attributor
+from explainer.baselines import build
+from explainer.baselines.kernels.base import Baseline
+from explainer.errors import ConfigError
+
+Flips = Literal["none", "horizontal", "both"]
+
+#: Image axes that are turned around.
+_AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {"none": ((),), "horizontal": ((), (-1,)), "both": ((), (-1,), (-2,), (-2, -1))}
+
+
+class Ensemble(Baseline):
+    """``sum_j w_j max(M_j, 0) / max(M_j)``: M_j is the mean of method j's maps of the picture and its mirror images, turned back.
+
+    Methods err at different places, so their mean is more often right than each of them (Rieger and Hansen 2020, "Aggregating explanation
+    methods for stable and robust explainability", AGG-Mean; for mirror images ``aug_smooth`` of pytorch-grad-cam). A map that is nowhere
+    positive counts 0.
+
+    Args:
+        explanandum: the classifier.
+        methods: baselines: names, or mappings with ``name`` and ``options``.
+        weights: one a method, at least 0; together they count as 1. None: all alike.
+        flips: mirror images besides the picture itself: ``none``; ``horizontal``; ``both`` (left and right, top and bottom, and both at
+            once, for pictures without an up and down).
+    """
+
+    name = "ensemble"
+    passes: ClassVar[str] = "those of the methods inside (grad_cam, gradient), a mirror image"
+    classes_share_work = True
+
+    def __init__(
+        self,
+        explanandum: Any,
+        methods: Sequence[str | Mapping[str, Any]] = ("grad_cam", "gradient"),
+        *,
+        weights: Sequence[float] | None = None,
+        flips: Flips = "none",
+    ) -> None:
+        super().__init__(explanandum)
+        if flips not in get_args(Flips):
+            raise ConfigError(f"ensemble: flips must be one of {', '.join(get_args(Flips))}, received {flips!r}.")
+        members = _members(methods)
+        self.members: list[Attributor] = [build(name, explanandum, **options) for name, options in members]
+        self.weights, self.axes = _weights(weights, len(members)), _AXES[flips]
+        for fact, of in (
+            ("needs_gradients", any),
+            ("deterministic", all),
+            ("class_specific", any),
+            ("needs_masks", any),
+            ("reference", all),
+        ):
+            setattr(self, fact, of(getattr(member, fact) for member in self.members))
+
+    @classmethod
+    def inner_methods(cls, options: Mapping[str, Any]) -> list[tuple[str, type, Mapping[str, Any]]]:
+        """See :meth:`Attributor.inner_methods`."""
+        return [(name, plugins.find("explainer.baselines", name), inside) for name, inside in _members(options["methods"])]
+
+    def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
+        def one(member: Attributor, seen: Tensor, truth: Tensor | None) -> Tensor:
+            return member(seen, class_index, generator=generator, masks=truth)
+
+        return self._combined(one, images, generator, masks)
+
+    def all_classes(
+        self, images: Tensor, classes: list[int] | None = None, *, generator: torch.Generator | None = None, masks: Tensor | None = None
+    ) -> Tensor:
+        """See :meth:`Attributor.all_classes`; the methods inside share what they share."""
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+
+        def one(member: Attributor, seen: Tensor, truth: Tensor | None) -> Tensor:
+            return member.all_classes(seen, classes, generator=generator, masks=truth)
+
+        return self._combined(one, images, generator, masks)
+
+    def _combined(self, one: Any, images: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
+        """``[B,H,W]``, or ``[B,n,H,W]`` where ``one`` gives maps of n classes."""
+        start, found = generator.get_state(), []
+        for member, weight in zip(self.members, self.weights, strict=True):
+            generator.set_state(start)  # a method's noise does not depend on the methods before it
+            turned = [
+                one(member, images.flip(axes), None if masks is None else masks.flip(axes)).flip(axes)
+                if axes
+                else one(member, images, masks)
+                for axes in self.axes
+            ]
+            mean = torch.stack(turned).mean(0).clamp_min(0)
+            top = mean.amax(dim=(-2, -1), keepdim=True)
+            found.append(weight * torch.where(top > 0, mean / top, mean))
+        return torch.stack(found).sum(0)
+
+
+def _members(methods: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Names and options."""
+    if isinstance(methods, (str, Mapping)) or not isinstance(methods, Sequence) or not methods:
+        raise ConfigError(f"ensemble: methods must be a list of names, or of mappings with name and options, received {methods!r}.")
+    members = []
+    for method in methods:
+        entry = {"name": method} if isinstance(method, str) else dict(method) if isinstance(method, Mapping) else {}
+        name, options = entry.pop("name", None), entry.pop("options", None) or {}
+        if not isinstance(name, str) or name == Ensemble.name or entry or not isinstance(options, Mapping):
+            raise ConfigError(
+                f"ensemble: each of methods is a name of another method, or a mapping with name and options, received {method!r}."
+            )
+        members.append((name, dict(options)))
+    return members
+
+
+def _weights(given: Sequence[float] | None, number: int) -> list[float]:
+    if given is None:
+        return [1 / number] * number
+    if isinstance(given, str) or len(given) != number or min(given) < 0 or not sum(given) > 0:
+        raise ConfigError(f"ensemble: weights must be a number of at least 0 for each of the {number} methods, received {given!r}.")
+    return [float(w) / sum(given) for w in given]
