@@ -47,7 +47,6 @@ from explainer.errors import ConfigError, ShapeError
 
 _STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)  # uniform masks at which the informed start reads the reward's gradient
 _SMOOTH = 1.5  # its smoothing, in grid cells
-
 _INFORMED = 0.1  # how far below 1 it starts where that gradient does not point
 
 Start = Tensor | float | Callable[[Tensor, Tensor], Tensor] | Literal["informed", "ones"] | None
