@@ -28,7 +28,8 @@ class Decisions:
     """What the classifier sees in the images of a split.
 
     Attributes:
-        classes: the predicted class indices of each image, the most probable first; empty for an image without any.
+        classes: the predicted class indices of each image, the most probable first; empty for an image without any, and for one that
+            could not be read (``on_error: skip``), which training leaves out by itself.
         confident: share of the images whose most probable class has a probability of at least :data:`CONFIDENT`.
     """
 
@@ -77,17 +78,23 @@ def predict_targets(
     known = _read(file, key, len(dataset))
     if known is not None:
         return known
-    classes: list[tuple[int, ...]] = []
-    confident = 0
+    names = [dataset.sample_id(i) for i in range(len(dataset))]
+    answers: dict[str, tuple[int, ...]] = {}
+    confident = seen = 0
     device = next((p.device for p in explanandum.parameters()), torch.device("cpu"))
-    parts = [list(range(i, min(i + data.eval_batch_size, len(dataset)))) for i in range(0, len(dataset), data.eval_batch_size)]
-    plain = data.unaugmented() if split == "train" else data  # an evaluation's split may have been cut to a sample
+    plain = data.unaugmented() if split == "train" else data
+    whole = plain.dataset(split)  # an evaluation's split may have been cut to a sample, which these images have not
+    there = {whole.sample_id(i): i for i in range(len(whole))}
+    own = [there[name] for name in names]
+    parts = [own[i : i + data.eval_batch_size] for i in range(0, len(own), data.eval_batch_size)]
     for batch in plain.batches(split, parts):
         logits = explanandum(batch.images.to(device)).float()
-        classes += decide(logits, explanandum.task, top, threshold)
+        answers.update(zip(batch.ids, decide(logits, explanandum.task, top, threshold), strict=True))
+        seen += len(batch)
         confident += int((explanandum.probabilities(logits).amax(dim=1) >= CONFIDENT).sum())
-    found = Decisions(classes, confident / max(1, len(classes)))
-    if file is not None and len(classes) == len(dataset):
+    classes = [answers.get(name, ()) for name in names]
+    found = Decisions(classes, confident / max(1, seen))
+    if file is not None and seen == len(dataset):
         content = {"key": key, "classes": classes, "confident": found.confident}
         write_text(file, json.dumps({**content, "digest": _digest(content)}), durable=False)
     return found

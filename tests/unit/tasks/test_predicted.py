@@ -103,3 +103,24 @@ def test_an_explainer_from_photographs_alone(tmp_path):
     assert masks.shape == (1, 2, 64, 64) and net.explanandum is not None
     size = (tmp_path / "run" / "checkpoints" / "best.ckpt").stat().st_size
     assert size < (tmp_path / "resnet.pt").stat().st_size, "the decoder alone"
+
+
+def test_an_unreadable_image_is_left_out_as_on_error_says(tmp_path):
+    e, data = setting(tmp_path)
+    data.on_error = "skip"
+    dataset = data.dataset("train")
+    whole = predict_targets(e, data, "train").classes
+    dataset.records[1].image.write_bytes(b"no image")
+    found = predict_targets(e, data, "train", folder=tmp_path / "run").classes
+    assert found == [whole[0], (), *whole[2:]]
+    assert not (tmp_path / "run" / "predicted_train.json").exists(), "asked again: the file may be whole the next time"
+    use_predicted_targets(e, data, ["train"])
+
+
+def test_a_sample_of_the_training_split_gets_its_own_images_decisions(tmp_path):
+    e, data = setting(tmp_path)
+    whole = predict_targets(e, data, "train").classes
+    assert len(set(whole)) > 1, "else nothing is tested"
+    order = list(range(len(whole)))[::-1][:-1]
+    data.dataset("train").keep(order)
+    assert predict_targets(e, data, "train").classes == [whole[i] for i in order]
