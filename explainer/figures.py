@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def overlay(image: Tensor, mask: Tensor, dim: float = 0.25) -> NDArray[np.uint8]
 def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
     """Write a PNG, creating the folder."""
     FigureCanvasAgg(figure)
-    with replacing(path, durable=False) as stream:
+    with replacing(path, durable=False) as stream, warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; the user can do nothing about a warning for each of its letters.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(stream, dpi=dpi, format="png")
 
 

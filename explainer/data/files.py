@@ -51,7 +51,8 @@ class Record:
 def require_directory(path: Path, name: str, where: str) -> None:
     """Raise :class:`DatasetNotFoundError` with where to get the data and where to put it."""
     if not path.is_dir():
-        raise DatasetNotFoundError(f"data set {name!r}: the folder {path} does not exist. {where}")
+        state = "is a file, not a folder" if path.exists() else "does not exist"
+        raise DatasetNotFoundError(f"data set {name!r}: the folder {path} {state}. {where}")
 
 
 def checked_names(key: str, names: Sequence[str], most: int | None = VOID - 1) -> tuple[str, ...]:

@@ -123,7 +123,14 @@ class ImageFolder(ImageFileDataset):
                 record.extra = _annotation(base, self.folder, record)
             self.boxes = self._boxes  # an attribute only where there are boxes: their readers ask whether it exists
         report_links(self.folder, (r.image for r in self.records if isinstance(r.image, Path)))
-        self._ready(top, f"Image files end in {', '.join(sorted(IMAGE_SUFFIXES))}; check fractions in the flat layout.")
+        advice = f"Image files end in {', '.join(sorted(IMAGE_SUFFIXES))}."
+        if layout == "flat" and found:
+            most = max(len(files) for files in found.values())
+            advice = (
+                f"The shares {list(fractions)} of each class's images (at most {most}) leave none for it: add images, or give another "
+                "division, e.g. data.options.fractions: [0.6, 0.2, 0.2]."
+            )
+        self._ready(top, advice)
 
     def _boxes(self, index: int) -> tuple[Box, ...]:
         """The annotated boxes of an image; their frame is ``original_size(index)``."""

@@ -172,6 +172,8 @@ def _of_one_form(tall: float, aspect: float, side: int) -> str:
     if max(tall, 1 / tall) < 0.95 * aspect:
         return ""
     longer, shorter = (32 * max(1, round(side * factor / 32)) for factor in (aspect**0.5, aspect**-0.5))
+    if longer == shorter:  # of a small side, both round to the square that there is
+        return ""
     return f", and data.options.size [{longer}, {shorter}]" * (tall > 1) + f", and data.options.size [{shorter}, {longer}]" * (tall <= 1)
 
 

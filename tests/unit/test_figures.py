@@ -1,5 +1,6 @@
 """Sheets that can be read: maps made ready for the eye, titles that keep apart."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from explainer.figures import _fitted, panel_sheet, visible
+from explainer.figures import _fitted, mask_sheet, panel_sheet, visible
 
 
 def test_a_few_large_values_do_not_hide_the_rest() -> None:
@@ -36,3 +37,11 @@ def test_titles_keep_to_their_panel(tmp_path: Path) -> None:
     panel_sheet(panels, tmp_path / "sheet.png", columns=4)
     width, height = Image.open(tmp_path / "sheet.png").size
     assert width > 4 * 224 and height > 2 * 224, "no panel is made smaller than its picture"
+
+
+def test_a_name_that_the_font_lacks_is_no_warning_for_each_letter(tmp_path: Path) -> None:
+    images, masks, targets = torch.rand(1, 3, 8, 8), torch.rand(1, 1, 8, 8), torch.ones(1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mask_sheet(images, masks, targets, ["\u732b"], tmp_path / "sheet.png", titles=["\u65e5\u672c.jpg"])
+    assert (tmp_path / "sheet.png").is_file()

@@ -184,6 +184,16 @@ class Many:
     class_names = tuple(f"c{i}" for i in range(1000))
 
 
+def test_no_form_is_advised_that_is_the_square_itself(tmp_path: Path) -> None:
+    """Sides are multiples of 32: of 64 px, pictures of 4:5 would get 64 x 64."""
+    make_image_folder(tmp_path)
+    dataset = DataModule("image_folder", options={"root": str(tmp_path), "size": 64}).dataset("train")
+    tall = SplitSurvey("train", 4, 4, [2, 2], 0, sizes=[(80, 64)] * 4)
+    assert "keeps proportions." in " ".join(advice(dataset, [tall]))
+    taller = SplitSurvey("train", 4, 4, [2, 2], 0, sizes=[(160, 64)] * 4)
+    assert "keeps proportions, and data.options.size [96, 32]." in " ".join(advice(dataset, [taller]))
+
+
 def test_tables_of_very_many_classes_stay_small_and_advice_names_what_is_not_set() -> None:
     counts = [1000 - i for i in range(999)] + [0]
     split = SplitSurvey("train", 1000, 1000, counts, 0, None, [(100, 200)] * 3)

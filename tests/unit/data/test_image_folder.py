@@ -83,6 +83,11 @@ def test_folder_errors(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(DatasetNotFoundError, match=r"the test split of .* is empty: no sample is left. Image files end in"):
         folder(tmp_path / "a", "test")
+    make_image_folder(tmp_path / "few", splits=False)
+    with pytest.raises(DatasetNotFoundError, match=r"The shares .* of each class's images \(at most 4\) leave none for it: add images"):
+        folder(tmp_path / "few", "test")
+    with pytest.raises(DatasetNotFoundError, match=r"0\.png is a file, not a folder"):
+        folder(tmp_path / "few" / "cat" / "0.png")
     with pytest.raises(DatasetNotFoundError, match=r"It is given as mask_root"):
         folder(tmp_path / "a", mask_root=str(tmp_path / "no"))
     (tmp_path / "a" / "train" / "cat" / "0.png").write_bytes(b"GIF89a")
