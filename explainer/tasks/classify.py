@@ -67,6 +67,11 @@ class ClassifyTask(pl.LightningModule):
         image_size: Size | None = None,
     ) -> None:
         super().__init__()
+        if num_classes < 2 and task == "multiclass":
+            raise ConfigError(
+                f"the data has one class ({', '.join(class_names)}) and one label an image: there is nothing to tell apart. Add a "
+                "folder of images without it (a class of its own), or use data.name: csv with empty labels for them."
+            )
         if config.checkpoint is not None and config.init_from is not None:
             raise ConfigError(
                 f"classifier.checkpoint ({config.checkpoint}) and classifier.init_from ({config.init_from}) both say what training starts "
@@ -206,9 +211,10 @@ class ClassifyTask(pl.LightningModule):
         loss = loss_of(logits)
         if stage == "fit" and (others := auxiliary_logits(outputs, K)):
             loss = loss + AUXILIARY_WEIGHTS.get(len(others), 0.3) * sum(loss_of(other.float()) for other in others)
-        if stage == "fit" and not torch.isfinite(loss):
+        if not torch.isfinite(loss):  # of val, too: the last step's weights would be saved as the best ones
             raise NumericalError(
-                f"the classification loss is {float(loss.detach())}. Images of the batch: {', '.join(batch.ids)}. Lower the learning rate."
+                f"the classification loss is {float(loss.detach())} in {stage}. Images of the batch: {', '.join(batch.ids)}. Lower the "
+                f"learning rate (optimizer.lr is {self.optimizer_config.lr:g}), or use another checkpoint of the run."
             )
         self.losses[stage].update(loss.detach(), len(batch))  # type: ignore[operator]
         if stage != "fit":
