@@ -10,6 +10,7 @@ import csv
 import math
 
 from explainer.commands.parsing import Parser
+from explainer.geometry import LARGEST
 
 
 def positive(value: str | int) -> int:
@@ -20,6 +21,14 @@ def positive(value: str | int) -> int:
     return int(text)
 
 
+def side(value: str | int) -> int:
+    """A side of images in pixels: at most what data sets take, beyond which one image fills the memory."""
+    result = positive(value)
+    if result > LARGEST:
+        raise argparse.ArgumentTypeError(f"expected a side of at most {LARGEST} pixels, received {str(value)!r}")
+    return result
+
+
 def number(value: str | float) -> float:
     """A finite number of at least 0."""
     try:
@@ -28,6 +37,14 @@ def number(value: str | float) -> float:
         result = math.nan
     if not 0 <= result < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of at least 0, received {str(value)!r}")
+    return result
+
+
+def probability(value: str | float) -> float:
+    """A number from 0 to 1."""
+    result = number(value)
+    if result > 1:
+        raise argparse.ArgumentTypeError(f"expected a probability from 0 to 1, received {str(value)!r}")
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from explainer.commands.arguments import add_classifier_options, positive
+from explainer.commands.arguments import add_classifier_options, positive, side
 from explainer.commands.parsing import Command, Parser
 from explainer.commands.terminal import print_table
 from explainer.evaluation.progress import Progress
@@ -20,7 +20,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--batch", type=positive, nargs="+", default=[1, 16], help="batch sizes")
     parser.add_argument("--repeats", type=positive, default=11, help="timed rounds")
     parser.add_argument("--threads", type=positive, default=1, help="processor threads")
-    parser.add_argument("--size", type=positive, help="side for models that take any size")
+    parser.add_argument("--size", type=side, help="side for models that take any size")
     parser.add_argument("--out", help="JSON file for the numbers")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 

@@ -6,7 +6,7 @@ import argparse
 
 from jsonargparse import Namespace
 
-from explainer.commands.arguments import add_classifier_options, name_list, number, positive
+from explainer.commands.arguments import add_classifier_options, name_list, number, positive, side
 from explainer.commands.parsing import Command, Parser
 from explainer.inference.classifier import classifier_size, open_classifier
 from explainer.inference.outputs import writable_folder
@@ -47,7 +47,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--steps", type=positive, help="of an inversion; default: 512 (fourier) or 200 (pixel)")
     parser.add_argument("--seed", type=whole, default=0, help="of the inversions")
     parser.add_argument("--limit", type=positive, default=12, help="most images, spread evenly over those found")
-    parser.add_argument("--size", type=positive, help="side at which the classifier sees images; default: that of its training, or 224")
+    parser.add_argument("--size", type=side, help="side at which the classifier sees images; default: that of its training, or 224")
 
 
 def run(_parser: Parser, args: Namespace) -> int:

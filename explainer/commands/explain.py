@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from jsonargparse import Namespace
 
-from explainer.commands.arguments import add_classifier_options, add_model, name_list, number, positive
+from explainer.commands.arguments import add_classifier_options, add_model, name_list, number, positive, probability, side
 from explainer.commands.parsing import Command, Parser
 from explainer.commands.terminal import print_table
 from explainer.errors import ConfigError
@@ -36,9 +36,9 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--classes", type=name_list, help="names, separated by commas")
     add_classifier_options(parser, "gives the scores and chooses the classes")
     parser.add_argument("--batch_size", type=positive, default=8, help="images per step")
-    parser.add_argument("--size", type=positive, help="side at which the network runs; default: the side it was trained at")
+    parser.add_argument("--size", type=side, help="side at which the network runs; default: the side it was trained at")
     parser.add_argument(
-        "--threshold", type=number, help="probability from which a class counts as predicted; default: 0.5, or a fused file's own"
+        "--threshold", type=probability, help="probability from which a class counts as predicted; default: 0.5, or a fused file's own"
     )
     parser.add_argument("--top", type=positive, default=1, help="of a single-label classifier explain the most probable classes, this many")
     parser.add_argument("--area", type=_shares, help="also masks of these shares of the image, e.g. 0.05,0.1,0.2 (.ckpt or .safetensors)")

@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from explainer import vocabulary
-from explainer.commands.arguments import add_classifier_options, number, positive
+from explainer.commands.arguments import add_classifier_options, number, positive, probability, side
 from explainer.commands.parsing import Command, Parser
 from explainer.commands.terminal import print_table
 from explainer.errors import ConfigError
@@ -28,7 +28,7 @@ def _size(value: str | tuple[int, int]) -> tuple[int, int]:
     parts = value.lower().split("x")
     if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) > 2:
         raise argparse.ArgumentTypeError(f"expected a side (224) or HEIGHTxWIDTH (240x320) in pixels, received {value!r}")
-    return int(parts[0]), int(parts[-1])
+    return side(parts[0]), side(parts[-1])
 
 
 def _formats(value: str | list[str]) -> list[str]:
@@ -64,7 +64,7 @@ def add_options(parser: Parser) -> None:
         choices=("image", "decoder"),
         help="decoder: masks stay at the decoder's resolution and are enlarged when they are read: faster (--fused, shared encoder)",
     )
-    parser.add_argument("--threshold", type=number, default=0.5, help="probability from which a class counts as predicted (--fused)")
+    parser.add_argument("--threshold", type=probability, default=0.5, help="probability from which a class counts as predicted (--fused)")
     parser.add_argument("--calibration", help="folder of images like those the model will see: for int8, and to measure drift on")
     parser.add_argument("--calibration_images", type=positive, default=128, help="how many of them are used")
     parser.add_argument("--tolerance", type=number, help="largest allowed mask difference, instead of the precision's own limits")
@@ -78,10 +78,10 @@ def add_options(parser: Parser) -> None:
 def run(_parser: Parser, args: Namespace) -> int:
     """Export; returns the exit code."""
     import explainer
-    from explainer.export.exporting import export
+    from explainer.export.exporting import check_formats, export
     from explainer.geometry import height_width
     from explainer.inference.describe import describe, trained_geometry
-    from explainer.inference.formats import DEFAULT_SIDE
+    from explainer.inference.formats import DEFAULT_SIDE, ExportOptions
     from explainer.inference.pictures import read_calibration
 
     writable_folder(args.out)
@@ -95,8 +95,11 @@ def run(_parser: Parser, args: Namespace) -> int:
     if args.calibration is not None:
         calibration = read_calibration(args.calibration, size, args.calibration_images, geometry)
     metrics = _metrics(args.metrics, Path(args.model))
+    runtime = None if args.runtime is None else Path(args.runtime)
+    names = list(dict.fromkeys(args.format))
+    check_formats(names, ExportOptions(size, args.dynamic_size, args.precision, calibration, examples, runtime), args.fused)
     with claimed(args.out, "export"):
-        for name in dict.fromkeys(args.format):
+        for name in names:
             path, report = export(
                 net,
                 name,
@@ -115,7 +118,7 @@ def run(_parser: Parser, args: Namespace) -> int:
                 metrics=metrics,
                 license=args.license,
                 examples=examples,
-                runtime=None if args.runtime is None else Path(args.runtime),
+                runtime=runtime,
             )
             print_table(f"{path}", ["quantity", "value"], [list(row) for row in report.rows()])
     return 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from explainer.commands.arguments import add_classifier_options, name_list, positive
+from explainer.commands.arguments import add_classifier_options, name_list, positive, side
 from explainer.commands.parsing import Command, Parser
 from explainer.errors import ConfigError
 from explainer.inference.classifier import classifier_size, open_classifier
@@ -24,7 +24,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--layers", type=name_list, help="module paths, separated by commas; default: the last feature map")
     parser.add_argument("--out", default="overlay.html", help="file")
     parser.add_argument(
-        "--size", type=positive, default=None, help="side at which the classifier sees them; default: that of its training, or 224"
+        "--size", type=side, default=None, help="side at which the classifier sees them; default: that of its training, or 224"
     )
     parser.add_argument("--grid", type=positive, default=16, help="most patches a side; finer layers are averaged to it")
     parser.add_argument("--limit", type=positive, default=12, help="most images, spread evenly over those found")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from explainer.commands.arguments import side
 from explainer.commands.parsing import Command, Parser
 from explainer.errors import ConfigError
 
@@ -18,7 +19,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random parameters")
     parser.add_argument(
         "--size",
-        type=int,
+        type=side,
         help="side of the images on which batch norms are measured again (default: the classifier's input size, or 64)",
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from explainer.commands.arguments import add_classifier_options, add_model, name_list, number, positive
+from explainer.commands.arguments import add_classifier_options, add_model, name_list, number, positive, probability, side
 from explainer.commands.parsing import Command, Parser
 from explainer.errors import ConfigError
 from explainer.inference.classifier import open_classifier, prediction_threshold, require_same_classifier
@@ -23,9 +23,9 @@ def add_options(parser: Parser) -> None:
     add_classifier_options(parser, "gives probabilities and comparisons")
     parser.add_argument("--compare", type=name_list, help="methods to offer, and refined; default: grad_cam,srd,refined")
     parser.add_argument("--refine_budget", type=number, default=20.0, help="seconds for a refined mask")
-    parser.add_argument("--size", type=positive, help="side at which the network runs; default: the side it was trained at")
+    parser.add_argument("--size", type=side, help="side at which the network runs; default: the side it was trained at")
     parser.add_argument(
-        "--threshold", type=number, help="probability from which a class counts as predicted; default: 0.5, or a fused file's own"
+        "--threshold", type=probability, help="probability from which a class counts as predicted; default: 0.5, or a fused file's own"
     )
     parser.add_argument("--threads", type=positive, help="processor threads")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; the default is reachable from this machine alone")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from explainer.commands.arguments import add_classifier_options, positive
+from explainer.commands.arguments import add_classifier_options, positive, side
 from explainer.commands.parsing import Command, Parser
 from explainer.inference.classifier import classifier_size, open_classifier
 from explainer.inference.outputs import writable_folder
@@ -27,7 +27,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--data", help="folder of images in which the nearest vectors are looked for")
     parser.add_argument("--neighbors", type=positive, default=3, help="per vector, each from another image")
     parser.add_argument("--limit", type=positive, default=100, help="most images of --data, spread evenly over those found")
-    parser.add_argument("--size", type=positive, help="side at which the classifier sees images; default: that of its training, or 224")
+    parser.add_argument("--size", type=side, help="side at which the classifier sees images; default: that of its training, or 224")
 
 
 def run(_parser: Parser, args: Namespace) -> int:

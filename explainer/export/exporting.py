@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,27 @@ def build_format(name: str) -> ExportFormat:
     """The format called ``name``; unknown names are answered with the known ones."""
     chosen: ExportFormat = plugins.build(__package__, name)
     return chosen
+
+
+def check_formats(names: Sequence[str], options: ExportOptions, fused: bool) -> None:
+    """Ask all formats of one call before the first is written.
+
+    Raises:
+        ConfigError: one of them cannot be written so.
+    """
+    for form in map(build_format, names):
+        form.check(options)
+        if fused:
+            _require_fusable(form)
+
+
+def _require_fusable(form: ExportFormat) -> None:
+    if not form.fusable:
+        known = sorted(plugins.discover(__package__).items(), key=lambda item: (item[1].folder is not None, item[0]))
+        others = ", ".join(name for name, other in known if other.fusable)
+        raise ConfigError(
+            f"format {form.name} stores the Explainer alone; choose {others} for --fused, and export {form.name} by a call without it."
+        )
 
 
 def export(
@@ -179,8 +201,7 @@ def _fused(
         raise ConfigError(
             "this classifier gives scores only: it cannot be put into the same file. Give its checkpoint, or leave out --fused."
         )
-    if not form.fusable:
-        raise ConfigError(f"format {form.name} stores the Explainer alone; choose onnx, torch_export or openvino for --fused.")
+    _require_fusable(form)
     both = FusedExplainer(net, explanandum, threshold, top, full_size)
     baked = threshold if explanandum.task == "multilabel" else None
     return ExportModel(
