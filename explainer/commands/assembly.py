@@ -202,10 +202,21 @@ def _self_supervised(explanandum: Explanandum, config: EvaluateConfig, data: Dat
 
 
 def device_of(name: str) -> str:
-    """``auto`` is this process's GPU where there is one, else the CPU."""
-    if name != "auto":
-        return name
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    """``auto`` is this process's GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: torch knows no such device, or this machine has none.
+    """
+    if name == "auto":
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA says so by an assertion
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ConfigError(
+            f"device {name!r} cannot be used here ({reason}). Leave device at auto, or name one of this machine's."
+        ) from error
+    return name
 
 
 @contextlib.contextmanager

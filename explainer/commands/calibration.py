@@ -11,6 +11,7 @@ import torch
 import explainer
 from explainer.commands import assembly
 from explainer.commands.calibrate_config import CalibrateConfig
+from explainer.commands.numbers import require_least, require_share
 from explainer.errors import ConfigError
 from explainer.evaluation.config import EvaluateConfig
 from explainer.fills import FillKind, judging_fill
@@ -26,6 +27,9 @@ def run(config: CalibrateConfig) -> int:
     """Calibrate, write the selector, print what it accepts on the calibration images."""
     if not config.model:
         raise ConfigError("model is missing: name the trained Explainer with --model runs/<run>/checkpoints/best.ckpt.")
+    require_least(config, 1, "batch_size", "limit", "iterations")
+    require_share(config, "alpha", "delta")  # now: the threshold is chosen at the end
+    require_share(config, "predicted_from", ends=True)
     writable_file(config.out)
     setting = EvaluateConfig(
         data=config.data,

@@ -19,6 +19,7 @@ from explainer.commands import assembly
 from explainer.commands.concepts_config import ConceptsConfig
 from explainer.commands.concepts_layer import Probed, probe_classification, probe_segmentation
 from explainer.commands.concepts_pictures import write_pictures
+from explainer.commands.numbers import require_least, require_share
 from explainer.concepts import embedding
 from explainer.concepts.store import Activations, ConceptMasks, collect
 from explainer.concepts.supports import Supports, thresholds
@@ -53,6 +54,9 @@ def run(config: ConceptsConfig) -> int:
 
 def _run(config: ConceptsConfig) -> int:
     start = time.monotonic()
+    require_least(config, 1, "batch_size", "limit", "threads", "mask_side", "clusters")
+    require_least(config, 0, "bootstrap", "pictures")
+    require_share(config, "confidence")  # now: the intervals are computed at the end
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = _images(config)

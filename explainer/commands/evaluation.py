@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from explainer.commands import assembly
+from explainer.commands.numbers import require_least, require_share
 from explainer.evaluation import summary
 from explainer.evaluation.config import EvaluateConfig
 from explainer.evaluation.results import Row, write_rows
@@ -34,6 +35,9 @@ def run(config: EvaluateConfig, resolved: str | None = None) -> int:
     Returns:
         Exit code: 0; 1 if a method failed, a protocol had to be left out, or the time budget cut the run short.
     """
+    require_least(config, 1, "batch_size", "limit", "sample", "threads")
+    require_least(config, 0, "bootstrap", "gallery")
+    require_share(config, "confidence")  # now: the intervals are computed at the end
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     start = time.monotonic()

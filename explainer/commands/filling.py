@@ -15,6 +15,7 @@ import explainer
 from explainer.attribution.map_cache import MapCache, cache_key, cached_maps
 from explainer.commands import assembly
 from explainer.commands.maps_config import MapsConfig
+from explainer.commands.numbers import require_least
 from explainer.data.samplers import spread
 from explainer.errors import ConfigError
 from explainer.evaluation.config import EvaluateConfig
@@ -55,6 +56,7 @@ def run(config: MapsConfig) -> int:
         raise ConfigError("method.name is missing: say whose maps, e.g. --method.name rise.")
     if config.cache.folder is None:
         raise ConfigError("cache.folder is missing: say where the maps go, e.g. --cache.folder runs/maps.")
+    require_least(config, 1, "batch_size", "limit", "threads")
     if not 0 <= config.share < config.shares:
         raise ConfigError(f"share must lie in 0..shares-1, received share {config.share} of {config.shares} shares.")
     if config.threads is not None:

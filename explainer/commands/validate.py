@@ -36,8 +36,10 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None) -> int:
     """
     quiet_lightning()
     folder = Path(config.run_dir)
+    checkpoint = resolve_checkpoint(
+        ckpt_path or str(chosen_checkpoint(folder)), folder
+    )  # first: a mistyped run_dir must not become a folder
     check_run_dir(folder)
-    checkpoint = resolve_checkpoint(ckpt_path or str(chosen_checkpoint(folder)), folder)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = data_module(config)
     data.setup(command)

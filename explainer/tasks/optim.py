@@ -26,8 +26,13 @@ def configure(
         encoder: those of ``parameters`` that learn at ``encoder_lr`` times the rate.
 
     Raises:
-        ConfigError: ``encoder_lr`` is not 1 and there is no encoder.
+        ConfigError: a number is out of its range, or ``encoder_lr`` is not 1 and there is no encoder.
     """
+    for name, most in (("lr", math.inf), ("weight_decay", math.inf), ("warmup", 1.0)):
+        value = getattr(config, name)
+        if not 0 <= value <= most or value == math.inf:
+            rule = "lie in [0,1]" if most == 1 else "be a finite number of at least 0"
+            raise ConfigError(f"optimizer.{name} must {rule}, received {value}.")
     trained: list[Any] = [p for p in parameters if p.requires_grad]
     if config.encoder_lr != 1:
         own = {id(p) for p in encoder}

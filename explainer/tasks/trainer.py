@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
     for key in t.extra:
         if key not in known:
             raise ConfigError(f"trainer.extra.{key} is not an argument of pytorch_lightning.Trainer. Its arguments: {', '.join(known)}.")
+    _check_values({**arguments, "patience": t.patience, "save_every_n_steps": t.save_every_n_steps, **t.extra})
     try:
         trainer = pl.Trainer(**{**arguments, **t.extra})
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
@@ -76,6 +78,20 @@ def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
         _check_length(trainer, t)
         validate_at_the_end(trainer)
     return trainer
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """What Lightning takes, and then divides by 0 or does something else than was asked for."""
+    least = dict.fromkeys(("accumulate_grad_batches", "check_val_every_n_epoch", "patience", "save_every_n_steps"), 1)
+    for name, limit in {**least, "log_every_n_steps": 0, "gradient_clip_val": 0}.items():
+        value = values[name]
+        if value is not None and not (isinstance(value, int | float) and value >= limit):
+            raise ConfigError(f"trainer.{name} must be at least {limit}, received {value!r}.")
+    if str(values["precision"]).startswith(("16-true", "bf16-true", "64", "transformer-engine")):
+        raise ConfigError(
+            f"trainer.precision {values['precision']} would change the images and the losses, too, which are computed in float32: use "
+            "32-true, bf16-mixed, 16-mixed or auto."
+        )
 
 
 def _check_length(trainer: pl.Trainer, config: TrainerConfig) -> None:
