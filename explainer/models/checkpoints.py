@@ -105,9 +105,9 @@ def hyper_parameters(content: dict[str, Any], kind: Literal["classifier", "expla
     if not isinstance(values, dict) or "kind" not in values:
         return None
     if values["kind"] != kind:
-        raise CheckpointError(
-            f"{path} is a checkpoint of an {values['kind']}, expected one of a {kind}.".replace("an classifier", "a classifier")
-        )
+        called = {"classifier": "a classifier", "explainer": "an Explainer"}
+        other = called.get(str(values["kind"]), repr(values["kind"]))
+        raise CheckpointError(f"{path} is a checkpoint of {other}, expected one of {called[kind]}.")
     return values
 
 
