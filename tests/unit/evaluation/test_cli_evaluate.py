@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+def anywhere(options: Any) -> Any:
+    """Options without layers and classes, which are of the table's own network; also those of methods inside."""
+    if isinstance(options, list):
+        return [anywhere(one) for one in options]
+    if not isinstance(options, dict):
+        return options
+    return {k: anywhere(v) for k, v in options.items() if k not in ("layer", "layers", "against")}
+
+
 def tiny(config: EvaluateConfig, out: Path, checkpoint: str) -> EvaluateConfig:
     """The same evaluation on 2 images of 32 px with an untrained net."""
     config.out, config.limit, config.batch_size, config.progress, config.bootstrap = str(out), 2, 2, False, 20
@@ -53,8 +63,7 @@ def tiny(config: EvaluateConfig, out: Path, checkpoint: str) -> EvaluateConfig:
     config.classifier.arch, config.classifier.options, config.classifier.checkpoint = "small_vgg", {"widths": [4, 8]}, None
     config.cache.folder = None
     for m in config.methods.values():
-        # Layers and classes are of the paper's network.
-        m.options = {k: v for k, v in m.options.items() if k not in ("layer", "layers", "against")}
+        m.options = anywhere(m.options)
         if m.checkpoint is not None:
             m.checkpoint = checkpoint
     return config
