@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -109,14 +110,16 @@ class LossTerm(abc.ABC):
 
 
 def _schedule(weight: Weight, name: str) -> list[tuple[float, float]]:
-    if isinstance(weight, int | float):
-        return [(0.0, float(weight))]
     try:
-        points = [(float(x), float(y)) for x, y in weight]
+        points = [(0.0, float(weight))] if isinstance(weight, int | float) else [(float(x), float(y)) for x, y in weight]
     except (TypeError, ValueError):
         points = []
-    if not points or any(b[0] <= a[0] for a, b in itertools.pairwise(points)):
-        raise ConfigError(f"losses.{name}.weight must be a number or [[progress, weight], ...] with rising progress, received {weight!r}.")
+    rising = all(a[0] < b[0] for a, b in itertools.pairwise(points))
+    if not points or not rising or not all(0 <= value < math.inf for _, value in points):  # NaN is in no range
+        raise ConfigError(
+            f"losses.{name}.weight must be a finite number of at least 0, or [[progress, weight], ...] with such weights and rising "
+            f"progress, received {weight!r}."
+        )
     return points
 
 

@@ -110,7 +110,13 @@ class Explanandum(nn.Module):
         return normalized if weight is None or weight.dtype == normalized.dtype else normalized.to(weight.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B,C,H,W]`` in [0,1] -> logits ``[B,K]``."""
+        """Images ``[B,C,H,W]`` in [0,1] -> logits ``[B,K]``, in the images' dtype.
+
+        Raises:
+            ShapeError: the images are whole numbers, of which logits in their dtype would be cut to whole numbers, too.
+        """
+        if not images.is_floating_point():
+            raise ShapeError(f"images must be floating point in [0,1], received {images.dtype}: divide images in 0..255 by 255.")
         if self.input_size is not None and images.shape[-2:] != (self.input_size, self.input_size):
             images = nn.functional.interpolate(images, (self.input_size, self.input_size), mode="bilinear", align_corners=False)
         with at_rest(self):

@@ -161,9 +161,10 @@ def test_schedule_interpolates():
     assert [term.weight_at(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0, 2.0)] == [0.0, 0.5, 1.0, 2.0, 3.0, 3.0]
 
 
-def test_schedule_must_rise():
-    with pytest.raises(ConfigError, match=r"losses\.entropy\.weight"):
-        build_terms({"entropy": {"weight": [[0.5, 1.0], [0.5, 2.0]]}})
+@pytest.mark.parametrize("weight", [[[0.5, 1.0], [0.5, 2.0]], -1, [[0.0, 1.0], [1.0, -0.1]], math.nan, math.inf, [], "much"], ids=str)
+def test_weights_are_at_least_0_and_schedules_rise(weight):
+    with pytest.raises(ConfigError, match=r"losses\.entropy\.weight must be a finite number of at least 0.*received"):
+        build_terms({"entropy": {"weight": weight}})
 
 
 def test_entropy_counts_only_images_shown_in_full():

@@ -120,3 +120,5 @@ def test_errors():
         explainer.Explanandum(classifier(), 5, std=0.0)
     with pytest.raises(ShapeError, match=r"returned \(1, 5\), expected logits \(B,7\)"):
         explainer.Explanandum(classifier(), 7)(torch.rand(1, 3, 8, 8))
+    with pytest.raises(ShapeError, match=r"floating point in \[0,1\], received torch\.uint8: divide images"):
+        explainer.Explanandum(classifier(), 5)(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
