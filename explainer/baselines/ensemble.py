@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -12,6 +12,7 @@ from explainer import plugins
 from explainer.attribution import Attributor
 from explainer.baselines import build
 from explainer.baselines.kernels.base import Baseline
+from explainer.baselines.kernels.maps import shares
 from explainer.errors import ConfigError
 
 Flips = Literal["none", "horizontal", "both"]
@@ -52,7 +53,8 @@ class Ensemble(Baseline):
             raise ConfigError(f"ensemble: flips must be one of {', '.join(get_args(Flips))}, received {flips!r}.")
         members = _members(methods)
         self.members: list[Attributor] = [build(name, explanandum, **options) for name, options in members]
-        self.weights, self.axes = _weights(weights, len(members)), _AXES[flips]
+        self.weights = shares([1] * len(members) if weights is None else weights, len(members), self.name, "methods")
+        self.axes = _AXES[flips]
         for fact, of in (
             ("needs_gradients", any),
             ("deterministic", all),
@@ -84,17 +86,14 @@ class Ensemble(Baseline):
 
         return self._combined(one, images, generator, masks)
 
-    def _combined(self, one: Any, images: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
-        """``[B,H,W]``, or ``[B,n,H,W]`` where ``one`` gives maps of n classes."""
+    def _combined(
+        self, one: Callable[[Attributor, Tensor, Tensor | None], Tensor], images: Tensor, generator: torch.Generator, masks: Tensor | None
+    ) -> Tensor:
+        """``[B,H,W]``, or ``[B,n,H,W]`` where ``one``, given a method, images and their masks, answers with maps of n classes."""
         start, found = generator.get_state(), []
         for member, weight in zip(self.members, self.weights, strict=True):
             generator.set_state(start)  # a method's noise does not depend on the methods before it
-            turned = [
-                one(member, images.flip(axes), None if masks is None else masks.flip(axes)).flip(axes)
-                if axes
-                else one(member, images, masks)
-                for axes in self.axes
-            ]
+            turned = [one(member, images.flip(axes), None if masks is None else masks.flip(axes)).flip(axes) for axes in self.axes]
             mean = torch.stack(turned).mean(0).clamp_min(0)
             top = mean.amax(dim=(-2, -1), keepdim=True)
             found.append(weight * torch.where(top > 0, mean / top, mean))
@@ -115,11 +114,3 @@ def _members(methods: Any) -> list[tuple[str, dict[str, Any]]]:
             )
         members.append((name, dict(options)))
     return members
-
-
-def _weights(given: Sequence[float] | None, number: int) -> list[float]:
-    if given is None:
-        return [1 / number] * number
-    if isinstance(given, str) or len(given) != number or min(given) < 0 or not sum(given) > 0:
-        raise ConfigError(f"ensemble: weights must be a number of at least 0 for each of the {number} methods, received {given!r}.")
-    return [float(w) / sum(given) for w in given]

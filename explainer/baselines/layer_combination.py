@@ -13,6 +13,7 @@ from explainer import plugins
 from explainer.attribution import Attributor
 from explainer.baselines import build
 from explainer.baselines.kernels.base import Baseline
+from explainer.baselines.kernels.maps import shares
 from explainer.baselines.layer_weights import layer_weights
 from explainer.errors import ConfigError
 from explainer.tensors import min_max
@@ -85,9 +86,4 @@ class LayerCombination(Baseline):
 def _weights(explanandum: Any, given: Sequence[float] | str, layers: Sequence[str]) -> list[float]:
     if given in ("uniform", "linear"):
         return layer_weights(explanandum, layers, "linear" if given == "linear" else "uniform")
-    if isinstance(given, str) or len(given) != len(layers) or min(given) < 0 or not sum(given) > 0:
-        raise ConfigError(
-            f"layer_combination: weights must be uniform, linear or a number of at least 0 for each of the {len(layers)} layers, "
-            f"received {given!r}."
-        )
-    return [float(w) / sum(given) for w in given]
+    return shares(given, len(layers), LayerCombination.name, "layers (or uniform, or linear)")

@@ -87,8 +87,7 @@ class Judge:
         masks = torch.from_numpy(np.stack([mask for _, mask, _ in self.kept])).to(e.mean)
         classes = torch.tensor([k for *_, k in self.kept], device=images.device)
         whole = torch.cat([e.probabilities(e(part)) for part in images.split(self.batch_size)]).gather(1, classes[:, None]).mean()
-        half = max(1, self.batch_size // 2)  # each picture is seen twice in a pass
-        own, other = (quality(e, images, m, classes, fill=self.fill, batch_size=half) for m in (masks, masks.roll(1, 0)))
+        own, other = (quality(e, images, m, classes, fill=self.fill, batch_size=self.batch_size) for m in (masks, masks.roll(1, 0)))
         said = [
             f"The classifier on {n} pictures, mean probability of the class shown: whole picture {float(whole):.2f}; only what the mask "
             f"shows {_mean(own.kept)} (another picture's mask: {_mean(other.kept)}); without it {_mean(own.left)} (another's: "

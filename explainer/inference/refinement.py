@@ -53,10 +53,10 @@ def quality(
         masks: ``[N,H,W]`` in [0,1].
         class_index: ``[N]``.
         fill: what replaces removed pixels; the one the Explainer was trained with.
-        batch_size: most masks per pass.
+        batch_size: most pictures in one pass; each image is two of them, behind its mask and behind the inverse.
     """
     kept, left = [], []
-    for part in torch.arange(len(images), device=images.device).split(batch_size):
+    for part in torch.arange(len(images), device=images.device).split(max(1, batch_size // 2)):
         x, m = images[part], masks[part].to(images)
         hidden = make_fill(x, fill, mean=explanandum.mean, generator=torch.Generator().manual_seed(0))
         both = explanandum(torch.cat([blend(x, m, hidden), blend(x, 1 - m, hidden)]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -16,6 +16,23 @@ Reduction = Literal["max_abs", "sum", "sum_abs", "mean", "l2"]
 Interpolation = Literal["bilinear", "nearest"]
 #: What pytorch-grad-cam adds to the range of a map before it divides by it.
 CAM_EPSILON = 1e-7
+
+
+def shares(given: Sequence[float] | str, number: int, method: str, of: str) -> list[float]:
+    """Weights that together are 1.
+
+    Args:
+        given: one a map, at least 0, not all 0.
+        number: number of maps.
+        method: name of the method whose option ``weights`` this is.
+        of: what the maps are made by, in the plural, for the message.
+
+    Raises:
+        ConfigError: their number or a value is wrong.
+    """
+    if isinstance(given, str) or len(given) != number or min(given) < 0 or not sum(given) > 0:
+        raise ConfigError(f"{method}: weights must be a number of at least 0 for each of the {number} {of}, received {given!r}.")
+    return [float(w) / sum(given) for w in given]
 
 
 def reduce_channels(channels: Tensor, reduction: Reduction) -> Tensor:
