@@ -1,8 +1,9 @@
-"""The mean of several methods' maps, over mirror images of the picture."""
+"""The mean of several methods' maps, over mirror images and enlarged copies of the picture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -12,7 +13,7 @@ from explainer import plugins
 from explainer.attribution import Attributor
 from explainer.baselines import build
 from explainer.baselines.kernels.base import Baseline
-from explainer.baselines.kernels.maps import shares
+from explainer.baselines.kernels.maps import Interpolation, resize_map, shares
 from explainer.errors import ConfigError
 
 Flips = Literal["none", "horizontal", "both"]
@@ -22,11 +23,13 @@ _AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {"none": ((),), "horizontal": 
 
 
 class Ensemble(Baseline):
-    """``sum_j w_j max(M_j, 0) / max(M_j)``: M_j is the mean of method j's maps of the picture and its mirror images, turned back.
+    """``sum_j w_j mean_s max(M_js, 0) / max(M_js)``: M_js is the mean of method j's maps of the picture and its mirror images, turned back,
+    at scale s of the picture.
 
     Methods err at different places, so their mean is more often right than each of them (Rieger and Hansen 2020, "Aggregating explanation
     methods for stable and robust explainability", AGG-Mean; for mirror images ``aug_smooth`` of pytorch-grad-cam). A map that is nowhere
-    positive counts 0.
+    positive counts 0. On an enlarged picture a classifier of convolutions has a finer feature map, so that class activations have more
+    positions (mean over scales: Ahn and Kwak, CVPR 2018).
 
     Args:
         explanandum: the classifier.
@@ -34,6 +37,8 @@ class Ensemble(Baseline):
         weights: one a method, at least 0; together they count as 1. None: all alike.
         flips: mirror images besides the picture itself: ``none``; ``horizontal``; ``both`` (left and right, top and bottom, and both at
             once, for pictures without an up and down).
+        scales: factors of the picture's height and width; its copies are resized bilinearly, their maps back to the picture's size. Factors
+            other than 1 ask for a classifier that takes pictures of any size.
     """
 
     name = "ensemble"
@@ -47,10 +52,12 @@ class Ensemble(Baseline):
         *,
         weights: Sequence[float] | None = None,
         flips: Flips = "none",
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__(explanandum)
         if flips not in get_args(Flips):
             raise ConfigError(f"ensemble: flips must be one of {', '.join(get_args(Flips))}, received {flips!r}.")
+        self.scales = _scales(scales)
         members = _members(methods)
         self.members: list[Attributor] = [build(name, explanandum, **options) for name, options in members]
         self.weights = shares([1] * len(members) if weights is None else weights, len(members), self.name, "methods")
@@ -90,14 +97,37 @@ class Ensemble(Baseline):
         self, one: Callable[[Attributor, Tensor, Tensor | None], Tensor], images: Tensor, generator: torch.Generator, masks: Tensor | None
     ) -> Tensor:
         """``[B,H,W]``, or ``[B,n,H,W]`` where ``one``, given a method, images and their masks, answers with maps of n classes."""
-        start, found = generator.get_state(), []
-        for member, weight in zip(self.members, self.weights, strict=True):
-            generator.set_state(start)  # a method's noise does not depend on the methods before it
-            turned = [one(member, images.flip(axes), None if masks is None else masks.flip(axes)).flip(axes) for axes in self.axes]
-            mean = torch.stack(turned).mean(0).clamp_min(0)
-            top = mean.amax(dim=(-2, -1), keepdim=True)
-            found.append(weight * torch.where(top > 0, mean / top, mean))
+        start, found, (height, width) = generator.get_state(), [], images.shape[-2:]
+        for scale in self.scales:
+            size = (max(1, round(scale * height)), max(1, round(scale * width)))
+            seen, truth = _resized(images, size), None if masks is None else _resized(masks, size, "nearest")
+            for member, weight in zip(self.members, self.weights, strict=True):
+                generator.set_state(start)  # a method's noise does not depend on the methods before it
+                with _taken(scale, size):
+                    turned = [one(member, seen.flip(axes), None if truth is None else truth.flip(axes)).flip(axes) for axes in self.axes]
+                mean = torch.stack(turned).mean(0).clamp_min(0)
+                top = mean.amax(dim=(-2, -1), keepdim=True)
+                found.append(weight / len(self.scales) * _resized(torch.where(top > 0, mean / top, mean), (height, width)))
         return torch.stack(found).sum(0)
+
+
+@contextlib.contextmanager
+def _taken(scale: float, size: tuple[int, int]) -> Iterator[None]:
+    """A classifier that is made for one size of picture refuses others in its own words."""
+    try:
+        yield
+    except (AssertionError, RuntimeError, ValueError) as error:
+        if scale == 1 or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ConfigError(
+            f"ensemble: with scales {scale:g} the classifier gets pictures of {size[0]} x {size[1]} px and refuses them ({error}). Leave "
+            "scales at 1 for a classifier that is made for one size of picture."
+        ) from error
+
+
+def _resized(x: Tensor, size: tuple[int, int], mode: Interpolation = "bilinear") -> Tensor:
+    """``[...,H,W]``."""
+    return x if x.shape[-2:] == size else resize_map(x.flatten(0, -3), size, mode).unflatten(0, x.shape[:-2])
 
 
 def _members(methods: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -114,3 +144,11 @@ def _members(methods: Any) -> list[tuple[str, dict[str, Any]]]:
             )
         members.append((name, dict(options)))
     return members
+
+
+def _scales(scales: Any) -> list[float]:
+    """Factors above 0."""
+    found = [scales] if not isinstance(scales, Sequence) or isinstance(scales, str) else list(scales)
+    if not found or any(isinstance(s, bool) or not isinstance(s, (int, float)) or not 0 < s <= 8 for s in found):
+        raise ConfigError(f"ensemble: scales must be a list of factors above 0 and at most 8, e.g. [1, 1.5], received {scales!r}.")
+    return [float(s) for s in found]

@@ -64,6 +64,41 @@ def test_of_a_method_that_follows_the_picture_mirror_images_change_nothing() -> 
     torch.testing.assert_close(maps, masks[[0, 1], [0, 1]])
 
 
+def test_scales_are_means_of_maps_each_over_its_maximum() -> None:
+    """A method that follows the picture: its map of a copy, back at the picture's size, over the copy's own maximum."""
+    image = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0.5], [0, 0, 0, 0.5]]).expand(1, 3, 4, 4)
+
+    class Seen(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 0.5 * x.square().mean((1, 2, 3))[:, None].expand(-1, 2)  # the gradient is the picture over 3 H W
+
+    model = Explanandum(Seen(), 2, mean=0.0, std=1.0)
+    half = torch.tensor([[[[0.0, 1], [0, 0.25]]]])  # means of squares of two by two pixels
+    expected = 0.5 * image[:, 0] + 0.5 * nn.functional.interpolate(half, (4, 4), mode="bilinear", align_corners=False)[:, 0]
+    method = build("ensemble", model, methods=[SIGNED], scales=[1, 0.5])
+    torch.testing.assert_close(method(image, 0), expected)
+    torch.testing.assert_close(method.all_classes(image)[:, 1], expected)
+
+
+def test_masks_follow_the_scale() -> None:
+    images, masks = torch.rand(2, 3, 4, 4), torch.zeros(2, 2, 4, 4)
+    masks[:, :, :2, 2:] = 1
+    maps = build("ensemble", explanandum(), methods=["ground_truth"], scales=[0.5, 1.0, 2.0], flips="horizontal")(
+        images, [0, 1], masks=masks
+    )
+    half = nn.functional.interpolate(masks[:, :, ::2, ::2], (4, 4), mode="bilinear", align_corners=False)[[0, 1], [0, 1]]
+    double = nn.functional.interpolate(masks.repeat_interleave(2, -1).repeat_interleave(2, -2), (4, 4), mode="bilinear")[[0, 1], [0, 1]]
+    torch.testing.assert_close(maps, (half + masks[[0, 1], [0, 1]] + double) / 3)
+
+
+def test_a_classifier_of_one_size_is_told_what_to_leave_out() -> None:
+    method = build("ensemble", explanandum(), methods=[SIGNED], scales=[1.0, 1.5])  # its weights are two pixels wide
+    with pytest.raises(ConfigError, match=r"scales 1.5 .* pictures of 3 x 3 px and refuses them .*Leave scales at 1"):
+        method(torch.rand(1, 3, 2, 2), 0)
+    with pytest.raises(RuntimeError, match=r"size|subscript"):  # not the scale's fault
+        build("ensemble", explanandum(), methods=[SIGNED])(torch.rand(1, 3, 5, 5), 0)
+
+
 def test_a_map_that_says_nothing_counts_nothing() -> None:
     model = explanandum()
     nn.init.constant_(model.classifier.weight, -1.0)
@@ -82,13 +117,14 @@ def test_a_map_that_says_nothing_counts_nothing() -> None:
         {"weights": [0, 0]},
         {"weights": [2, -1]},
         {"flips": "vertical"},
+        {"scales": []},
+        {"scales": [0]},
+        {"scales": ["two"]},
     ],
     ids=str,
 )
 def test_refusals_name_the_option_and_the_value(options: dict[str, Any]) -> None:
-    with pytest.raises(
-        ConfigError, match=f"ensemble: .*{'flips' if 'flips' in options else 'weights' if 'weights' in options else 'methods'}"
-    ):
+    with pytest.raises(ConfigError, match=f"ensemble: .*{next(iter(options))}"):
         build("ensemble", explanandum(), **options)
 
 
