@@ -110,9 +110,10 @@ def _warnings(method: str, rows: Found, protocols: Mapping[str, Protocol]) -> li
         part = rows.get((method, "raw", label), ())
         for name in ("area", "grey_share", "left"):
             values = [r.values[name] for r in part if not math.isnan(r.values.get(name, math.nan))]
-            if values and protocol.name in ("segmentation", "inverse_mask"):
-                found[name] = sum(values) / len(values)
-    area, grey, left = found.get("area", 0.5), found.get("grey_share", 0.0), found.get("left", 0.0)
+            if values and protocol.name in ("segmentation", "segmentation_per_class", "inverse_mask"):
+                found[f"own_{name}" if protocol.name == "segmentation_per_class" else name] = sum(values) / len(values)
+    grey, left = found.get("grey_share", 0.0), found.get("left", 0.0)
+    area = found.get("own_area", found.get("area", 0.5))  # merged, the masks of a picture whose every pixel has a label cover all of it
     sentences = []
     if area < 0.005 or area > 0.95:
         sentences.append(f"WARNING {method}: dead or full masks: they cover {100 * area:.1f} % of an image on average.")

@@ -116,7 +116,7 @@ def empty_image_message(logits: torch.Tensor, task: str, class_names: tuple[str,
 
 
 #: What :func:`health_messages` reads.
-HEALTH = ("val/grey", "val/area", "val/left", "val/drop")
+HEALTH = ("val/grey", "val/area", "val/own_area", "val/left", "val/drop")
 _COMPARED = 8  # images whose masks are compared
 
 
@@ -157,12 +157,12 @@ def health_messages(values: dict[str, float], remedies: Sequence[str] = ()) -> l
     """What is wrong with the masks, in words.
 
     Args:
-        values: val/grey, val/area, val/left, val/drop, and ``alike`` (:func:`alike`); missing ones are not judged.
+        values: val/grey, val/area, val/own_area, val/left, val/drop, and ``alike`` (:func:`alike`); missing ones are not judged.
         remedies: what to try next.
     """
     messages = []
     grey, area, left = values.get("val/grey", 0.0), values.get("val/area", 0.5), values.get("val/left", 0.0)
-    similar = values.get("alike", 0.0)
+    own, similar = values.get("val/own_area", 0.5), values.get("alike", 0.0)
     advice = f" Try: {'; '.join(remedies)}." if remedies else ""
     if grey > 0.5 and left > 0.3:
         messages.append(
@@ -175,9 +175,10 @@ def health_messages(values: dict[str, float], remedies: Sequence[str] = ()) -> l
         )
     if area < 0.005:
         messages.append(f"dead masks: the mean area is {area:.4f}. Lower losses.target_area and area_bound weights, or the learning rate.")
-    if area > 0.95:
+    if own > 0.95:
         messages.append(
-            f"full masks: the mean area is {area:.3f}. Raise losses.target_area and area_bound weights, or lower the learning rate."
+            f"full masks: a class's mask has a mean area of {own:.3f}. Raise losses.target_area and area_bound weights, or lower the learning "
+            "rate."
         )
     return messages
 

@@ -368,7 +368,8 @@ def diagnostics(e: Explanation) -> dict[str, Tensor]:
 
     ``kept``: share of the shown labels detected through the mask (multi-label: logit >= 0; single-label: the largest logit, as in
     :func:`explainer.metrics.classifier.correct`). ``left``: share of them still detected through the inverse mask. ``drop``: mean
-    probability lost between the two. ``grey``: share of target-mask values in [0.1, 0.9]. ``area``: mean of the target mask. NaN for
+    probability lost between the two. ``grey``: share of target-mask values in [0.1, 0.9]. ``area``: mean of the target mask, ``own_area``:
+    mean over the labels' own masks (the target mask is their maximum, and covers all of a picture whose every pixel has a label). NaN for
     images without labels, and where no term asked for the two classifier passes.
     """
     with torch.no_grad():
@@ -383,6 +384,7 @@ def diagnostics(e: Explanation) -> dict[str, Tensor]:
             "drop": (change * shown).sum(dim=1) / count,
             "grey": ((e.target_mask > 0.1) & (e.target_mask < 0.9)).float().flatten(1).mean(dim=1),
             "area": e.target_mask.flatten(1).mean(dim=1),
+            "own_area": (e.class_masks.flatten(2).mean(dim=2) * e.present).sum(dim=1) / e.present.sum(dim=1),
         }
 
 

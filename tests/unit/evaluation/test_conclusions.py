@@ -57,3 +57,13 @@ def test_less_is_better_where_the_column_says_so_and_grey_is_named() -> None:
 def test_full_masks_are_named() -> None:
     data = {("explainer", "raw", "segmentation"): rows("explainer", [0.99, 0.98], name="area")}
     assert "they cover 98.5 % of an image" in conclusions(data, PROTOCOLS, ["explainer"], [])[0]
+
+
+def test_masks_that_cover_a_picture_only_together_are_not_called_full() -> None:
+    """Streets: every pixel belongs to a class of the picture."""
+    together = {("explainer", "raw", "segmentation"): rows("explainer", [0.99, 0.98], name="area")}
+    both = parse_protocols(["segmentation", "segmentation_per_class"], "corrected")
+    for own, expected in (([0.4, 0.3, 0.6], False), ([0.99, 0.97, 0.98], True)):
+        data = together | {("explainer", "raw", "segmentation_per_class"): rows("explainer", own, "segmentation_per_class", "area")}
+        said = conclusions(data, both, ["explainer"], [])
+        assert any("full masks" in sentence for sentence in said) == expected, own

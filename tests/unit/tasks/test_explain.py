@@ -154,7 +154,10 @@ def test_diagnostics_by_hand():
     e.logits_masked = torch.tensor([[9.0, -9.0, 0, 0], [-9.0, 0, 9.0, 0], [9.0, 9.0, 9.0, 9.0], [9.0, 9, 9, 9]])
     e.logits_inverse = torch.tensor([[9.0, 9.0, 0, 0], [9.0, 0, -9.0, 0], [-9.0, -9.0, 9.0, 9.0], [9.0, 9, 9, 9]])
     e.target_mask = torch.stack([torch.full((16, 16), v) for v in (0.0, 0.5, 1.0, 0.95)])
+    e.targets = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
+    e.class_masks = torch.tensor([0.2, 0.6, 1.0, 0.1])[None, :, None, None].expand(4, 4, 16, 16)
     d = diagnostics(e)
+    torch.testing.assert_close(d["own_area"], torch.tensor([0.4, 1.0, 0.6, float("nan")]), equal_nan=True)
     torch.testing.assert_close(d["kept"], torch.tensor([0.5, 1.0, 1.0, float("nan")]), equal_nan=True)
     torch.testing.assert_close(d["left"], torch.tensor([1.0, 0.0, 1 / 3, float("nan")]), equal_nan=True)
     assert d["drop"][1].item() == pytest.approx(1.0, abs=1e-3)
@@ -242,7 +245,8 @@ def test_health_messages():
     assert health_messages({"val/grey": 0.1, "val/area": 0.2, "val/left": 0.0}) == []
     assert "grey solution" in health_messages({"val/grey": 0.8, "val/area": 0.2, "val/left": 0.9})[0]
     assert "dead masks" in health_messages({"val/area": 0.0})[0]
-    assert "full masks" in health_messages({"val/area": 0.99})[0]
+    assert "full masks" in health_messages({"val/own_area": 0.99})[0]
+    assert health_messages({"val/area": 0.99, "val/own_area": 0.4}) == []  # streets: every pixel has a label
     assert "masks of different images are alike (correlation 0.95)" in health_messages({"alike": 0.95}, ["a", "b"])[0]
 
 
