@@ -177,8 +177,8 @@ def health_messages(values: dict[str, float], remedies: Sequence[str] = ()) -> l
         messages.append(f"dead masks: the mean area is {area:.4f}. Lower losses.target_area and area_bound weights, or the learning rate.")
     if own > 0.95:
         messages.append(
-            f"full masks: a class's mask has a mean area of {own:.3f}. Raise losses.target_area and area_bound weights, or lower the learning "
-            "rate."
+            f"full masks: the labels' own masks have a mean area of {own:.3f}. Raise losses.target_area and area_bound weights, or lower "
+            "the learning rate."
         )
     return messages
 

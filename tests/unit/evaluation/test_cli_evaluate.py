@@ -52,7 +52,7 @@ def anywhere(options: Any) -> Any:
         return [anywhere(one) for one in options]
     if not isinstance(options, dict):
         return options
-    return {k: anywhere(v) for k, v in options.items() if k not in ("layer", "layers", "against")}
+    return {k: anywhere(v) for k, v in options.items() if k not in ("layer", "layers", "against", "spread")}
 
 
 def tiny(config: EvaluateConfig, out: Path, checkpoint: str) -> EvaluateConfig:
@@ -245,7 +245,7 @@ def test_the_commands_of_a_table_on_other_data_say_how_the_explainer_is_trained(
         lines = path.read_text().splitlines()
         for line, following in itertools.pairwise(lines):
             if line.startswith("#   --methods.explainer.checkpoint"):
-                which = "street" if "street" in line else "shapes_quickstart"
+                which = "street_small" if "street" in line else "shapes_quickstart"
                 assert following == f"#   --methods.explainer.train_with configs/explainer/{which}.yaml", path.name
                 assert (ROOT / "configs" / "explainer" / f"{which}.yaml").is_file()
 
