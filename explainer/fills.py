@@ -54,11 +54,20 @@ def make_fill(
     if kind == "blur":
         sigma = blur_sigma if blur_sigma is not None else 0.09 * min(images.shape[-2:])
         radius = min(int(3 * sigma + 0.5), min(images.shape[-2:]) - 1)
-        blurred: Tensor = tvf.gaussian_blur(images, [2 * radius + 1, 2 * radius + 1], [sigma, sigma])
-        return blurred
+        return gaussian_blur(images, radius, sigma)
     if kind == "noise":
         return _drawn(torch.rand, images.shape, generator, images.dtype).to(images.device)
     return images.roll(1, dims=0)
+
+
+def gaussian_blur(images: Tensor, radius: int, sigma: float) -> Tensor:
+    """Gaussian of ``[B,C,H,W]`` by torchvision, borders mirrored, cut at ``radius`` pixels: one axis after the other.
+
+    torchvision takes both at once, with ``(2 radius + 1) / 2`` times the products: for large radii more than a classifier's pass.
+    """
+    length = 2 * radius + 1
+    blurred: Tensor = tvf.gaussian_blur(tvf.gaussian_blur(images, [length, 1], [sigma, sigma]), [1, length], [sigma, sigma])
+    return blurred
 
 
 def _drawn(draw: Any, shape: Sequence[int], generator: Generators, dtype: torch.dtype) -> Tensor:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torchvision.transforms.v2 import functional as tvf
 
 from explainer.evaluation.protocol import Column, Mode, Protocol, Score, scores
 from explainer.evaluation.scene import Maps, Scene
-from explainer.fills import blend, make_fill
+from explainer.fills import blend, gaussian_blur, make_fill
 from explainer.metrics.suppression import Suppression, fully_blurred
 from explainer.tensors import min_max
 
@@ -55,7 +54,7 @@ class MaskDeletion(Protocol):
         sigma = 5 * side / 224
         radius = min(int(3 * sigma + 0.5), side - 1)
         keep = 1 - min_max(saliency)
-        keep = min_max(tvf.gaussian_blur(keep[:, None], [2 * radius + 1, 2 * radius + 1], [sigma, sigma])[:, 0])
+        keep = min_max(gaussian_blur(keep[:, None], radius, sigma)[:, 0])
         zero = blend(images, 1 - min_max(saliency), blurred) if self.mode == "code" else blurred
         q = Suppression(scene.explanandum, images, classes, zero)
         noise = make_fill(images[:1], "noise", generator=torch.Generator().manual_seed(scene.seed))
