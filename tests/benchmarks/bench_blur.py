@@ -40,9 +40,8 @@ def main() -> None:
         pairs = pairs[1:]
         ratios = [a / b for a, b in pairs]
         together, apart = (statistics.median(p[i] for p in pairs) / 2 for i in (0, 1))
-        print(
-            f"| {height} x {width} | {together:.4f} | {apart:.4f} | {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |"
-        )
+        found = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+        print(f"| {height} x {width} | {together:.4f} | {apart:.4f} | {found} |")
 
 
 if __name__ == "__main__":

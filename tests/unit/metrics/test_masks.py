@@ -100,6 +100,23 @@ def test_threshold_is_strict_and_exact():
     assert f1_curve(mask, truth)[0].tolist() == pytest.approx([2 * e / (1 + e) for e in expected], abs=1e-15)
 
 
+def test_the_curve_is_iou_at_each_threshold():
+    """Counted in one reading; thresholds in any order, soft ground truth, void pixels, NaN and empty images included."""
+    generator = torch.Generator().manual_seed(0)
+    mask, truth = torch.rand(6, 9, 7, generator=generator), torch.rand(6, 9, 7, generator=generator)
+    void = torch.rand(6, 9, 7, generator=generator) > 0.7
+    mask[0, 2, 3] = 0.4  # equal to a threshold: not above it
+    mask[1], truth[1] = 0.0, 0.0
+    mask[2, 4, 4], void[2, 4, 4] = torch.nan, False
+    mask[3, 1, 1], void[3, 1, 1] = torch.nan, True
+    void[4] = True
+    for given in (None, void):
+        for empty in (math.nan, 0.0):
+            at = (0.4, 0.9, 0.05, 0.0)
+            slow = torch.stack([iou(mask, truth, given, t, empty) for t in at], dim=1)
+            torch.testing.assert_close(iou_curve(mask, truth, given, at, empty), slow, equal_nan=True, rtol=0, atol=0)
+
+
 def test_curves_average_each_threshold_over_its_own_images():
     truth = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]])
     mask = torch.tensor([[[1.0, 0.0]], [[0.35, 0.0]]])
