@@ -25,6 +25,7 @@ from explainer.commands import (
     train,
 )
 from explainer.commands.failures import exit_code
+from explainer.commands.memory import keep_memory
 from explainer.commands.parsing import Command, Group, parse
 
 #: The commands in the order in which ``--help`` lists them.
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command | Gro
         The exit code.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        keep_memory()  # this process is the command's own
 
     def run() -> int:
         command, parser, options = parse(commands, arguments, prog)

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tvf
 
 from explainer.errors import ConfigError
 from explainer.files import replacing
-from explainer.fills import gaussian_blur
 
 OVERLAY_COLOR = (1.0, 0.1, 0.35)
 
@@ -83,7 +83,8 @@ def visible(values: Tensor, size: tuple[int, int]) -> Tensor:
     if values.shape != size:
         shown = F.interpolate(shown, size, mode="bilinear", align_corners=False)
     sigma = min(size) / 100
-    shown = gaussian_blur(shown, math.ceil(2 * sigma), sigma)[0, 0]
+    edge = 2 * math.ceil(2 * sigma) + 1
+    shown = tvf.gaussian_blur(shown, [edge, edge], [sigma, sigma])[0, 0]
     magnitude = shown.abs()
     top = float(magnitude.flatten().kthvalue(max(1, int(0.99 * magnitude.numel()))).values) or float(magnitude.max()) or 1.0
     return (shown / top).clamp(-1, 1)
