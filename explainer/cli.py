@@ -50,20 +50,27 @@ COMMANDS: dict[str, Command | Group] = {
 }
 
 
-def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command | Group] = COMMANDS, prog: str = "explainer") -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    commands: Mapping[str, Command | Group] = COMMANDS,
+    prog: str = "explainer",
+    own_process: bool | None = None,
+) -> int:
     """The console command ``explainer``; ``train.py`` and ``evaluate.py`` call it with the commands that they know.
 
     Args:
         argv: arguments behind the program's name; None takes the process's.
         commands: the commands that may be called.
         prog: the program's name in help texts.
+        own_process: whether this process is the command's own, which then keeps its memory (:mod:`explainer.commands.memory`). None: if
+            ``argv`` is None.
 
     Returns:
         The exit code.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    if argv is None:
-        keep_memory()  # this process is the command's own
+    if argv is None if own_process is None else own_process:
+        keep_memory()
 
     def run() -> int:
         command, parser, options = parse(commands, arguments, prog)

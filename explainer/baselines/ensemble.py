@@ -14,7 +14,7 @@ from explainer.attribution import Attributor
 from explainer.baselines import build
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.maps import Interpolation, resize_map, shares
-from explainer.errors import ConfigError
+from explainer.errors import ConfigError, ExplainerError
 
 Flips = Literal["none", "horizontal", "both"]
 
@@ -38,7 +38,7 @@ class Ensemble(Baseline):
         flips: mirror images besides the picture itself: ``none``; ``horizontal``; ``both`` (left and right, top and bottom, and both at
             once, for pictures without an up and down).
         scales: factors of the picture's height and width; its copies are resized bilinearly, their maps back to the picture's size. Factors
-            other than 1 ask for a classifier that takes pictures of any size.
+            other than 1 ask for a classifier that takes pictures of any size, without ``input_size``.
     """
 
     name = "ensemble"
@@ -58,6 +58,12 @@ class Ensemble(Baseline):
         if flips not in get_args(Flips):
             raise ConfigError(f"ensemble: flips must be one of {', '.join(get_args(Flips))}, received {flips!r}.")
         self.scales = _scales(scales)
+        side = getattr(explanandum, "input_size", None)
+        if side is not None and self.scales != [1.0]:
+            raise ConfigError(
+                f"ensemble: scales {self.scales} would change nothing: the classifier resizes every picture to {side} px (input_size). "
+                "Leave scales at 1, or load the classifier without input_size."
+            )
         members = _members(methods)
         self.members: list[Attributor] = [build(name, explanandum, **options) for name, options in members]
         self.weights = shares([1] * len(members) if weights is None else weights, len(members), self.name, "methods")
@@ -100,10 +106,10 @@ class Ensemble(Baseline):
         start, found, (height, width) = generator.get_state(), [], images.shape[-2:]
         for scale in self.scales:
             size = (max(1, round(scale * height)), max(1, round(scale * width)))
-            seen, truth = _resized(images, size), None if masks is None else _resized(masks, size, "nearest")
+            seen, truth = _resized(images, size), None if masks is None else _resized(masks.to(images), size, "nearest")
             for member, weight in zip(self.members, self.weights, strict=True):
                 generator.set_state(start)  # a method's noise does not depend on the methods before it
-                with _taken(scale, size):
+                with _taken(scale, size, changed=size != (height, width)):
                     turned = [one(member, seen.flip(axes), None if truth is None else truth.flip(axes)).flip(axes) for axes in self.axes]
                 mean = torch.stack(turned).mean(0).clamp_min(0)
                 top = mean.amax(dim=(-2, -1), keepdim=True)
@@ -112,12 +118,14 @@ class Ensemble(Baseline):
 
 
 @contextlib.contextmanager
-def _taken(scale: float, size: tuple[int, int]) -> Iterator[None]:
+def _taken(scale: float, size: tuple[int, int], changed: bool) -> Iterator[None]:
     """A classifier that is made for one size of picture refuses others in its own words."""
     try:
         yield
+    except ExplainerError:
+        raise
     except (AssertionError, RuntimeError, ValueError) as error:
-        if scale == 1 or isinstance(error, torch.OutOfMemoryError):
+        if not changed or any(words in str(error) for words in ("out of memory", "can't allocate memory", "CUDA error")):
             raise
         raise ConfigError(
             f"ensemble: with scales {scale:g} the classifier gets pictures of {size[0]} x {size[1]} px and refuses them ({error}). Leave "

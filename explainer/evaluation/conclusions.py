@@ -113,10 +113,13 @@ def _warnings(method: str, rows: Found, protocols: Mapping[str, Protocol]) -> li
             if values and protocol.name in ("segmentation", "segmentation_per_class", "inverse_mask"):
                 found[f"own_{name}" if protocol.name == "segmentation_per_class" else name] = sum(values) / len(values)
     grey, left = found.get("grey_share", 0.0), found.get("left", 0.0)
-    area = found.get("own_area", found.get("area", 0.5))  # merged, the masks of a picture whose every pixel has a label cover all of it
+    merged = found.get("area", found.get("own_area", 0.5))
+    own = found.get("own_area", merged)  # together, the masks of a picture whose every pixel has a label cover all of it
     sentences = []
-    if area < 0.005 or area > 0.95:
-        sentences.append(f"WARNING {method}: dead or full masks: they cover {100 * area:.1f} % of an image on average.")
+    if merged < 0.005:
+        sentences.append(f"WARNING {method}: dead masks: together they cover {100 * merged:.1f} % of an image on average.")
+    if own > 0.95:
+        sentences.append(f"WARNING {method}: full masks: they cover {100 * own:.1f} % of an image on average.")
     if grey > 0.5 and left > 0.3:
         sentences.append(
             f"WARNING {method}: grey solution: {100 * grey:.0f} % of the mask's values lie in [0.1, 0.9], and {100 * left:.0f} % of the "

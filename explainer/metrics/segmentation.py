@@ -51,7 +51,7 @@ def iou_curve(
     pixels = align(mask, truth, void)
     at, place = torch.tensor(list(thresholds), dtype=torch.float64, device=mask.device).sort()
     # How many thresholds lie below a value says at which it counts, so that all are counted in one reading of the pixels.
-    m, g = (torch.bucketize(values, at) * (pixels.weight > 0) for values in (pixels.mask, pixels.truth))
+    m, g = (torch.bucketize(values.contiguous(), at) * (pixels.weight > 0) for values in (pixels.mask, pixels.truth))
     both, any_ = (_above_each(levels, len(at)) for levels in (torch.minimum(m, g), torch.maximum(m, g)))
     unknown = (pixels.mask + pixels.truth).isnan().any(1)
     both = both.masked_fill(unknown[:, None], torch.nan)
@@ -61,9 +61,9 @@ def iou_curve(
 
 def _above_each(levels: Tensor, number: int) -> Tensor:
     """How many entries of ``[B,N]`` are above 0, 1, .. ``number`` - 1, ``[B,number]`` float64."""
-    counts = torch.zeros(len(levels), number + 1, dtype=torch.float64, device=levels.device)
-    counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=torch.float64))
-    return counts.flip(1).cumsum(1).flip(1)[:, 1:]
+    counts = torch.zeros(len(levels), number + 1, dtype=torch.long, device=levels.device)
+    counts.scatter_add_(1, levels, torch.ones_like(levels))
+    return counts.flip(1).cumsum(1).flip(1)[:, 1:].double()
 
 
 def _iou(pixels: Pixels, empty: float) -> Tensor:

@@ -30,6 +30,11 @@ def explanandum() -> Explanandum:
     return Explanandum(Weighted(), 2, mean=0.0, std=1.0)
 
 
+class AnySize(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))[:, :2]
+
+
 SIGNED = {"name": "gradient", "options": {"reduction": "mean", "absolute": False}}
 TIMES_INPUT = {"name": "input_x_gradient", "options": {"reduction": "mean"}}
 
@@ -97,6 +102,32 @@ def test_a_classifier_of_one_size_is_told_what_to_leave_out() -> None:
         method(torch.rand(1, 3, 2, 2), 0)
     with pytest.raises(RuntimeError, match=r"size|subscript"):  # not the scale's fault
         build("ensemble", explanandum(), methods=[SIGNED])(torch.rand(1, 3, 5, 5), 0)
+
+
+def test_errors_of_other_causes_keep_their_words() -> None:
+    images = torch.rand(1, 3, 2, 2)
+    with pytest.raises(ConfigError, match=r"^class_index must lie in"):
+        build("ensemble", Explanandum(AnySize(), 2, mean=0.0, std=1.0), methods=[SIGNED], scales=[2]).all_classes(images, [7])
+    with pytest.raises(RuntimeError, match=r"size|subscript"):  # the picture keeps its size
+        build("ensemble", explanandum(), methods=[SIGNED], scales=[1.001])(torch.rand(1, 3, 5, 5), 0)
+
+
+def test_a_memory_error_is_not_the_size_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = build("ensemble", Explanandum(AnySize(), 2, mean=0.0, std=1.0), methods=[SIGNED], scales=[2])
+
+    def full(*_: Any, **__: Any) -> Tensor:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(method.members[0], "_explain", full)
+    with pytest.raises(RuntimeError, match=r"^.enforce fail"):
+        method(torch.rand(1, 3, 2, 2), 0)
+
+
+def test_scales_that_the_classifier_would_undo_are_refused() -> None:
+    fixed = Explanandum(Weighted(), 2, mean=0.0, std=1.0, input_size=2)
+    with pytest.raises(ConfigError, match="resizes every picture to 2 px"):
+        build("ensemble", fixed, methods=[SIGNED], scales=[1, 2])
+    assert build("ensemble", fixed, methods=[SIGNED])(torch.rand(1, 3, 6, 6), 0).shape == (1, 6, 6)
 
 
 def test_a_map_that_says_nothing_counts_nothing() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 import explainer.cli
 from explainer.cli import main
 from explainer.commands.memory import DECIDED, keep_memory
+
+ROOT = Path(__file__).parents[3]
 
 #: Resident MiB after 256 MiB were filled and freed twice.
 FREED = """
@@ -48,6 +52,19 @@ def test_only_a_command_of_its_own_process_keeps_it(monkeypatch: pytest.MonkeyPa
     assert called == []  # within somebody's program
     monkeypatch.setattr(sys, "argv", ["explainer", "methods", "--list-nothing"])
     main()
+    assert called == [1]
+    main(["methods", "--list-nothing"], own_process=True)
+    assert called == [1, 1]
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_both_scripts_keep_it(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(explainer.cli, "keep_memory", lambda: called.append(1))
+    monkeypatch.setattr(sys, "argv", [script, "--no-such-option"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
     assert called == [1]
     capsys.readouterr()
 

@@ -67,3 +67,14 @@ def test_masks_that_cover_a_picture_only_together_are_not_called_full() -> None:
         data = together | {("explainer", "raw", "segmentation_per_class"): rows("explainer", own, "segmentation_per_class", "area")}
         said = conclusions(data, both, ["explainer"], [])
         assert any("full masks" in sentence for sentence in said) == expected, own
+
+
+def test_small_objects_that_together_cover_enough_are_not_called_dead() -> None:
+    both = parse_protocols(["segmentation", "segmentation_per_class"], "corrected")
+    for merged, expected in (([0.04, 0.05], False), ([0.004, 0.003], True)):
+        data = {
+            ("explainer", "raw", "segmentation"): rows("explainer", merged, name="area"),
+            ("explainer", "raw", "segmentation_per_class"): rows("explainer", [0.004] * 3, "segmentation_per_class", "area"),
+        }
+        said = conclusions(data, both, ["explainer"], [])
+        assert any("dead masks" in sentence for sentence in said) == expected

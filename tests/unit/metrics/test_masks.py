@@ -112,7 +112,7 @@ def test_the_curve_is_iou_at_each_threshold():
     void[4] = True
     for given in (None, void):
         for empty in (math.nan, 0.0):
-            at = (0.4, 0.9, 0.05, 0.0)
+            at = (0.4, 0.9, 0.4, -0.1, 0.05, 1.5, 0.0)
             slow = torch.stack([iou(mask, truth, given, t, empty) for t in at], dim=1)
             torch.testing.assert_close(iou_curve(mask, truth, given, at, empty), slow, equal_nan=True, rtol=0, atol=0)
 
