@@ -42,7 +42,7 @@ class Ensemble(Baseline):
     """
 
     name = "ensemble"
-    passes: ClassVar[str] = "those of the methods inside (grad_cam, gradient), a mirror image"
+    passes: ClassVar[str] = "those of the methods inside (grad_cam, gradient), a mirror image and scale"
     classes_share_work = True
 
     def __init__(
@@ -156,7 +156,7 @@ def _members(methods: Any) -> list[tuple[str, dict[str, Any]]]:
 
 def _scales(scales: Any) -> list[float]:
     """Factors above 0."""
-    found = [scales] if not isinstance(scales, Sequence) or isinstance(scales, str) else list(scales)
+    found = [] if not isinstance(scales, Sequence) or isinstance(scales, str) else list(scales)
     if not found or any(isinstance(s, bool) or not isinstance(s, (int, float)) or not 0 < s <= 8 for s in found):
         raise ConfigError(f"ensemble: scales must be a list of factors above 0 and at most 8, e.g. [1, 1.5], received {scales!r}.")
     return [float(s) for s in found]

@@ -19,8 +19,8 @@ def keep_memory() -> bool:
     glibc has the system map each block above 32 MiB anew, and every page of it is cleared when it is first touched. The features of a
     batch of photographs are such blocks: on a CPU a convolutional network's passes over 64 photographs spent more than half of their time
     there (``tests/benchmarks/bench_pages.py``). Blocks from the heap, which is not trimmed, are used again as they are. The peak of memory
-    grows by a tenth with one thread; each further thread and each worker process that is forked keeps its own peak. What was freed is the
-    system's again when the process ends.
+    grew by a tenth to a quarter with one thread; each further thread and each forked worker process keeps its own peak. What was freed is
+    the system's again when the process ends.
 
     Nothing happens outside glibc, or where one of :data:`DECIDED` is set.
     """

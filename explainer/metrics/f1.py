@@ -33,7 +33,8 @@ def f1_curve(
 ) -> Tensor:
     """:func:`f1` at each threshold, ``[B,T]`` in [0,1]."""
     pixels = align(mask, truth, void)
-    return torch.stack([_f1(pixels.above(t), empty) for t in thresholds], dim=1)
+    both, either = pixels.counts_above(thresholds)
+    return torch.stack([pixels.ratio(2 * b, b + e, empty) for b, e in zip(both.unbind(1), either.unbind(1), strict=True)], dim=1)
 
 
 def _f1(pixels: Pixels, empty: float) -> Tensor:

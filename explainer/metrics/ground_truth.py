@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,17 @@ class Pixels(NamedTuple):
         """Both binarised, strictly above ``threshold``; NaN stays NaN."""
         return Pixels(_above(self.mask, threshold) * self.weight, _above(self.truth, threshold) * self.weight, self.weight)
 
+    def counts_above(self, thresholds: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """How many pixels lie strictly above each threshold in both, and in either, ``[B,T]`` each; the first is NaN where a value is NaN.
+
+        How many thresholds lie below a value says at which it counts, so that the pixels are read once for all thresholds.
+        """
+        at, place = torch.tensor(list(thresholds), dtype=torch.float64, device=self.mask.device).sort()
+        m, g = (torch.bucketize(values.contiguous(), at) * (self.weight > 0) for values in (self.mask, self.truth))
+        both, either = (_above_each(levels, len(at))[:, place.argsort()] for levels in (torch.minimum(m, g), torch.maximum(m, g)))
+        unknown = (self.mask + self.truth).isnan().any(1)
+        return both.masked_fill(unknown[:, None], torch.nan), either
+
 
 def align(mask: Tensor, truth: Tensor, void: Tensor | None = None) -> Pixels:
     """Flatten mask, ground truth and void of ``[B,H,W]`` each.
@@ -52,3 +64,10 @@ def align(mask: Tensor, truth: Tensor, void: Tensor | None = None) -> Pixels:
 
 def _above(values: Tensor, threshold: float) -> Tensor:
     return torch.where(values.isnan(), values, (values > threshold).to(values.dtype))
+
+
+def _above_each(levels: Tensor, number: int) -> Tensor:
+    """How many entries of ``[B,N]`` are above 0, 1, .. ``number`` - 1, ``[B,number]`` float64."""
+    counts = torch.zeros(len(levels), number + 1, dtype=torch.long, device=levels.device)
+    counts.scatter_add_(1, levels, torch.ones_like(levels))
+    return counts.flip(1).cumsum(1).flip(1)[:, 1:].double()

@@ -49,21 +49,8 @@ def iou_curve(
 ) -> Tensor:
     """:func:`iou` at each threshold, ``[B,T]`` in [0,1]."""
     pixels = align(mask, truth, void)
-    at, place = torch.tensor(list(thresholds), dtype=torch.float64, device=mask.device).sort()
-    # How many thresholds lie below a value says at which it counts, so that all are counted in one reading of the pixels.
-    m, g = (torch.bucketize(values.contiguous(), at) * (pixels.weight > 0) for values in (pixels.mask, pixels.truth))
-    both, any_ = (_above_each(levels, len(at)) for levels in (torch.minimum(m, g), torch.maximum(m, g)))
-    unknown = (pixels.mask + pixels.truth).isnan().any(1)
-    both = both.masked_fill(unknown[:, None], torch.nan)
-    curve = torch.stack([pixels.ratio(b, a, empty) for b, a in zip(both.unbind(1), any_.unbind(1), strict=True)], dim=1)
-    return curve[:, place.argsort()]
-
-
-def _above_each(levels: Tensor, number: int) -> Tensor:
-    """How many entries of ``[B,N]`` are above 0, 1, .. ``number`` - 1, ``[B,number]`` float64."""
-    counts = torch.zeros(len(levels), number + 1, dtype=torch.long, device=levels.device)
-    counts.scatter_add_(1, levels, torch.ones_like(levels))
-    return counts.flip(1).cumsum(1).flip(1)[:, 1:].double()
+    both, either = pixels.counts_above(thresholds)
+    return torch.stack([pixels.ratio(b, e, empty) for b, e in zip(both.unbind(1), either.unbind(1), strict=True)], dim=1)
 
 
 def _iou(pixels: Pixels, empty: float) -> Tensor:

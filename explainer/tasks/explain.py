@@ -369,8 +369,8 @@ def diagnostics(e: Explanation) -> dict[str, Tensor]:
     ``kept``: share of the shown labels detected through the mask (multi-label: logit >= 0; single-label: the largest logit, as in
     :func:`explainer.metrics.classifier.correct`). ``left``: share of them still detected through the inverse mask. ``drop``: mean
     probability lost between the two. ``grey``: share of target-mask values in [0.1, 0.9]. ``area``: mean of the target mask, ``own_area``:
-    mean over the labels' own masks (the target mask is their maximum, and covers all of a picture whose every pixel has a label). NaN for
-    images without labels, and where no term asked for the two classifier passes.
+    mean over the labels' own masks (the target mask is their maximum, and covers all of a picture whose every pixel has a label). All
+    but ``grey`` and ``area`` are NaN for images without labels; the first three also where no term asked for the two classifier passes.
     """
     with torch.no_grad():
         shown = e.shown

@@ -100,7 +100,8 @@ def test_threshold_is_strict_and_exact():
     assert f1_curve(mask, truth)[0].tolist() == pytest.approx([2 * e / (1 + e) for e in expected], abs=1e-15)
 
 
-def test_the_curve_is_iou_at_each_threshold():
+@pytest.mark.parametrize(("curve", "one"), [(iou_curve, iou), (f1_curve, f1)])
+def test_a_curve_is_its_metric_at_each_threshold(curve, one):
     """Counted in one reading; thresholds in any order, soft ground truth, void pixels, NaN and empty images included."""
     generator = torch.Generator().manual_seed(0)
     mask, truth = torch.rand(6, 9, 7, generator=generator), torch.rand(6, 9, 7, generator=generator)
@@ -113,8 +114,8 @@ def test_the_curve_is_iou_at_each_threshold():
     for given in (None, void):
         for empty in (math.nan, 0.0):
             at = (0.4, 0.9, 0.4, -0.1, 0.05, 1.5, 0.0)
-            slow = torch.stack([iou(mask, truth, given, t, empty) for t in at], dim=1)
-            torch.testing.assert_close(iou_curve(mask, truth, given, at, empty), slow, equal_nan=True, rtol=0, atol=0)
+            slow = torch.stack([one(mask, truth, given, t, empty) for t in at], dim=1)
+            torch.testing.assert_close(curve(mask, truth, given, at, empty), slow, equal_nan=True, rtol=0, atol=0)
 
 
 def test_curves_average_each_threshold_over_its_own_images():
