@@ -298,7 +298,8 @@ def _summarize(request: FitRequest, task: ClassifyTask | ExplainTask, trainer: p
     if isinstance(task, ClassifyTask) and task.per_class:
         for name, value in zip(task.hparams["class_names"], task.per_class, strict=True):
             row[f"val/ap/{name}"] = value
-    show_row(f"{folder}: {trainer.global_step} steps, {trainer.current_epoch} epochs", row)
+    epochs = trainer.current_epoch
+    show_row(f"{folder}: {trainer.global_step} steps, {epochs} epoch{'' if epochs == 1 else 's'}", row)
     if isinstance(task, ClassifyTask) and task.report is not None:
         show_classes(task.report, "val after the last epoch")
         task.report.save(folder, "val")

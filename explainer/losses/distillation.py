@@ -10,7 +10,7 @@ from torch import Tensor
 from explainer.errors import ConfigError, ShapeError
 from explainer.losses.base import Explanation, LossTerm, Weight
 
-Distance = Literal["bce", "mse", "dice"]
+Distance = Literal["bce", "mse", "dice", "jaccard"]
 _SMOOTH = 1e-6
 
 
@@ -19,6 +19,8 @@ def map_distance(masks: Tensor, maps: Tensor, kind: Distance = "bce") -> Tensor:
 
     ``bce``: pixel mean of - t log s - (1-t) log(1-s), less its minimum over s (the entropy of t), so that 0 is a perfect copy of soft
     targets too. ``mse``: pixel mean of (s-t)^2. ``dice``: 1 - (2 sum s t + eps) / (sum s^2 + sum t^2 + eps) (Milletari et al. 2016).
+    ``jaccard``: 1 - (sum min(s,t) + eps) / (sum max(s,t) + eps), the soft IoU of evaluation (Ruzicka 1958). Its optimum over masks that
+    cannot be perfect is a decision, 0 or 1, at each pixel; that of ``dice`` is greyer.
 
     Args:
         masks: ``[N,H,W]`` in [0,1].
@@ -32,6 +34,8 @@ def map_distance(masks: Tensor, maps: Tensor, kind: Distance = "bce") -> Tensor:
         return (s - t).square().mean(dim=1)
     if kind == "dice":
         return 1 - (2 * (s * t).sum(dim=1) + _SMOOTH) / (s.square().sum(dim=1) + t.square().sum(dim=1) + _SMOOTH)
+    if kind == "jaccard":
+        return 1 - (torch.minimum(s, t).sum(dim=1) + _SMOOTH) / (torch.maximum(s, t).sum(dim=1) + _SMOOTH)
     if kind == "bce":
         # torch's own clamps the logarithm at -100, which keeps the gradient finite at masks of exactly 0 or 1.
         cross = torch.nn.functional.binary_cross_entropy(s, t, reduction="none")
@@ -64,8 +68,8 @@ def distillation_loss(class_masks: Tensor, targets: Tensor, teacher: Tensor, kin
     silent = ~known & (targets <= 0.5)
     if absent > 0 and bool(silent.any()):
         masks = class_masks[silent]
-        # Dice against an empty map is 1 whatever the mask, so there the squares are used.
-        total = total + absent * map_distance(masks, torch.zeros_like(masks), "mse" if kind == "dice" else kind).mean()
+        # Against an empty map a ratio of overlap is 1 whatever the mask, so there the squares are used.
+        total = total + absent * map_distance(masks, torch.zeros_like(masks), "mse" if kind in ("dice", "jaccard") else kind).mean()
     return total
 
 
@@ -75,7 +79,7 @@ class Distillation(LossTerm):
 
     Args:
         weight: number or schedule.
-        kind: ``bce``, ``mse`` or ``dice``.
+        kind: ``bce``, ``mse``, ``dice`` or ``jaccard``.
         absent: weight of the masks of absent classes without a map; see :func:`distillation_loss`.
     """
 

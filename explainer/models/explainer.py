@@ -207,6 +207,9 @@ class Explainer(nn.Module):
                 classes = check_classes(classes, images.shape[0], self.num_classes).to(images.device)
             if images.shape[1] != 3:
                 raise ShapeError(f"images must have 3 channels (RGB), received {images.shape[1]}; repeat a grey channel three times.")
+            own = self.mean.dtype
+            if images.dtype != own and not torch.is_autocast_enabled(images.device.type):
+                raise ShapeError(f"images are {images.dtype}, the Explainer's weights are {own}: give images.to({own}).")
         return self.logits(images, classes).sigmoid()  # type: ignore[arg-type]
 
 

@@ -87,6 +87,10 @@ def _check_values(values: Mapping[str, Any]) -> None:
         value = values[name]
         if value is not None and not (isinstance(value, int | float) and value >= limit):
             raise ConfigError(f"trainer.{name} must be at least {limit}, received {value!r}.")
+    for name in ("max_epochs", "min_epochs", "max_steps", "min_steps"):
+        value = values.get(name)
+        if value is not None and not (isinstance(value, int) and value >= -1):
+            raise ConfigError(f"trainer.{name} must be a whole number, -1 for no limit, received {value!r}.")
     if str(values["precision"]).startswith(("16-true", "bf16-true", "64", "transformer-engine")):
         raise ConfigError(
             f"trainer.precision {values['precision']} would change the images and the losses, too, which are computed in float32: use "

@@ -63,3 +63,17 @@ def test_bad_classes_are_refused():
             check_classes(wrong, 2, 4)
     with pytest.raises(ConfigError, match="does not end in a convolution"):
         with_class_layer(nn.Sequential(nn.Conv2d(3, 4, 1)), 5)
+
+
+def test_images_of_another_precision_are_refused_and_autocast_takes_them():
+    net = small("vgg_unet", widths=[4, 8], decoder_channels=[4])
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for wrong in (torch.float64, torch.float16):
+        with pytest.raises(
+            ShapeError, match=rf"images are {wrong}, the Explainer's weights are torch.float32: give images.to\(torch.float32\)"
+        ):
+            net(images.to(wrong))
+    with torch.no_grad():
+        assert torch.equal(net.double()(images.double()).float() > 0.5, net.float()(images) > 0.5)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert net(images.bfloat16()).shape == (1, 7, 16, 16)
