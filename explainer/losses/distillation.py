@@ -19,8 +19,8 @@ def map_distance(masks: Tensor, maps: Tensor, kind: Distance = "bce") -> Tensor:
 
     ``bce``: pixel mean of - t log s - (1-t) log(1-s), less its minimum over s (the entropy of t), so that 0 is a perfect copy of soft
     targets too. ``mse``: pixel mean of (s-t)^2. ``dice``: 1 - (2 sum s t + eps) / (sum s^2 + sum t^2 + eps) (Milletari et al. 2016).
-    ``jaccard``: 1 - (sum min(s,t) + eps) / (sum max(s,t) + eps), the soft IoU of evaluation (Ruzicka 1958). Its optimum over masks that
-    cannot be perfect is a decision, 0 or 1, at each pixel; that of ``dice`` is greyer.
+    ``jaccard``: 1 - (sum min(s,t) + eps) / (sum max(s,t) + eps), the soft IoU of evaluation (Ruzicka 1958). Where binary maps disagree
+    on a pixel, its least mean distance lies at 0 or 1 there, and that of ``dice`` can lie between.
 
     Args:
         masks: ``[N,H,W]`` in [0,1].

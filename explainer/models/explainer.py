@@ -158,8 +158,10 @@ class Explainer(nn.Module):
         return _enlarged(scores, images)
 
     def _network_input(self, images: Tensor) -> Tensor:
-        """Normalised, at the resolution at which the network runs, not yet padded."""
+        """Normalised, in the dtype of the weights, at the resolution at which the network runs, not yet padded."""
         x = (images - self.mean) / self.std
+        if x.dtype != self.mean.dtype:  # as the Explanandum does; a branch and not a cast, so that exported graphs have no node for it
+            x = x.to(self.mean.dtype)
         height, width = images.shape[-2:]
         if self.input_size is not None and (height, width) != (self.input_size, self.input_size):
             x = F.interpolate(x, size=(self.input_size, self.input_size), mode="bilinear", align_corners=False)
@@ -207,9 +209,6 @@ class Explainer(nn.Module):
                 classes = check_classes(classes, images.shape[0], self.num_classes).to(images.device)
             if images.shape[1] != 3:
                 raise ShapeError(f"images must have 3 channels (RGB), received {images.shape[1]}; repeat a grey channel three times.")
-            own = self.mean.dtype
-            if images.dtype != own and not torch.is_autocast_enabled(images.device.type):
-                raise ShapeError(f"images are {images.dtype}, the Explainer's weights are {own}: give images.to({own}).")
         return self.logits(images, classes).sigmoid()  # type: ignore[arg-type]
 
 
