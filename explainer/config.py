@@ -155,6 +155,7 @@ class TeacherConfig:
             before it trains, where they are missing. 0 takes all that are in the cache. While maps alone are copied, batches hold only
             images that have one.
         threshold: null keeps maps soft; a number makes them binary, {class name: number} only those classes.
+        teaches: masks (losses.distillation), or the order of pixels (losses.order), of which a map's size says nothing.
         memory_mib: how much of the cache is kept in memory.
     """
 
@@ -167,6 +168,7 @@ class TeacherConfig:
     scale: Literal["minmax", "max", "clamp"] = "minmax"
     images: int = 0
     threshold: float | dict[str, float] | None = None
+    teaches: Literal["masks", "order"] = "masks"
     memory_mib: float = 2048.0
 
 

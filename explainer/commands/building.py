@@ -158,11 +158,18 @@ def _network_options(config: RunConfig, explanandum: Explanandum) -> dict[str, A
 def _check_teaching(config: RunConfig, explanandum: Explanandum, data: DataModule, fitting: bool) -> None:
     """The best checkpoint is chosen on the val split, so there must be something to choose it by."""
     terms = build_terms(config.losses).values()
-    if not any(t.needs_teacher for t in terms):
-        raise ConfigError("teachers are given and no loss asks them: add losses.distillation, or leave teachers out.")
+    subjects = {t.teaches for t in config.teachers}
+    for subject, loss, asked in (
+        ("masks", "distillation", any(t.needs_teacher for t in terms)),
+        ("order", "order", any(t.needs_order for t in terms)),
+    ):
+        if subject in subjects and not asked:
+            raise ConfigError(f"teachers of {subject} are given and no loss asks them: add losses.{loss}, or leave those teachers out.")
+        if asked and subject not in subjects:
+            raise ConfigError(f"losses.{loss} learns from teachers of {subject}, and there are none: add one with teaches: {subject}.")
     check_teachers(config.teachers, explanandum, data)
     for_val = any(t.cache is None or len(open_cache(t, explanandum, data, "val")) for t in config.teachers)
-    if fitting and not for_val and all(t.needs_teacher or t.weight_at(1.0) == 0 for t in terms):
+    if fitting and not for_val and all(t.needs_teacher or t.needs_order or t.weight_at(1.0) == 0 for t in terms):
         raise ConfigError(
             "the val split has no target maps, and no other loss has weight at the end of training, so val/loss would "
             "say nothing: fill the cache with explainer maps --split val, or give another loss some weight."

@@ -36,6 +36,7 @@ class Explanation:
         progress: share of the training done, in [0,1].
         ids: identifiers of the images.
         teacher: like ``class_masks``, other methods' maps in [0,1], NaN where there is none; None while no term asks for them.
+        order: the same of the teachers that teach an order of pixels.
         classes: ``[B,n]`` which classes the masks belong to, where only a sample of many classes is computed; None: all K in order.
         no_region: ``[K]`` bool, classes that no pixel belongs to (no defect, background). ``targets`` never has them, so that they have no
             mask, and an image of them alone only asks all masks to be empty. None: there are none.
@@ -55,6 +56,7 @@ class Explanation:
     progress: float = 0.0
     ids: tuple[str, ...] = ()
     teacher: Tensor | None = None
+    order: Tensor | None = None
     classes: Tensor | None = None
     no_region: Tensor | None = None
 
@@ -83,12 +85,14 @@ class LossTerm(abc.ABC):
         needs_passes: the term reads ``logits_masked`` or ``logits_inverse``, through which its gradient reaches the masks; if no term
             does, the classifier is not run on them.
         needs_teacher: the term reads ``teacher``; if no term does, the teachers are not asked.
+        needs_order: the term reads ``order``; if no term does, the teachers of an order are not asked.
         needs_classifier: the term asks ``explanandum`` itself.
     """
 
     name: ClassVar[str]
     needs_passes: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
+    needs_order: ClassVar[bool] = False
     needs_classifier: ClassVar[bool] = False
 
     def __init__(self, weight: Weight = 1.0) -> None:

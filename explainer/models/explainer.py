@@ -114,7 +114,8 @@ class Explainer(nn.Module):
             return SharedNetwork(explanandum.classifier, self.num_classes, explanandum.task, decoder=decoder, **options)  # type: ignore[arg-type]
         except TypeError as error:
             raise ConfigError(
-                f"explainer.options of a shared encoder are width, layers, start and level, received {self.config['options']} ({error})."
+                f"explainer.options of a shared encoder are width, layers, start, level and order, "
+                f"received {self.config['options']} ({error})."
             ) from error
 
     mean: Tensor

@@ -10,26 +10,23 @@ classes of a position can compete for it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explainer.attribution.rest import at_rest
-from explainer.attribution.shares import LEAST_LOG_PROBABILITY, SHARP, class_shares, similarity, spread_over_similar
+from explainer.attribution.shares import SHARP, similarity
 from explainer.attribution.stages import Stage, find_stages, linear_head, named_stages
 from explainer.errors import ConfigError
-from explainer.models.class_layer import chosen_classes, only_classes, per_image
-from explainer.models.enlarging import resized
-from explainer.models.guided import Guide, guided, make_guide
-from explainer.tensors import min_max
+from explainer.models.class_head import ClassHead, Start
+from explainer.models.class_layer import only_classes
+from explainer.models.guided import make_guide
 
 Decoder = Literal["deeplabv3plus", "panoptic_deeplab", "fpn"]
-Start = Literal["activation", "competition", "foreground", "none"]
 
 
 def _block(channels: int, width: int, dilation: int = 1) -> nn.Sequential:
@@ -110,108 +107,6 @@ class FeatureDecoder(nn.Module):
         return x
 
 
-class ClassHead(nn.Module):
-    """Embeddings -> mask logits, with filters that come from the classifier's head, and the class activation as a start.
-
-    The logit of class k at a position is ``e . (U w_k + d_k) + b + gain * z_k + level * log p_k``: e the embedding, w_k the classifier's
-    head weights of the class, U and d learned, z_k its class activation, spread over similar positions, with zero mean and unit variance in
-    each image, after a guided filter with the image as its guide, p_k its probability. Other starts replace the class activation a_k by
-    its share of the position, ``softmax_k(contrast * a_k / s + log p_k)`` with s the standard deviation of all activations of the image.
-    Without a linear head only ``e . d_k + b + level * log p_k`` remains.
-
-    Args:
-        num_classes: number of classes K.
-        width: channels of the embeddings.
-        weight: ``[K,C]`` head weights of the classifier, or None.
-        start: ``activation``; ``competition``: the classes' shares, for images whose every pixel belongs to a class; ``foreground``: the
-            shares times the mean of the position's features, scaled to [0,1] in each image, because what a network has learned to see
-            activates more of them than a background does; ``none``. All but ``none`` need ``weight``, without it they are ``none``.
-        level: what ``level`` begins with, at least 0. At 2 the mask of a class that the classifier gives 2 % is nearly empty from the
-            start; the order of its pixels stays. It is trained like the rest.
-    """
-
-    def __init__(self, num_classes: int, width: int, weight: Tensor | None, start: Start = "activation", level: float = 0.5) -> None:
-        super().__init__()
-        if not 0 <= level < math.inf:
-            raise ConfigError(f"explainer.options.level must be a number of at least 0, received {level!r}.")
-        if start not in get_args(Start):
-            raise ConfigError(f"explainer.options.start must be one of {', '.join(get_args(Start))}, received {start!r}.")
-        self.start = start
-        self.own = nn.Parameter(torch.zeros(num_classes, width))
-        self.bias = nn.Parameter(torch.tensor(-1.0))
-        self.level = nn.Parameter(torch.tensor(float(level)))
-        self.from_head = None if weight is None else nn.Linear(weight.shape[1], width, bias=False)
-        self.gain = nn.Parameter(torch.tensor(2.0)) if start != "none" and weight is not None else None
-        compete = self.gain is not None and start != "activation"
-        self.contrast = nn.Parameter(torch.tensor(1.0)) if compete else None
-        if self.from_head is not None and weight is not None:
-            # unit-sized filters, whatever the size of the head's weights
-            nn.init.normal_(self.from_head.weight, std=0.1 / float(weight.norm(dim=1).mean()))
-        else:
-            nn.init.normal_(self.own, std=0.1)
-
-    def forward(self, embeddings: Tensor, deep: Tensor, log_p: Tensor, weight: Tensor | None, similar: Tensor, guide: Guide) -> Tensor:
-        """Mask logits at the embeddings' resolution.
-
-        Args:
-            embeddings: ``[B,width,h,w]``.
-            deep: ``[B,C,h',w']``, the classifier's last feature map.
-            log_p: ``[B,K]`` log-probabilities.
-            weight: ``[K,C]`` head weights of the classifier, or None.
-            similar: ``[B,P,h'',w'']``, see :func:`~explainer.attribution.shares.similarity`.
-            guide: the images, for the guided filter.
-
-        Returns:
-            ``[B,K,h,w]``, or ``[B,n,h,w]`` inside :func:`~explainer.models.class_layer.only_classes`.
-        """
-        chosen = chosen_classes()
-        own: Tensor = self.own
-        head, every_log_p = weight, log_p
-        if chosen is not None:
-            own, head = own[chosen], None if weight is None else weight[chosen]
-            log_p = _columns(log_p, chosen)
-        filters = own if self.from_head is None or head is None else own + self.from_head(head)
-        logits = _positions(embeddings, filters, self.bias)
-        level = self.level * log_p.clamp_min(LEAST_LOG_PROBABILITY)[..., None, None]
-        if self.gain is None or head is None:
-            return logits + level
-        size = similar.shape[-2:]
-        if self.contrast is None or weight is None:
-            activation = _positions(deep, head)
-        else:
-            # Every class competes, also where the masks of few are asked for: one small convolution at the coarsest stage.
-            activation = class_shares(_positions(deep, weight), every_log_p, self.contrast)
-            activation = activation if chosen is None else _columns(activation, chosen)
-            activation = activation * min_max(deep.mean(dim=1, keepdim=True)) if self.start == "foreground" else activation
-        evidence = resized(_standard(spread_over_similar(resized(activation, size), similar)), guide.image.shape[-2:])
-        # one map is enlarged, not two
-        start = self.gain * guided(evidence, guide) + level
-        return logits + resized(start, logits.shape[-2:])
-
-
-def _columns(values: Tensor, chosen: Tensor) -> Tensor:
-    """``[B,K,...]`` of the chosen classes ``[n]``, or of each image's own ``[B,n]``."""
-    if chosen.ndim == 1:
-        return values[:, chosen]
-    index = chosen.reshape(*chosen.shape, *[1] * (values.ndim - 2)).expand(*chosen.shape, *values.shape[2:])
-    return values.gather(1, index)
-
-
-def _standard(maps: Tensor) -> Tensor:
-    """Zero mean and unit variance in each map ``[B,n,h,w]``; a flat map becomes 0."""
-    rows = maps.flatten(2)
-    standard: Tensor = F.layer_norm(rows, rows.shape[2:], eps=1e-6).unflatten(2, maps.shape[2:])
-    return standard
-
-
-def _positions(features: Tensor, filters: Tensor, bias: Tensor | None = None) -> Tensor:
-    """1x1 convolution of ``[B,C,h,w]`` with ``[n,C]``, or with each image's own ``[B,n,C]``; one bias for all n."""
-    each = None if bias is None else bias.expand(filters.shape[:-1])
-    if filters.ndim == 2:
-        return F.conv2d(features, filters[:, :, None, None], each)
-    return per_image(features, filters[..., None, None], each)
-
-
 class SharedNetwork(nn.Module):
     """The frozen classifier with a decoder on its feature maps: normalised images -> mask logits.
 
@@ -226,8 +121,9 @@ class SharedNetwork(nn.Module):
         width: channels of the decoder.
         layers: module paths of the feature maps; None: the last one of each of the strides 4, 8, 16 and 32, or four depths of a vision
             transformer.
-        start: what masks begin as, where the classifier's head allows it; see :class:`ClassHead`.
-        level: how much a class's probability counts in its mask, before training; see :class:`ClassHead`.
+        start: what masks begin as, where the classifier's head allows it; see :class:`~explainer.models.class_head.ClassHead`.
+        level: how much a class's probability counts in its mask, before training; see :class:`~explainer.models.class_head.ClassHead`.
+        order: range of logits for an order of pixels beside a mask's edge; see :class:`~explainer.models.class_head.ClassHead`.
         side: side in pixels of the image that the stages are looked for with.
         std: what the images were divided by, per channel.
     """
@@ -243,6 +139,7 @@ class SharedNetwork(nn.Module):
         layers: Sequence[str] | None = None,
         start: Start = "activation",
         level: float = 0.5,
+        order: float = 0.0,
         side: int = 224,
         std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
@@ -253,7 +150,8 @@ class SharedNetwork(nn.Module):
         self._head = [linear_head(classifier, self.stages[-1], num_classes, side)]  # in a list: it is the classifier's, not a part
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
         self.decoder = FeatureDecoder(self.stages, width, decoder)
-        self.head = ClassHead(num_classes, width, None if self._head[0] is None else self._head[0].weight.detach(), start, level)
+        weight = None if self._head[0] is None else self._head[0].weight.detach()
+        self.head = ClassHead(num_classes, width, weight, start=start, level=level, order=order)
         self.register_state_dict_post_hook(_without_classifier)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_keep_classifier)  # type: ignore[no-untyped-call]
 

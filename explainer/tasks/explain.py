@@ -164,6 +164,7 @@ class ExplainTask(pl.LightningModule):
         else:
             logits_masked = logits_inverse = targets.new_full(targets.shape, torch.nan)
         teacher = self._teach(batch, targets, stage, draws.common, classes) if any(t.needs_teacher for t in active) else None
+        order = self._teach(batch, targets, stage, draws.common, classes, "order") if any(t.needs_order for t in active) else None
         return Explanation(
             images,
             targets,
@@ -179,6 +180,7 @@ class ExplainTask(pl.LightningModule):
             progress,
             batch.ids,
             teacher,
+            order,
             classes,
             self.no_region,
         )
@@ -188,7 +190,7 @@ class ExplainTask(pl.LightningModule):
         teaches next to nothing.
         """
         active = [t for t in self.terms.values() if t.weight_at(progress) != 0]
-        return any(t.needs_teacher for t in active) and not any(t.needs_passes or t.needs_classifier for t in active)
+        return any(t.needs_teacher or t.needs_order for t in active) and not any(t.needs_passes or t.needs_classifier for t in active)
 
     def training_images(self, progress: float) -> Sequence[int] | None:
         """Positions of the images that a training batch is drawn from; None stands for all.
@@ -204,10 +206,13 @@ class ExplainTask(pl.LightningModule):
         total = self.trainer.estimated_stepping_batches
         return min(1.0, self.global_step / total) if 0 < total < float("inf") else 0.0
 
-    def _teach(self, batch: Batch, targets: Tensor, stage: str, generator: torch.Generator, classes: Tensor | None) -> Tensor:
+    def _teach(
+        self, batch: Batch, targets: Tensor, stage: str, generator: torch.Generator, classes: Tensor | None, subject: str = "masks"
+    ) -> Tensor:
         assert self.teachers is not None
         with torch.autocast(self.device.type, enabled=False):
-            return self.teachers(replace(batch, targets=targets), stage, generator, classes)
+            asked = {} if subject == "masks" else {"subject": subject}  # any callable may teach masks
+            return self.teachers(replace(batch, targets=targets), stage, generator, classes, **asked)
 
     def _cut_to_areas(self, logits: Tensor, targets: Tensor, draws: Draws) -> Tensor:
         """Masks ``[B,K,H,W]``; for a share of the images those of the present classes have one random area, all others are plain."""
@@ -340,7 +345,7 @@ def check_options(
                 "losses.coalition or losses.distillation, with terms that look at masks alone (area_bound, total_variation, "
                 "non_target_area)."
             )
-        if term.needs_teacher and not taught:
+        if (term.needs_teacher or term.needs_order) and not taught:
             raise ConfigError(f"losses.{term.name} needs teachers: add teachers: [{{name: grad_cam}}] to the configuration.")
     masking = masking or MaskingConfig()
     if masking.subset > 0 and explanandum.task != "multilabel":

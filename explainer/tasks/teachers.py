@@ -25,6 +25,7 @@ from explainer.tensors import Batch
 
 log = logging.getLogger(__name__)
 Scale = Literal["minmax", "max", "clamp"]
+Subject = Literal["masks", "order"]
 
 
 def to_unit(maps: Tensor, scale: Scale = "minmax") -> Tensor:
@@ -175,10 +176,11 @@ class _Member:
     weight: float
     scale: Scale
     thresholds: Tensor
+    teaches: Subject = "masks"
 
 
 class Teachers:
-    """Several teachers as one: the weighted mean of those that know a class."""
+    """Several teachers as one for each subject: the weighted mean of those that teach it and know a class."""
 
     def __init__(self, members: Sequence[_Member]) -> None:
         self.members = list(members)
@@ -193,7 +195,9 @@ class Teachers:
         cached = [s for s in sources if isinstance(s, CachedTeacher)]
         return None if len(cached) < len(sources) else sorted(set().union(*(s.images(split) for s in cached)))
 
-    def __call__(self, batch: Batch, split: str, generator: torch.Generator, columns: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, batch: Batch, split: str, generator: torch.Generator, columns: Tensor | None = None, *, subject: Subject = "masks"
+    ) -> Tensor:
         """Target maps of the present classes; NaN for absent ones and where no teacher knows.
 
         Args:
@@ -201,6 +205,7 @@ class Teachers:
             split: whose caches are read.
             generator: source of randomness for teachers that are asked now.
             columns: ``[B,n]`` the classes whose maps are given; every present class is among them. None: all K.
+            subject: what the teachers that are asked teach.
 
         Returns:
             ``[B,K,H,W]`` in [0,1], or ``[B,n,H,W]``.
@@ -214,6 +219,8 @@ class Teachers:
             return out
         total, weights = out.new_zeros(len(rows), *size), out.new_zeros(len(rows), 1, 1)
         for member in self.members:
+            if member.teaches != subject:
+                continue
             raw = member.source.maps(batch, wanted, split, generator).float()
             unit = raw if isinstance(member.source, CachedTeacher) else to_unit(raw, member.scale)
             target = harden(unit, classes, member.thresholds)
@@ -265,7 +272,7 @@ def build_teachers(configs: Sequence[TeacherConfig], explanandum: Any, data: Dat
             source = LiveTeacher(live_attributor(config.name, config.options, explanandum))
         else:
             source = _cached(config, explanandum, data, splits)
-        members.append(_Member(source, config.weight, config.scale, thresholds))
+        members.append(_Member(source, config.weight, config.scale, thresholds, config.teaches))
     return Teachers(members) if members else None
 
 

@@ -129,6 +129,9 @@ def test_a_run_computes_the_maps_it_lacks_and_draws_from_them_while_it_only_copi
         (["--teachers", elsewhere, "--masking.area_temperature", "0"], "masking.area_temperature must be positive"),
         (["--teachers", elsewhere, "--optimizer.encoder_lr", "-1"], "optimizer.encoder_lr is a positive factor"),
         (["--teachers", elsewhere, "--losses", "{distillation: {}}"], "the val split has no target maps"),
+        (["--teachers", elsewhere.replace("images", "teaches: order, images")], "learns from teachers of masks, and there are none"),
+        (["--teachers", elsewhere, "--losses", "{order: {}}"], "teachers of masks are given and no loss asks them"),
+        (["--teachers", elsewhere, "--losses", "{distillation: {}, order: {}}"], "learns from teachers of order, and there are none"),
     ):
         assert main([*fit, *wrong, "--run_dir", str(tmp_path / "c")]) == 2
         printed = capsys.readouterr()

@@ -41,7 +41,7 @@ class Tiny(nn.Module):
         return self.head(self.three(self.two(self.one(x).relu()).relu()).relu().mean(dim=(2, 3)))
 
 
-def shared(task: str = "multiclass", start: str = "activation") -> tuple[Explainer, Explanandum]:
+def shared(task: str = "multiclass", start: str = "activation", order: float = 0.0) -> tuple[Explainer, Explanandum]:
     torch.manual_seed(3)
     classifier = Tiny()
     classifier.head.weight.data.mul_(20)
@@ -49,7 +49,7 @@ def shared(task: str = "multiclass", start: str = "activation") -> tuple[Explain
     net = Explainer(
         "fpn",
         K,
-        {"width": 8, "start": start},
+        {"width": 8, "start": start, "order": order},
         class_names=NAMES,
         mean=[0.5] * 3,
         std=[0.4] * 3,
@@ -77,9 +77,9 @@ def pictures(count: int, height: int, width: int) -> torch.Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(count * height + width))
 
 
-@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
-def test_one_pass_gives_what_two_give(task: str) -> None:
-    net, e = shared(task)
+@pytest.mark.parametrize(("task", "order"), [("multiclass", 0.0), ("multilabel", 0.0), ("multilabel", 2.0)])
+def test_one_pass_gives_what_two_give(task: str, order: float) -> None:
+    net, e = shared(task, order=order)
     x = pictures(4, 32, 32)
     with torch.no_grad():
         probabilities, masks = e.probabilities(e(x)), net(x)

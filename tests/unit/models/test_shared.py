@@ -11,6 +11,7 @@ from explainer.attribution.stages import Stage, find_stages, linear_head, named_
 from explainer.baselines.kernels.maps import guided_filter
 from explainer.data.shapes import Shapes
 from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError, UnsupportedLayerError
+from explainer.models.class_head import ordered
 from explainer.models.classifiers import build_classifier
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
@@ -190,15 +191,19 @@ def test_the_classifier_stays_frozen_and_out_of_the_state(tmp_path):
     assert torch.equal(other.eval()(x), net.eval()(x))
 
 
+@pytest.mark.parametrize("order", [0.0, 2.0])
 @pytest.mark.parametrize("classes", [[2, 0], [[2, 0], [1, 5]]])
-def test_chosen_classes_are_columns_of_all(classes):
+def test_chosen_classes_are_columns_of_all(classes, order):
     e, x = resnet(), torch.rand(2, 3, 64, 64)
-    net = Explainer("fpn", 6, {"width": 16}, encoder="shared", explanandum=e, image_size=64).eval()
+    net = Explainer("fpn", 6, {"width": 16, "order": order}, encoder="shared", explanandum=e, image_size=64).eval()
     nn.init.normal_(net.network.head.own)
+    if order:
+        nn.init.normal_(net.network.head.rank_own)
+        e.classifier.fc.weight.data.mul_(100)  # activations whose rounding is small beside them
     with torch.no_grad():
         every, some = net(x), net(x, classes)
     rows = torch.tensor(classes).expand(2, 2)
-    assert torch.allclose(some, torch.stack([every[i, rows[i]] for i in range(2)]), atol=1e-5)
+    assert torch.allclose(some, torch.stack([every[i, rows[i]] for i in range(2)]), atol=1e-4 if order else 1e-5)
 
 
 def test_decoders_differ_in_the_stages_that_they_read():
@@ -225,12 +230,54 @@ def test_bfloat16_autocast_changes_little_even_where_the_image_is_flat():
     assert masks.isfinite().all() and (masks - exact).abs().mean() < 0.02
 
 
+def test_an_order_by_hand():
+    """r = 2: an edge stays an edge, far inside 2 r +- r, far outside -2 r +- r; atanh(0.5) = 0.5493."""
+    extent = torch.tensor([0.0, 0.0, 50, 50, 50, -50, -50, 0.5493061])
+    rank = torch.tensor([9.0, -9.0, 50, 0, -50, 50, -50, 50])
+    assert torch.allclose(ordered(extent, rank, 2.0), torch.tensor([0.0, 0, 6, 4, 2, -2, -6, 2.5]), atol=1e-5)
+
+
+def test_pixels_are_ordered_by_the_class_activation_and_no_edge_moves():
+    e, x = resnet(), torch.rand(2, 3, 64, 64)
+    e.classifier.fc.weight.data.mul_(100)
+    options = {"image_size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "encoder": "shared", "explanandum": e}
+    plain = Explainer("fpn", 6, {}, **options).eval()
+    net = Explainer("fpn", 6, {"order": 1.5}, **options).eval()
+    missing, unexpected = net.load_state_dict(plain.state_dict(), strict=False)
+    added = [key for key in missing if "classifier" not in key]
+    assert added == ["network.head.rank_own", "network.head.rank_from_head.weight"] and not unexpected
+    for one in (plain, net):
+        one.network.head.bias.data.fill_(40.0)  # every pixel is far inside
+    seen = {}
+    e.classifier.layer4.register_forward_hook(lambda _, __, out: seen.__setitem__("deep", out))
+    with torch.no_grad():
+        inside = net.network((x - 0.5) / 0.5)
+        cam = torch.einsum("bchw,kc->bkhw", seen["deep"], e.classifier.fc.weight).clamp_min(0)  # Grad-CAM of a linear head
+        share = nn.functional.interpolate(cam / cam.amax((2, 3), keepdim=True).clamp_min(1e-6), (16, 16), mode="bilinear")
+        assert torch.allclose(inside, 1.5 * (2 + (2 * share - 1).tanh()), atol=1e-4)
+        for one in (plain, net):
+            one.network.head.bias.data.fill_(0.0)
+        # at the decoder's resolution: enlarged maps cross 0 between its positions
+        assert torch.equal(net.network((x - 0.5) / 0.5) > 0, plain.network((x - 0.5) / 0.5) > 0)
+    with pytest.raises(ConfigError, match=r"order must be a number of at least 0, received -1"):
+        Explainer("fpn", 6, {"order": -1}, **options)
+
+
+def test_without_a_linear_head_the_order_is_learned_alone():
+    torch.manual_seed(0)
+    e = Explanandum(build_classifier("torchvision:mobilenet_v3_small", 4), 4, "multilabel")
+    net = Explainer("fpn", 4, {"width": 8, "order": 2.0}, image_size=64, encoder="shared", explanandum=e).train()
+    assert net.network.head.rank_from_head is None
+    net.logits(torch.rand(2, 3, 64, 64)).square().mean().backward()
+    assert net.network.head.rank_own.grad.abs().max() > 0
+
+
 def test_what_cannot_share_is_refused():
     with pytest.raises(ConfigError, match="give the classifier"):
         Explainer("fpn", 6, encoder="shared")
     with pytest.raises(ConfigError, match="fpn"):
         Explainer("unet", 6, encoder="shared", explanandum=resnet(), image_size=64)
-    with pytest.raises(ConfigError, match="width, layers, start and level"):
+    with pytest.raises(ConfigError, match="width, layers, start, level and order"):
         Explainer("fpn", 6, {"encoder_name": "resnet18"}, encoder="shared", explanandum=resnet(), image_size=64)
     with pytest.raises(ConfigError, match="downscale"):
         Explainer("fpn", 6, downscale=2, encoder="shared", explanandum=resnet(), image_size=64)

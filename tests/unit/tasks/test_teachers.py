@@ -127,6 +127,18 @@ def test_live_teacher_is_the_baseline_on_the_present_classes():
     assert teachers.answers("val")
 
 
+def test_teachers_of_masks_and_of_an_order_are_asked_apart():
+    maps, order = torch.full((1, 2, 4, 4), 0.25), torch.full((1, 2, 4, 4), 0.75)
+    taught, ranked = member(maps), member(order)
+    ranked.teaches = "order"
+    teachers, b = Teachers([taught, ranked]), batch([[1.0, 0.0]])
+    generator = torch.Generator()
+    assert teachers(b, "train", generator)[0, 0].unique().tolist() == [0.25]
+    assert ranked.source.maps.asked == 0, "while no term asks for an order its teacher is not run"
+    assert teachers(b, "train", generator, subject="order")[0, 0].unique().tolist() == [0.75]
+    assert Teachers([taught])(b, "train", generator, subject="order").isnan().all()
+
+
 def test_cached_teacher_follows_the_augmentation(tmp_path):
     """The cached map is the image's own first channel: after any flip or turn it must still be."""
     e, plain, turned = tiny(), shapes(), shapes(augment="symmetry")
