@@ -2,10 +2,11 @@
 
 RankNet (Burges et al., ICML 2005, eq. 3) on pairs of pixels: for mask logits S and a target map t,
 
-    L = sum_ij |t_i - t_j| log(1 + exp(-sign(t_i - t_j) (S_i - S_j))) / sum_ij |t_i - t_j|
+    L = mean_ij log(1 + exp(-sign(t_i - t_j) (S_i - S_j)))
 
-over random pairs i, j that lie both inside the mask (S >= 0) or both outside. Pairs across the edge are left out: where a mask ends is for
-other terms to say.
+over random pairs i, j with t_i != t_j that lie both inside the mask (S >= 0) or both outside. Pairs across the edge are left out: where a
+mask ends is for other terms to say. Small differences of t count as much as large ones: most of an insertion or deletion curve is decided
+where maps are low.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def order_loss(logits: Tensor, maps: Tensor, first: Tensor, second: Tensor) -> T
 
     Args:
         logits: ``[N,P]``, S.
-        maps: ``[N,P]``, t; only its differences count.
+        maps: ``[N,P]``, t; only its order counts.
         first, second: ``[N,M]`` positions i and j in 0..P-1.
 
     Returns:
@@ -40,8 +41,8 @@ def order_loss(logits: Tensor, maps: Tensor, first: Tensor, second: Tensor) -> T
     S = logits.gather(1, first) - logits.gather(1, second)
     t = maps.gather(1, first) - maps.gather(1, second)
     inside = logits.detach() >= 0
-    weight = t.abs() * (inside.gather(1, first) == inside.gather(1, second))
-    return (weight * F.softplus(-t.sign() * S)).sum(dim=1) / weight.sum(dim=1).clamp_min(1e-12)
+    counts = (t != 0) & (inside.gather(1, first) == inside.gather(1, second))
+    return (counts * F.softplus(-t.sign() * S)).sum(dim=1) / counts.sum(dim=1).clamp_min(1)
 
 
 class Order(LossTerm):
