@@ -93,7 +93,8 @@ class ExplainerConfig:
         network: deeplabv3, deeplabv3plus, unet, fpn, ... (segmentation-models-pytorch), torchvision_deeplabv3, vgg_deeplab or vgg_unet
             (the encoder of small_vgg).
             With a shared encoder its decoder: fpn, deeplabv3plus or panoptic_deeplab.
-        options: options of the network (encoder_name, encoder_weights, decoder_channels, ...); of a shared encoder width, layers, start.
+        options: options of the network (encoder_name, encoder_weights, decoder_channels, ...); of a shared encoder width, layers, start,
+            level, order.
             encoder_name: auto is the classifier's own architecture (timm's, torchvision's, efficientnet_lite).
         downscale: run at 1/downscale of the resolution and upsample the masks.
         stride: multiple to which images are padded.
