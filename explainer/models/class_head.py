@@ -95,10 +95,7 @@ class ClassHead(nn.Module):
             ``[B,K,h,w]``, or ``[B,n,h,w]`` inside :func:`~explainer.models.class_layer.only_classes`.
         """
         extent = self._extent(embeddings, deep, log_p, weight, similar, guide)
-        if self.order == 0:
-            return extent
-        # Detached: an order reads what the edges have learned. Where it taught the embeddings, too, the edges lost by it.
-        return ordered(extent, self._rank(embeddings.detach(), deep, weight), self.order)
+        return extent if self.order == 0 else ordered(extent, self._rank(embeddings, deep, weight), self.order)
 
     def _extent(self, embeddings: Tensor, deep: Tensor, log_p: Tensor, weight: Tensor | None, similar: Tensor, guide: Guide) -> Tensor:
         """The logit that decides where a mask ends."""

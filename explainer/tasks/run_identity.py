@@ -94,6 +94,7 @@ RULES: dict[str, Rule] = {
     "teachers.scale": "refuse",
     "teachers.images": "refuse",
     "teachers.threshold": "refuse",
+    "teachers.teaches": "refuse",
     "teachers.memory_mib": "free",
     "masking.fill": "refuse",
     "masking.binarize": "refuse",
