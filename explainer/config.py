@@ -156,7 +156,7 @@ class TeacherConfig:
             before it trains, where they are missing. 0 takes all that are in the cache. While maps alone are copied, batches hold only
             images that have one.
         threshold: null keeps maps soft; a number makes them binary, {class name: number} only those classes.
-        teaches: masks (losses.distillation), or the order of pixels (losses.order), of which a map's size says nothing.
+        teaches: masks, for losses.distillation, or order, for losses.order: the maps' order of pixels alone.
         memory_mib: how much of the cache is kept in memory.
     """
 
