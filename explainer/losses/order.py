@@ -48,7 +48,7 @@ def order_loss(logits: Tensor, maps: Tensor, first: Tensor, second: Tensor) -> T
 class Order(LossTerm):
     """Rank the pixels of the present classes' masks as the maps of the teachers with ``teaches: order`` do.
 
-    With a shared encoder give ``explainer.options.order``, too: then a logit of its own ranks the pixels, beside the one that ends the mask.
+    With a shared encoder give ``explainer.options.order``, too: a logit of its own then ranks pixels, beside the one that ends the mask.
     Near an edge both are seen, so that a large weight narrows the masks (measured in docs/results/outfits.md).
 
     Args:
