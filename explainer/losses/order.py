@@ -49,7 +49,7 @@ class Order(LossTerm):
     """Rank the pixels of the present classes' masks as the maps of the teachers with ``teaches: order`` do.
 
     With a shared encoder give ``explainer.options.order``, too: a logit of its own then ranks pixels, beside the one that ends the mask.
-    Near an edge both are seen, so that a large weight narrows the masks (measured in docs/results/outfits.md).
+    Near an edge both are seen, and masks lose some IoU by a large weight (measured in docs/results/outfits.md).
 
     Args:
         weight: number or schedule.
