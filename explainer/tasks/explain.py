@@ -346,7 +346,8 @@ def check_options(
                 "non_target_area)."
             )
         if (term.needs_teacher or term.needs_order) and not taught:
-            raise ConfigError(f"losses.{term.name} needs teachers: add teachers: [{{name: grad_cam}}] to the configuration.")
+            subject = ", teaches: order" if term.needs_order else ""
+            raise ConfigError(f"losses.{term.name} needs teachers: add teachers: [{{name: grad_cam{subject}}}] to the configuration.")
     masking = masking or MaskingConfig()
     if masking.subset > 0 and explanandum.task != "multilabel":
         raise ConfigError("masking.subset needs a multilabel classifier; set it to 0.")

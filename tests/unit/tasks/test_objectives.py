@@ -43,6 +43,8 @@ def test_teacher_is_asked_only_while_it_has_weight():
     assert t._explanation(make_batch(), "train").teacher is None and len(teacher.asked) == 1
     with pytest.raises(ConfigError, match="needs teachers"):
         task({"distillation": {}})
+    with pytest.raises(ConfigError, match="grad_cam, teaches: order"):
+        task({"order": {}})
 
 
 def test_no_classifier_pass_while_nothing_needs_it():
