@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from explainer.attribution.layouts import CHANNELS_FIRST, Call, Layout, Recording, candidates, decide, readings, record, record_run
 from explainer.attribution.rest import at_rest
 from explainer.attribution.watching import out_of_place, refuse_compiled
-from explainer.errors import UnsupportedLayerError
+from explainer.errors import ConfigError, UnsupportedLayerError
 
 STRIDES = (4, 8, 16, 32)
 PATCHES = (8, 14, 16, 32)
@@ -277,25 +277,29 @@ def _with_fine_first(stages: list[Stage]) -> list[Stage]:
     return [replace(first, stride=first.stride // factor, factor=factor), *rest]
 
 
-def named_stages(classifier: nn.Module, layers: Sequence[str], side: int = 224) -> list[Stage]:
+def named_stages(classifier: nn.Module, layers: Sequence[str], side: int = 224, option: str = "layers") -> list[Stage]:
     """The stages that the user names, in the order of their strides; of equal ones the order is the user's.
 
     Args:
         classifier: as in :func:`find_stages`.
         layers: module paths.
         side: as in :func:`find_stages`.
+        option: the member of ``explainer.options`` that names them, for the message.
 
     Raises:
         UnsupportedLayerError: a path does not exist, or its output is no feature map.
+        ConfigError: fewer than two different layers.
     """
     stages = [_stage(call.path, call.shape, side) for call in _calls(classifier, side)]
     known = {stage.path: stage for stage in stages if stage is not None}
     for path in layers:
         if path not in known:
             raise UnsupportedLayerError(
-                f"explainer.options.layers names {path!r}, which gives no feature map of this classifier. Some that do: "
+                f"explainer.options.{option} names {path!r}, which gives no feature map of this classifier. Some that do: "
                 f"{', '.join(list(known)[-8:])}."
             )
+    if len(set(layers)) < 2:
+        raise ConfigError(f"explainer.options.{option} must name at least two different layers, received {list(layers)}.")
     return _with_fine_first(sorted((known[path] for path in layers), key=lambda stage: stage.stride))
 
 

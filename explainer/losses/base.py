@@ -38,6 +38,8 @@ class Explanation:
         teacher: like ``class_masks``, other methods' maps in [0,1], NaN where there is none; None while no term asks for them.
         order: the same of the teachers that teach an order of pixels.
         classes: ``[B,n]`` which classes the masks belong to, where only a sample of many classes is computed; None: all K in order.
+        order_logits: like ``class_masks``: logits in the order that the trained network gives pixels, whose gradient reaches that order and
+            not where masks end. None where the network does not tell the two apart.
         no_region: ``[K]`` bool, classes that no pixel belongs to (no defect, background). ``targets`` never has them, so that they have no
             mask, and an image of them alone only asks all masks to be empty. None: there are none.
     """
@@ -59,6 +61,19 @@ class Explanation:
     order: Tensor | None = None
     classes: Tensor | None = None
     no_region: Tensor | None = None
+    order_logits: Tensor | None = None
+
+    def ranked(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Logits ``[P,H,W]`` of some masks, for terms that order pixels; finite where a mask is 0 or 1.
+
+        Args:
+            rows, columns: ``[P]`` each, where the masks are in ``class_masks``.
+        """
+        if self.order_logits is not None:
+            return self.order_logits[rows, columns]
+        masks = self.class_masks[rows, columns]
+        tiny = torch.finfo(masks.dtype)
+        return torch.logit(masks.clamp(tiny.tiny, 1 - tiny.eps / 2))
 
     def with_region(self, values: Tensor) -> Tensor:
         """The columns of ``[B,K]`` whose class has a region."""
@@ -86,6 +101,7 @@ class LossTerm(abc.ABC):
             does, the classifier is not run on them.
         needs_teacher: the term reads ``teacher``; if no term does, the teachers are not asked.
         needs_order: the term reads ``order``; if no term does, the teachers of an order are not asked.
+        ranks: the term orders pixels by :meth:`Explanation.ranked`, in steps too small for float16.
         needs_classifier: the term asks ``explanandum`` itself.
     """
 
@@ -93,6 +109,7 @@ class LossTerm(abc.ABC):
     needs_passes: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
     needs_order: ClassVar[bool] = False
+    ranks: ClassVar[bool] = False
     needs_classifier: ClassVar[bool] = False
 
     def __init__(self, weight: Weight = 1.0) -> None:

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from explainer.errors import ConfigError, ShapeError
 from explainer.losses.base import Explanation, LossTerm, Weight
-from explainer.losses.ranking import mask_logits
 
 
 def order_loss(logits: Tensor, maps: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -58,6 +57,7 @@ class Order(LossTerm):
 
     name = "order"
     needs_order = True
+    ranks = True
 
     def __init__(self, weight: Weight = 1.0, *, pairs: int = 4096) -> None:
         super().__init__(weight)
@@ -72,7 +72,7 @@ class Order(LossTerm):
         rows, columns = torch.isfinite(e.order).flatten(2).all(dim=2).nonzero(as_tuple=True)
         if len(rows) == 0:
             return e.class_masks.sum() * 0.0
-        logits = mask_logits(e.class_masks[rows, columns]).flatten(1)
+        logits = e.ranked(rows, columns).flatten(1)
         first, second = _pairs(rows.tolist(), e.generators, self.pairs, logits.shape[1]).to(logits.device).unbind(0)
         return order_loss(logits, e.order[rows, columns].flatten(1).to(logits.dtype), first, second).mean()
 

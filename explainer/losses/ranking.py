@@ -30,12 +30,6 @@ from explainer.models.area_conditioned import area_masks, top_pixels
 Gradient = Literal["auto", "straight_through", "perturbation"]
 
 
-def mask_logits(masks: Tensor) -> Tensor:
-    """Logits of masks in [0,1], finite at 0 and 1: their order is that of the masks."""
-    tiny = torch.finfo(masks.dtype)
-    return torch.logit(masks.clamp(tiny.tiny, 1 - tiny.eps / 2))
-
-
 def straight_through(logits: Tensor, area: Tensor, temperature: float = 1.0) -> Tensor:
     """Binary masks of the highest pixels, with the gradient of soft masks of the same area.
 
@@ -79,6 +73,7 @@ class Ranking(LossTerm):
 
     name = "ranking"
     needs_classifier = True
+    ranks = True
 
     def __init__(
         self,
@@ -113,7 +108,7 @@ class Ranking(LossTerm):
         present = e.present[rows].float().cpu()
         column = torch.cat([torch.multinomial(p, 1, generator=g) for p, g in zip(present, generators, strict=True)]).to(rows.device)
         label = column if e.classes is None else e.classes[rows, column]
-        logits = mask_logits(e.class_masks[rows, column])
+        logits = e.ranked(rows, column)
         pixels = logits[0].numel()
         area = area.to(logits).clamp(0.5 / pixels, 1 - 0.5 / pixels)
         fills = [make_fill(e.images, kind, e.explanandum.mean, e.generators) for kind in (self.insertion_fill, self.deletion_fill)]

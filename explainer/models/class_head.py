@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal, get_args
 
 import torch
@@ -18,6 +21,20 @@ from explainer.tensors import min_max
 
 Start = Literal["activation", "competition", "foreground", "none"]
 
+_APART: ContextVar[bool] = ContextVar("order_apart", default=False)
+
+
+@contextmanager
+def order_apart() -> Iterator[None]:
+    """For training: inside, a :class:`ClassHead` with an order gives ``[B,2n,h,w]``, first s, as if there were no order, then the ordered
+    logits, whose gradient reaches o alone.
+    """
+    token = _APART.set(True)
+    try:
+        yield
+    finally:
+        _APART.reset(token)
+
 
 class ClassHead(nn.Module):
     """Embeddings -> mask logits, with filters that come from the classifier's head, and the class activation as a start.
@@ -28,9 +45,11 @@ class ClassHead(nn.Module):
     its share of the position, ``softmax_k(contrast * a_k / s + log p_k)`` with s the standard deviation of all activations of the image.
     Without a linear head only ``e . d_k + b + level * log p_k`` remains.
 
-    With an ``order`` r > 0 the logit s decides where a mask ends, and a second one, ``o = c_k + e . (V w_k + q_k)``, which of the pixels
+    With an ``order`` r > 0 the logit s decides where a mask ends, and a second one, ``o = c_k + f . (V w_k + q_k)``, which of the pixels
     inside or outside matter more: ``2 r tanh(s) + r tanh(o) tanh(s)^2``. Saturated pixels lie in (r, 3 r) or (-3 r, -r), and no pixel
-    crosses 0.5. c_k is the class activation where it is positive (Grad-CAM of such a head), from -1 to 1 in each image; V and q begin at 0.
+    crosses 0.5. c_k is the class activation where it is positive (Grad-CAM of such a head), from -1 to 1 in each image; f are embeddings
+    for the order alone; V and q begin at 0. s and o share no weights: trained with :func:`order_apart`, masks end where they would
+    without an order.
 
     Args:
         num_classes: number of classes K.
@@ -80,7 +99,16 @@ class ClassHead(nn.Module):
             if self.rank_from_head is not None:
                 nn.init.zeros_(self.rank_from_head.weight)
 
-    def forward(self, embeddings: Tensor, deep: Tensor, log_p: Tensor, weight: Tensor | None, similar: Tensor, guide: Guide) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        deep: Tensor,
+        log_p: Tensor,
+        weight: Tensor | None,
+        similar: Tensor,
+        guide: Guide,
+        for_order: Tensor | None = None,
+    ) -> Tensor:
         """Mask logits at the embeddings' resolution.
 
         Args:
@@ -90,12 +118,18 @@ class ClassHead(nn.Module):
             weight: ``[K,C]`` head weights of the classifier, or None.
             similar: ``[B,P,h'',w'']``, see :func:`~explainer.attribution.shares.similarity`.
             guide: the images, for the guided filter.
+            for_order: ``[B,width,u,v]``, the embeddings f; None without an order.
 
         Returns:
-            ``[B,K,h,w]``, or ``[B,n,h,w]`` inside :func:`~explainer.models.class_layer.only_classes`.
+            ``[B,K,h,w]``, or ``[B,n,h,w]`` inside :func:`~explainer.models.class_layer.only_classes`; see :func:`order_apart`, too.
         """
         extent = self._extent(embeddings, deep, log_p, weight, similar, guide)
-        return extent if self.order == 0 else ordered(extent, self._rank(embeddings, deep, weight), self.order)
+        if for_order is None:
+            return extent
+        rank = self._rank(for_order, deep, weight, extent.shape[-2:])
+        if not _APART.get():
+            return ordered(extent, rank, self.order)
+        return torch.cat([extent, ordered(extent.detach(), rank, self.order)], dim=1)
 
     def _extent(self, embeddings: Tensor, deep: Tensor, log_p: Tensor, weight: Tensor | None, similar: Tensor, guide: Guide) -> Tensor:
         """The logit that decides where a mask ends."""
@@ -122,17 +156,17 @@ class ClassHead(nn.Module):
         start = self.gain * guided(evidence, guide) + level
         return logits + resized(start, logits.shape[-2:])
 
-    def _rank(self, embeddings: Tensor, deep: Tensor, weight: Tensor | None) -> Tensor:
+    def _rank(self, for_order: Tensor, deep: Tensor, weight: Tensor | None, size: Sequence[int]) -> Tensor:
         """The logit that decides which pixels matter more."""
         chosen = chosen_classes()
         own: Tensor = self.rank_own if chosen is None else self.rank_own[chosen]
         head = weight if weight is None or chosen is None else weight[chosen]
-        rank = _positions(embeddings, _filters(own, self.rank_from_head, head))
+        rank = resized(_positions(for_order, _filters(own, self.rank_from_head, head)), size)
         if head is None:
             return rank
         activation = _positions(deep, head).clamp_min(0)
         share = activation / activation.amax(dim=(2, 3), keepdim=True).clamp_min(1e-6)
-        return rank + resized(2 * share - 1, rank.shape[-2:])
+        return rank + resized(2 * share - 1, size)
 
 
 def ordered(extent: Tensor, rank: Tensor, order: float) -> Tensor:

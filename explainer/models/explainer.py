@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explainer.attribution import DenseAttributor, check_images
-from explainer.errors import ConfigError, ShapeError
+from explainer.errors import ConfigError, ShapeError, UnsupportedLayerError
 from explainer.geometry import Size, as_size, height_width
+from explainer.models.class_head import order_apart
 from explainer.models.class_layer import check_classes, only_classes
 from explainer.models.enlarging import resized
 from explainer.models.explanandum import IMAGENET_MEAN, IMAGENET_STD, Explanandum
@@ -112,9 +113,11 @@ class Explainer(nn.Module):
         options: dict[str, Any] = {"side": max(64, side), "std": self.config["std"], **self.config["options"]}
         try:
             return SharedNetwork(explanandum.classifier, self.num_classes, explanandum.task, decoder=decoder, **options)  # type: ignore[arg-type]
+        except UnsupportedLayerError:  # a TypeError too, and its message says what to do
+            raise
         except TypeError as error:
             raise ConfigError(
-                f"explainer.options of a shared encoder are width, layers, start, level and order, "
+                f"explainer.options of a shared encoder are width, layers, start, level, order and order_layers, "
                 f"received {self.config['options']} ({error})."
             ) from error
 
@@ -150,6 +153,25 @@ class Explainer(nn.Module):
         """
         with only_classes(classes):
             return self._logits(images)
+
+    @property
+    def has_order(self) -> bool:
+        """Whether the network has a logit of its own for the order of pixels (``options.order``)."""
+        return isinstance(self.network, SharedNetwork) and self.network.head.order > 0
+
+    def logits_and_order(self, images: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """For training with :attr:`has_order`: the logits that decide where masks end, and those for losses that order pixels.
+
+        Args:
+            images, classes: see :meth:`logits`.
+
+        Returns:
+            Two tensors of the same shape: the logits of a network without an order, and those of :meth:`logits`, whose gradient reaches
+            the order alone. They cross 0 at the same positions of the decoder.
+        """
+        with order_apart():
+            extent, order = self.logits(images, classes).chunk(2, dim=1)
+        return extent, order
 
     def _logits(self, images: Tensor) -> Tensor:
         x = self._network_input(images)

@@ -107,6 +107,13 @@ class FeatureDecoder(nn.Module):
         return x
 
 
+def _quicken(decoder: nn.Module) -> None:
+    """Shrink the weights before batch norms: the output stays, and every step turns them further. An order is learned in few steps so."""
+    for module in decoder.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is None:
+            module.weight.data.mul_(0.1)
+
+
 class SharedNetwork(nn.Module):
     """The frozen classifier with a decoder on its feature maps: normalised images -> mask logits.
 
@@ -123,7 +130,9 @@ class SharedNetwork(nn.Module):
             transformer.
         start: what masks begin as, where the classifier's head allows it; see :class:`~explainer.models.class_head.ClassHead`.
         level: how much a class's probability counts in its mask, before training; see :class:`~explainer.models.class_head.ClassHead`.
-        order: range of logits for an order of pixels beside a mask's edge; see :class:`~explainer.models.class_head.ClassHead`.
+        order: range of logits for an order of pixels beside a mask's edge, by a small decoder of its own; see
+            :class:`~explainer.models.class_head.ClassHead`.
+        order_layers: module paths of the feature maps which that decoder reads; None: the two coarsest of ``layers``.
         side: side in pixels of the image that the stages are looked for with.
         std: what the images were divided by, per channel.
     """
@@ -140,6 +149,7 @@ class SharedNetwork(nn.Module):
         start: Start = "activation",
         level: float = 0.5,
         order: float = 0.0,
+        order_layers: Sequence[str] | None = None,
         side: int = 224,
         std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
@@ -152,6 +162,12 @@ class SharedNetwork(nn.Module):
         self.decoder = FeatureDecoder(self.stages, width, decoder)
         weight = None if self._head[0] is None else self._head[0].weight.detach()
         self.head = ClassHead(num_classes, width, weight, start=start, level=level, order=order)
+        self.order_stages: list[Stage] = []
+        self.order_decoder = None
+        if order > 0:
+            self.order_stages = self.stages[-2:] if order_layers is None else named_stages(classifier, order_layers, side, "order_layers")
+            self.order_decoder = FeatureDecoder(self.order_stages, width, "fpn")
+            _quicken(self.order_decoder)
         self.register_state_dict_post_hook(_without_classifier)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_keep_classifier)  # type: ignore[no-untyped-call]
 
@@ -169,14 +185,19 @@ class SharedNetwork(nn.Module):
         return self
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The stages' maps ``[B,C_i,h_i,w_i]``, fine to coarse, and the classifier's logits ``[B,K]``, without gradients."""
-        with at_rest(self.classifier), _no_grad_in_eager(), _captured(self.classifier, self.stages) as found:
+        """The maps ``[B,C_i,h_i,w_i]`` of the stages, fine to coarse, then those of the order's, and the classifier's logits ``[B,K]``,
+        without gradients.
+        """
+        stages = [*self.stages, *self.order_stages]
+        with at_rest(self.classifier), _no_grad_in_eager(), _captured(self.classifier, stages) as found:
             logits = self.classifier(x)
-        maps = [stage.spatial(found[stage.path], x.shape[-2:]) for stage in self.stages]
+        maps = [stage.spatial(found[stage.path], x.shape[-2:]) for stage in stages]
         return maps, logits
 
     def decode(self, x: Tensor, maps: Sequence[Tensor], logits: Tensor) -> Tensor:
         """Normalised images and what :meth:`features` gives of them -> mask logits ``[B,K,h,w]`` at the finest stage's resolution."""
+        for_order = None if self.order_decoder is None else self.order_decoder(maps[len(self.stages) :])
+        maps = maps[: len(self.stages)]
         embeddings = self.decoder(maps)
         with _as_given(x):
             # In bfloat16 the guided filter's small variances vanish, and it divides by them.
@@ -188,7 +209,7 @@ class SharedNetwork(nn.Module):
             guide = make_guide(x, (height, width), unit=self.std)
             # The last stage but one: fine enough to follow objects, coarse enough to know what they are, and few positions.
             similar = similarity(middle, 1 if self.head.start == "activation" else SHARP)
-            masks: Tensor = self.head(embeddings, deep, log_p, weight, similar, guide)
+            masks: Tensor = self.head(embeddings, deep, log_p, weight, similar, guide, None if for_order is None else for_order.to(x.dtype))
             return masks
 
     def forward(self, x: Tensor) -> Tensor:

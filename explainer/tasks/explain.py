@@ -140,13 +140,18 @@ class ExplainTask(pl.LightningModule):
         draws = Draws(self.seed, self.global_step if stage == "train" else -1, batch)
         classes = sample_classes(targets, self.masking.absent_classes, Draws(draws.seed, draws.step, batch, "classes"))
         present = of_classes(targets, classes)
-        if stage == "train" and self.masking.area_conditioned > 0:
-            class_masks = self._cut_to_areas(self.explainer.logits(images, classes).float(), present, draws)
-        else:
-            class_masks = self.explainer(images, classes).float()
         # Validation uses the final weights: under a schedule, the losses of different epochs could not be compared.
         progress = self._progress() if stage == "train" else 1.0
         active = [t for t in self.terms.values() if t.weight_at(progress) != 0]
+        order_logits = None
+        if stage == "train" and self.masking.area_conditioned > 0:
+            class_masks = self._cut_to_areas(self.explainer.logits(images, classes).float(), present, draws)
+        elif stage == "train" and self.explainer.has_order:
+            logits, order_logits = (values.float() for values in self.explainer.logits_and_order(images, classes))
+            # Zero times the order: distributed processes wait for a gradient of every weight, whatever the terms of this step ask for.
+            class_masks = logits.sigmoid() + 0.0 * order_logits.mean()
+        else:
+            class_masks = self.explainer(images, classes).float()
         target_mask, non_target_mask = aggregate(class_masks, present)
         shown, shown_mask = targets, target_mask
         if stage == "train" and self.masking.subset > 0:
@@ -183,6 +188,7 @@ class ExplainTask(pl.LightningModule):
             order,
             classes,
             self.no_region,
+            order_logits,
         )
 
     def copies_only(self, progress: float) -> bool:

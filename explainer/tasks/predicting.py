@@ -28,7 +28,7 @@ def file_names(ids: Sequence[str]) -> dict[str, str]:
 class PredictionWriter(pl.Callback):
     """Writes ``<folder>/<id>.npz`` with ``id`` and ``masks`` (``[K,H,W]``) or ``logits`` (``[K]``, float32) after each batch.
 
-    Masks are float16, and float32 where the loss ``ranking`` trained an order of pixels, which float16 would lose near 1.
+    Masks are float16, and float32 where a loss (``ranking``, ``order``) trained an order of pixels, which float16 would lose near 1.
 
     Args:
         folder: where.
@@ -48,7 +48,7 @@ class PredictionWriter(pl.Callback):
         import numpy as np
 
         values: Tensor = outputs.float().cpu()
-        ranked = "ranking" in getattr(pl_module, "terms", {})
+        ranked = any(term.ranks for term in getattr(pl_module, "terms", {}).values())
         for name, value in zip(batch.ids, values, strict=True):
             array = {"masks": (value if ranked else value.half()).numpy()} if value.ndim == 3 else {"logits": value.numpy()}
             with replacing(self.folder / f"{self.names[name]}.npz", durable=False) as stream:

@@ -58,6 +58,8 @@ def shared(task: str = "multiclass", start: str = "activation", order: float = 0
         explanandum=e,
     ).eval()
     nn.init.normal_(net.network.head.own)  # type: ignore[union-attr]
+    if order:
+        nn.init.normal_(net.network.head.rank_own)  # type: ignore[union-attr]
     net.metadata = {"fingerprint": e.fingerprint(), "task": task}
     return net.requires_grad_(False), e
 
@@ -179,9 +181,9 @@ def test_masks_can_stay_at_the_decoders_resolution(pair: tuple[Explainer, Explan
 
 
 @pytest.mark.parametrize("format_name", ["onnx", pytest.param("torch_export", marks=pytest.mark.slow)])
-def test_masks_that_begin_as_shares_are_exported(format_name: str, tmp_path: Path) -> None:
-    """All classes compete in the file too, where the masks of few are computed."""
-    net, _ = shared("multilabel", "foreground")
+def test_masks_that_begin_as_shares_and_have_an_order_are_exported(format_name: str, tmp_path: Path) -> None:
+    """All classes compete in the file too, where the masks of few are computed; the order has a decoder of its own."""
+    net, _ = shared("multilabel", "foreground", order=2.0)
     path, report = export(net, format_name, tmp_path, fused=True, top=TOP)
     assert path.exists() and report.max_difference < 1e-3
 

@@ -71,16 +71,20 @@ def test_the_term_reads_the_known_maps_of_present_classes_and_repeats_itself():
     order = torch.rand(2, 2, 4, 4)
     order[0, 1] = order[1] = NAN
 
-    def term(maps, **options):
+    def term(maps, order_logits=None, **options):
         terms = build_terms({"order": options})
-        generators = [torch.Generator().manual_seed(s) for s in (1, 2)]
-        return total_loss(terms, explanation(class_masks=masks, targets=torch.eye(2), order=maps, generators=generators))[0]
+        e = explanation(class_masks=masks, targets=torch.eye(2), order=maps, order_logits=order_logits)
+        e.generators = [torch.Generator().manual_seed(s) for s in (1, 2)]
+        return total_loss(terms, e)[0]
 
     value = term(order, pairs=64)
     assert value == term(order, pairs=64) and 0 < value < 5
     (gradient,) = torch.autograd.grad(value, masks)
     assert gradient[0, 0].abs().max() > 0 and gradient[0, 1].abs().max() == 0 and gradient[1].abs().max() == 0
     assert term(torch.full_like(order, NAN)) == 0
+    logits = torch.randn(2, 2, 4, 4).requires_grad_()
+    apart = term(order, order_logits=logits)
+    assert apart != value and torch.autograd.grad(apart, (masks, logits), allow_unused=True)[0] is None, "only the order's own logits"
     with pytest.raises(ConfigError, match="teaches: order"):
         term(None)
     with pytest.raises(ConfigError, match=r"pairs must be at least 1, received 0"):

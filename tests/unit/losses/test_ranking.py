@@ -9,7 +9,7 @@ from torch import nn
 import explainer
 from explainer.errors import ConfigError, ShapeError
 from explainer.losses.base import build_terms
-from explainer.losses.ranking import mask_logits, ranking_loss, straight_through
+from explainer.losses.ranking import ranking_loss, straight_through
 from explainer.metrics.perturbation_curves import area_under, even_fractions, perturbation_curve
 from explainer.models.black_box import BlackBox
 from tests.unit.losses.test_paper_losses import explanation
@@ -82,7 +82,8 @@ def test_masks_of_a_share_are_binary_and_move_soft_ones():
 
 def test_saturated_masks_have_finite_logits_and_keep_their_order():
     masks = torch.tensor([0.0, 1e-30, 0.5, 1 - 6e-8, 1.0])
-    logits = mask_logits(masks)
+    e = explanation(class_masks=masks.expand(1, 2, 1, 5))
+    logits = e.ranked(torch.tensor([0]), torch.tensor([1]))[0, 0]
     assert logits.isfinite().all() and (logits.diff() >= 0).all() and (logits.diff()[:3] > 0).all() and logits[2] == 0
 
 

@@ -244,7 +244,7 @@ def test_pixels_are_ordered_by_the_class_activation_and_no_edge_moves():
     plain = Explainer("fpn", 6, {}, **options).eval()
     net = Explainer("fpn", 6, {"order": 1.5}, **options).eval()
     missing, unexpected = net.load_state_dict(plain.state_dict(), strict=False)
-    added = [key for key in missing if "classifier" not in key]
+    added = [key for key in missing if "classifier" not in key and "order_decoder" not in key]
     assert added == ["network.head.rank_own", "network.head.rank_from_head.weight"] and not unexpected
     for one in (plain, net):
         one.network.head.bias.data.fill_(40.0)  # every pixel is far inside
@@ -263,6 +263,41 @@ def test_pixels_are_ordered_by_the_class_activation_and_no_edge_moves():
         Explainer("fpn", 6, {"order": -1}, **options)
 
 
+def test_an_order_is_trained_apart_and_masks_end_where_they_would_without_one():
+    """Losses on the masks see the network without an order, and losses on the order reach no weight that decides where a mask ends."""
+    e, x = resnet(), torch.rand(2, 3, 64, 64)
+    options = {"image_size": 64, "encoder": "shared", "explanandum": e}
+    torch.manual_seed(3)
+    plain = Explainer("fpn", 6, {"width": 16}, **options).eval()
+    torch.manual_seed(3)
+    net = Explainer("fpn", 6, {"width": 16, "order": 2.0}, **options).eval()
+    for weight in (net.network.head.rank_own, net.network.head.rank_from_head.weight):
+        nn.init.normal_(weight)
+    extent, order = net.logits_and_order(x)
+    assert torch.allclose(extent, plain.logits(x), atol=1e-5) and torch.allclose(order, net.logits(x), atol=1e-5)
+    assert (order - extent).abs().max() > 1
+    assert net.has_order and not plain.has_order
+    ranking = {name for name, _ in net.named_parameters() if "rank" in name or "order" in name}
+    assert {name.split(".")[1] for name in ranking} == {"head", "order_decoder"}
+    for loss, reached in ((extent, lambda name: name not in ranking), (order, lambda name: name in ranking)):
+        net.zero_grad()
+        loss.square().mean().backward(retain_graph=True)
+        for name, weight in net.named_parameters():
+            if "classifier" not in name:
+                assert reached(name) == (weight.grad is not None and bool(weight.grad.any())), name
+    named = Explainer("fpn", 6, {"width": 16, "order": 2.0, "order_layers": ["layer4", "layer3"]}, **options).eval()
+    named.load_state_dict(net.state_dict())
+    assert torch.equal(named.logits(x), net.logits(x)), "by default the two coarsest"
+    finer = Explainer("fpn", 6, {"order": 2.0, "order_layers": ["layer1", "layer3"]}, **options)
+    assert finer.network.order_decoder.sides["0"][0].in_channels == net.network.decoder.sides["0"][0].in_channels
+    with pytest.raises(ConfigError, match=r"order_layers must name at least two different layers, received \['layer3'\]"):
+        Explainer("fpn", 6, {"order": 2.0, "order_layers": ["layer3"]}, **options)
+    with pytest.raises(UnsupportedLayerError, match="order_layers names 'layer9'"):
+        Explainer("fpn", 6, {"order": 2.0, "order_layers": ["layer3", "layer9"]}, **options)
+    some = net.logits_and_order(x, torch.tensor([4, 1]))
+    assert all(torch.allclose(part, whole[:, [4, 1]], atol=1e-4) for part, whole in zip(some, (extent, order), strict=True))
+
+
 def test_without_a_linear_head_the_order_is_learned_alone():
     torch.manual_seed(0)
     e = Explanandum(build_classifier("torchvision:mobilenet_v3_small", 4), 4, "multilabel")
@@ -277,7 +312,7 @@ def test_what_cannot_share_is_refused():
         Explainer("fpn", 6, encoder="shared")
     with pytest.raises(ConfigError, match="fpn"):
         Explainer("unet", 6, encoder="shared", explanandum=resnet(), image_size=64)
-    with pytest.raises(ConfigError, match="width, layers, start, level and order"):
+    with pytest.raises(ConfigError, match="width, layers, start, level, order and order_layers"):
         Explainer("fpn", 6, {"encoder_name": "resnet18"}, encoder="shared", explanandum=resnet(), image_size=64)
     with pytest.raises(ConfigError, match="downscale"):
         Explainer("fpn", 6, downscale=2, encoder="shared", explanandum=resnet(), image_size=64)

@@ -9,10 +9,12 @@ from torch import nn
 from explainer.config import ClassifierConfig, MaskAugmentationConfig, MaskingConfig, OcclusionConfig
 from explainer.errors import ConfigError
 from explainer.models.black_box import BlackBox
+from explainer.models.explainer import Explainer
 from explainer.tasks.classify import ClassifyTask
 from explainer.tasks.draws import Draws
 from explainer.tasks.explain import ExplainTask, diagnostics
 from explainer.tensors import Batch
+from tests.unit.models.test_shared import resnet
 from tests.unit.tasks.test_explain import LOSSES, make_batch, make_task
 
 
@@ -210,3 +212,20 @@ def test_the_occlusion_that_is_asked_for():
     assert removed(kind="cutout_squares", squares=1, side=0.5) < removed(kind="cutout_squares", squares=4, side=0.5) - 0.2
     with pytest.raises(ConfigError, match=r"occlusion\.keep is a share between 0 and 1, received 2"):
         removed(kind="hide_and_seek_grid", keep=2.0)
+
+
+def test_masks_learn_as_without_an_order_and_every_weight_takes_part():
+    """Distributed training waits for a gradient of each weight, also while no term teaches the order."""
+    e = resnet()
+    options = {"image_size": 64, "encoder": "shared", "explanandum": e}
+    gradients = []
+    for order in ({}, {"order": 3.0}):
+        torch.manual_seed(0)
+        t = ExplainTask(Explainer("fpn", 6, {"width": 8, **order}, **options), e, {"target_area": {}, "total_variation": {}})
+        batch = Batch(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.eye(6)[:2], None, None, ("a", "b"))
+        t._shared_step(batch, "train").backward()
+        gradients.append({name: p.grad for name, p in t.explainer.named_parameters() if "classifier" not in name})
+    plain, ordered = gradients
+    assert all(g is not None for g in ordered.values()) and len(ordered) > len(plain)
+    assert all(torch.allclose(ordered[name], plain[name], atol=1e-7) for name in plain)
+    assert not any(ordered[name].any() for name in ordered.keys() - plain.keys())

@@ -4,8 +4,10 @@ import gc
 import weakref
 
 import numpy as np
+import pytest
 import torch
 
+from explainer.losses.base import build_terms
 from explainer.tasks.predicting import PredictionWriter, file_names
 from explainer.tensors import Batch
 
@@ -42,9 +44,10 @@ def test_batches_are_written_and_forgotten(tmp_path):
     assert (found["y"]["masks"] == expected[1]).all() and found["x_1"]["logits"].tolist() == [1.0, -2.0]
 
 
-def test_a_trained_order_is_kept(tmp_path):
+@pytest.mark.parametrize("name", ["ranking", "order"])
+def test_a_trained_order_is_kept(tmp_path, name):
     """1 - 2e-5 and 1 - 3e-5 are the same number in float16."""
-    task = type("Task", (), {"terms": {"ranking": None}})()
+    task = type("Task", (), {"terms": build_terms({"distillation": {}, name: {}})})()
     writer = PredictionWriter(tmp_path, file_names(["a"]))
     masks = torch.tensor([[[[1 - 2e-5, 1 - 3e-5]]]])
     writer.on_predict_batch_end(None, task, masks, batch_of("a"), 0)
