@@ -47,8 +47,8 @@ def order_loss(logits: Tensor, maps: Tensor, first: Tensor, second: Tensor) -> T
 class Order(LossTerm):
     """Rank the pixels of the present classes' masks as the maps of the teachers with ``teaches: order`` do.
 
-    With a shared encoder give ``explainer.options.order``, too: a logit of its own then ranks pixels, beside the one that ends the mask.
-    Near an edge both are seen, and masks lose some IoU by a large weight (measured in docs/results/outfits.md).
+    With a shared encoder give ``explainer.options.order``, too: a logit of its own then ranks pixels, and this loss moves no mask's edge.
+    Without it, and where masks are cut to areas (``masking.area_conditioned``), one logit has to serve both.
 
     Args:
         weight: number or schedule.

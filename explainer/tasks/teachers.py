@@ -338,7 +338,13 @@ def _cached(config: TeacherConfig, explanandum: Any, data: DataModule, splits: S
     for split, cache in found.items():
         log.info("teacher %s: %d maps of %s from %s", config.name, len(cache), split, cache.folder)
     datasets = {split: data.dataset(split) for split in found}
-    return CachedTeacher(found, datasets, config.scale, memory=int(config.memory_mib * 2**20), chosen=chosen, empty=empty)
+    teacher = CachedTeacher(found, datasets, config.scale, memory=int(config.memory_mib * 2**20), chosen=chosen, empty=empty)
+    if "train" in splits and not teacher.images("train"):
+        raise ConfigError(
+            f"teachers.{config.name}: none of the {len(caches['train'])} maps of train in {config.cache} says anything: each is constant, or "
+            f"nowhere positive under scale: max (received scale: {config.scale}). Is the classifier trained? Otherwise take another method or scale."
+        )
+    return teacher
 
 
 def _without_regions(dataset: ExplainerDataset, chosen: Sequence[int] | None) -> list[int]:
