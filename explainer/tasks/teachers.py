@@ -341,8 +341,9 @@ def _cached(config: TeacherConfig, explanandum: Any, data: DataModule, splits: S
     teacher = CachedTeacher(found, datasets, config.scale, memory=int(config.memory_mib * 2**20), chosen=chosen, empty=empty)
     if "train" in splits and not teacher.images("train"):
         raise ConfigError(
-            f"teachers.{config.name}: none of the {len(caches['train'])} maps of train in {config.cache} says anything: each is constant, or "
-            f"nowhere positive under scale: max (received scale: {config.scale}). Is the classifier trained? Otherwise take another method or scale."
+            f"teachers.{config.name}: none of the {len(caches['train'])} maps of train in {config.cache} says anything: each is constant, "
+            f"or nowhere positive under scale: max (received scale: {config.scale}). Is the classifier trained? Otherwise take another "
+            "method or scale."
         )
     return teacher
 

@@ -255,7 +255,7 @@ def test_errors(tmp_path):
         build_teachers([TeacherConfig("rise", cache=str(tmp_path))], e, data, ("train", "val"))
     silent = TeacherConfig("rise", cache=str(tmp_path / "silent"), dtype="float32", scale="max")
     open_cache(silent, e, data, "train").put([data.dataset("train").sample_id(0)], [0], torch.full((1, 32, 32), -1.0))
-    with pytest.raises(ConfigError, match=r"none of the 1 maps of train in .*silent says anything.*scale: max\)\. Is the classifier trained"):
+    with pytest.raises(ConfigError, match=r"none of the 1 maps of train in .*silent says anything.*Is the classifier trained"):
         build_teachers([silent], e, data, ("train",))
     with pytest.raises(ConfigError, match="reads ground truth"):
         build_teachers([TeacherConfig("ground_truth")], e, data, ("train",))
