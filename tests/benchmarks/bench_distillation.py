@@ -42,7 +42,7 @@ from explainer.lightning_internals import quiet_lightning
 from explainer.metrics.segmentation import iou, mean_absolute_error, soft_iou
 from explainer.models.explanandum import Explanandum
 from explainer.models.masking import aggregate
-from explainer.tasks.explain import diagnostics
+from explainer.tasks.diagnostics import diagnostics
 from explainer.tasks.trainer import build_trainer
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,9 @@ from explainer.models.explainer import Explainer
 from explainer.models.networks import encoder_of
 from explainer.models.token_masking import forward_masked
 from explainer.tasks.callbacks import FiniteGradients, alike, empty_image_message, health_messages, remedies
+from explainer.tasks.diagnostics import diagnostics
 from explainer.tasks.draws import Draws
-from explainer.tasks.explain import ExplainTask, diagnostics
+from explainer.tasks.explain import ExplainTask
 from explainer.tasks.optim import configure, cosine, one_cycle
 from explainer.tensors import Batch
 from tests.contracts.networks import TinyViT

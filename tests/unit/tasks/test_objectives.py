@@ -11,8 +11,9 @@ from explainer.errors import ConfigError
 from explainer.models.black_box import BlackBox
 from explainer.models.explainer import Explainer
 from explainer.tasks.classify import ClassifyTask
+from explainer.tasks.diagnostics import diagnostics
 from explainer.tasks.draws import Draws
-from explainer.tasks.explain import ExplainTask, diagnostics
+from explainer.tasks.explain import ExplainTask
 from explainer.tensors import Batch
 from tests.unit.models.test_shared import resnet
 from tests.unit.tasks.test_explain import LOSSES, make_batch, make_task
