@@ -48,7 +48,7 @@ class Order(LossTerm):
     """Rank the pixels of the present classes' masks as the maps of the teachers with ``teaches: order`` do.
 
     With a shared encoder give ``explainer.options.order``, too: a logit of its own then ranks pixels, and this loss moves no mask's edge.
-    Without it, and where masks are cut to areas (``masking.area_conditioned``), one logit has to serve both.
+    Without it one logit has to serve both; where masks are cut to areas (``masking.area_conditioned``) the loss reaches both logits.
 
     Args:
         weight: number or schedule.

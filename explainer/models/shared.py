@@ -132,7 +132,7 @@ class SharedNetwork(nn.Module):
         level: how much a class's probability counts in its mask, before training; see :class:`~explainer.models.class_head.ClassHead`.
         order: range of logits for an order of pixels beside a mask's edge, by a small decoder of its own; see
             :class:`~explainer.models.class_head.ClassHead`.
-        order_layers: module paths of the feature maps which that decoder reads; None: the two coarsest of ``layers``.
+        order_layers: module paths of the feature maps which that decoder reads, at least two; None: the two coarsest of ``layers``.
         side: side in pixels of the image that the stages are looked for with.
         std: what the images were divided by, per channel.
     """
@@ -164,6 +164,8 @@ class SharedNetwork(nn.Module):
         self.head = ClassHead(num_classes, width, weight, start=start, level=level, order=order)
         self.order_stages: list[Stage] = []
         self.order_decoder = None
+        if order_layers is not None and order == 0:
+            raise ConfigError("explainer.options.order_layers says what an order reads, and there is none: give order, too (order: 4).")
         if order > 0:
             self.order_stages = self.stages[-2:] if order_layers is None else named_stages(classifier, order_layers, side, "order_layers")
             self.order_decoder = FeatureDecoder(self.order_stages, width, "fpn")

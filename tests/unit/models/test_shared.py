@@ -292,6 +292,10 @@ def test_an_order_is_trained_apart_and_masks_end_where_they_would_without_one():
     assert finer.network.order_decoder.sides["0"][0].in_channels == net.network.decoder.sides["0"][0].in_channels
     with pytest.raises(ConfigError, match=r"order_layers must name at least two different layers, received \['layer3'\]"):
         Explainer("fpn", 6, {"order": 2.0, "order_layers": ["layer3"]}, **options)
+    with pytest.raises(ConfigError, match="order_layers says what an order reads"):
+        Explainer("fpn", 6, {"order_layers": ["layer3", "layer4"]}, **options)
+    with pytest.raises(UnsupportedLayerError, match=r"options\.layers names 'layer9'"):
+        Explainer("fpn", 6, {"layers": ["layer3", "layer9"]}, **options)
     with pytest.raises(UnsupportedLayerError, match="order_layers names 'layer9'"):
         Explainer("fpn", 6, {"order": 2.0, "order_layers": ["layer3", "layer9"]}, **options)
     some = net.logits_and_order(x, torch.tensor([4, 1]))
