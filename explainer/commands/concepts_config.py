@@ -32,6 +32,8 @@ class ConceptsConfig:
         halves: fit on two halves of the training images, too: how far apart two fits of one space are.
         queries: arithmetic of concept vectors, e.g. "grass + blue - green".
         clusters: groups of concept vectors (k-means).
+        similarities: other similarities that the concept spaces are compared with, by name: a CSV file, concepts by concepts.
+        hierarchy: CSV file of a child and its parent in each line; compared are 1 / (1 + edges) between two concepts.
         pictures: images shown for each concept, and at each tenth of its single-image IoU; 0: none.
         bootstrap: resamples of validation images behind the intervals.
         confidence: confidence level of the intervals.
@@ -60,6 +62,8 @@ class ConceptsConfig:
     halves: bool = True
     queries: list[str] = field(default_factory=list)
     clusters: int = 3
+    similarities: dict[str, str] = field(default_factory=dict)
+    hierarchy: str | None = None
     pictures: int = 5
     bootstrap: int = 1000
     confidence: float = 0.95

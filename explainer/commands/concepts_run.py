@@ -21,6 +21,7 @@ from explainer.commands.concepts_layer import Probed, probe_classification, prob
 from explainer.commands.concepts_pictures import write_pictures
 from explainer.commands.numbers import require_least, require_share
 from explainer.concepts import embedding
+from explainer.concepts.similarities import path_similarity, read_similarity
 from explainer.concepts.store import Activations, ConceptMasks, collect
 from explainer.concepts.supports import Supports, thresholds
 from explainer.data.datamodule import DataModule
@@ -60,13 +61,17 @@ def _run(config: ConceptsConfig) -> int:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = _images(config)
+    names = _chosen(config, data)
+    outside = _outside(config, names)
     explanandum = _classifier(config, data)
     splits = {name: _collected(config, data, explanandum, split) for name, split in _splits(config).items()}
-    names = _chosen(config, data)
     for _, truth in splits.values():
         _keep(truth, [data.class_names.index(n) for n in names])
     kept, dropped = _usable(splits["train"][1], splits["val"][1], names)
     queries = [(text, embedding.parse_query(text, names)) for text in config.queries]
+    train, val = splits["train"][1], splits["val"][1]
+    facts = _facts(train, val, names, getattr(data.dataset(config.train_split), "categories", None))
+    categories = [fact["category"] for fact in facts]
     layers: dict[str, dict[str, Any]] = {}
     vectors: dict[str, Tensor] = {}
     probed: dict[str, dict[str, Probed]] = {}
@@ -78,19 +83,18 @@ def _run(config: ConceptsConfig) -> int:
         layers[layer] = {
             "filters": activations["train"].filters,
             "grid": list(activations["train"].maps.shape[2:]),
-            **{task: {**p.summary, **_space(config, p, names, queries)} for task, p in found.items()},
+            **{task: {**p.summary, **_space(config, p, names, queries, categories)} for task, p in found.items()},
         }
         for task, p in found.items():
             vectors[f"{task}/{layer}/weights"], vectors[f"{task}/{layer}/bias"] = p.fitted.weights, p.fitted.bias
             if p.limits is not None:
                 vectors[f"{task}/{layer}/thresholds"] = p.limits
-    train, val = splits["train"][1], splits["val"][1]
     summary: dict[str, Any] = {
-        "concepts": _facts(train, val, names, getattr(data.dataset(config.train_split), "categories", None), data.class_names),
+        "concepts": facts,
         "dropped": dropped,
         "images": {"train": len(train.ids), "val": len(val.ids)},
         "layers": layers,
-        "spaces": _spaces(probed, train.labels),
+        "spaces": _spaces(probed, train.labels, outside, categories),
         "settings": {k: getattr(config, k) for k in ("preset", "tau", "pooling", "void", "bootstrap", "confidence")}
         | {"mask_side": train.side[0]},
     }
@@ -190,7 +194,11 @@ def _layer(
 
 
 def _space(
-    config: ConceptsConfig, probed: Probed, names: Sequence[str], queries: Sequence[tuple[str, list[tuple[int, float]]]]
+    config: ConceptsConfig,
+    probed: Probed,
+    names: Sequence[str],
+    queries: Sequence[tuple[str, list[tuple[int, float]]]],
+    categories: Sequence[str],
 ) -> dict[str, Any]:
     """Neighbours, arithmetic, clusters and the plane of one layer's concept vectors."""
     kept = probed.concepts
@@ -205,29 +213,48 @@ def _space(
     return {
         "nearest": {names[c]: [[names[kept[i]], s] for i, s in embedding.nearest(w, place[c])] for c in kept},
         "queries": answers,
-        "clusters": {"inertia": inertia, "of": {names[c]: int(label[place[c]]) for c in kept}},
+        "clusters": {
+            "inertia": inertia,
+            "purity": embedding.purity(label, [categories[c] for c in kept]) if len(set(categories)) > 1 else None,
+            "of": {names[c]: int(label[place[c]]) for c in kept},
+        },
         "plane": {names[c]: embedding.plane(w)[place[c]].tolist() for c in kept},
     }
 
 
-def _spaces(probed: dict[str, dict[str, Probed]], labels: Tensor) -> dict[str, Any]:
-    """How far apart the concept spaces of layers and tasks are, beside two halves of the training images and co-occurrence."""
+def _outside(config: ConceptsConfig, names: Sequence[str]) -> dict[str, Tensor]:
+    """Similarities ``[C,C]`` of all concepts that do not come from the network."""
+    found = {name: read_similarity(Path(path), names) for name, path in config.similarities.items()}
+    if config.hierarchy is not None:
+        found["hierarchy"] = path_similarity(Path(config.hierarchy), names)
+    return found
+
+
+def _spaces(probed: dict[str, dict[str, Probed]], labels: Tensor, outside: dict[str, Tensor], categories: Sequence[str]) -> dict[str, Any]:
+    """How far apart the concept spaces of layers and tasks are, beside two halves of the training images, co-occurrence and what the
+    user's files say; for each category the mean over its concepts of their share.
+    """
     every = {f"{task} {layer}": p for layer, tasks in probed.items() for task, p in tasks.items()}
     shared = sorted(set.intersection(*[set(p.concepts) for p in every.values()])) if every else []
     if len(shared) < 2:
-        return {"names": [], "distances": [], "halves": {}}
+        return {"names": [], "distances": [], "halves": {}, "by_category": {}}
     similar = {name: embedding.similarity(p.comparable[shared]) for name, p in every.items()}
     similar["labels together"] = embedding.cooccurrence(labels)[shared][:, shared]
+    similar |= {name: table[shared][:, shared] for name, table in outside.items()}
     halves = {
         name: embedding.space_distance(*[embedding.similarity(h[shared]) for h in p.halves])[0] for name, p in every.items() if p.halves
     }
-    table = [[embedding.space_distance(a, b)[0] for b in similar.values()] for a in similar.values()]
-    return {"names": list(similar), "concepts": len(shared), "distances": table, "halves": halves}
+    found = [[embedding.space_distance(a, b) for b in similar.values()] for a in similar.values()]
+    own = [categories[c] for c in shared]
+    by_category = {}
+    for category in sorted(set(own)):
+        belongs = torch.tensor([o == category for o in own])
+        by_category[category] = [[float(rows[belongs].mean()) for _, rows in line] for line in found]
+    distances = [[total for total, _ in line] for line in found]
+    return {"names": list(similar), "concepts": len(shared), "distances": distances, "halves": halves, "by_category": by_category}
 
 
-def _facts(
-    train: ConceptMasks, val: ConceptMasks, names: Sequence[str], categories: dict[str, str] | None, known: Sequence[str]
-) -> list[dict[str, Any]]:
+def _facts(train: ConceptMasks, val: ConceptMasks, names: Sequence[str], categories: dict[str, str] | None) -> list[dict[str, Any]]:
     facts = []
     for c, name in enumerate(names):
         images = train.images_with(c)

@@ -88,14 +88,17 @@ def overview(summary: dict[str, Any]) -> Table:
                 wins = 100 * sum(a >= b for a, b in sound) / len(sound)
                 label = f"{layer}, {task}" + (f", {category}" if len(categories) > 1 else "")
                 cells = [Cell(m, digits=3, note="" if math.isnan(e) else f"± {e:.3f}") for m, e in means]
-                lines.append((label, [*cells, Cell(wins, digits=1), Cell(len(sound), digits=0)]))
+                told = [row["pearson"][1] for fact, row in rows if category in ("all", fact["category"]) and "pearson" in row]
+                agree = None if not told else Cell(100 * sum(p is not None and p < 0.01 for p in told) / len(told), digits=1)
+                lines.append((label, [*cells, Cell(wins, digits=1), agree, Cell(len(sound), digits=0)]))
     return Table(
         "overview",
         "Combination against single filter",
         "Mean over concepts ± standard error on validation images: set IoU (segmentation) or accuracy on as many images with the concept "
-        "as without (classification). The single filter is chosen on training images: the best by IoU, or the largest weight.",
-        ["combination", "single filter", "combination at least as good, % of concepts", "concepts"],
-        [True, True, True, None],
+        "as without (classification). The single filter is chosen on training images: the best by IoU, or the largest weight. The last but "
+        "one column: concepts whose positive weights and the filters' own IoU correlate (Pearson, p < .01).",
+        ["combination", "single filter", "combination at least as good, % of concepts", "weight and IoU agree, % of concepts", "concepts"],
+        [True, True, True, None, None],
         lines,
         "layer",
     )
@@ -188,20 +191,22 @@ def _classification(layer: str, rows: list[tuple[dict[str, Any], Row]]) -> Table
 
 def _vectors(summary: dict[str, Any], layer: str, task: str) -> Table:
     found = summary["layers"][layer][task]
+    groups = found["clusters"]
+    pure = "" if groups.get("purity") is None else f"; {groups['purity']:.0%} of the concepts belong to their cluster's commonest category"
     lines: list[tuple[str, list[Cell | None]]] = []
     for name, near in found["nearest"].items():
         cells: list[Cell | None] = [Cell(s, digits=2, note=other) for other, s in near[:5]]
-        lines.append((name, [*cells, *[None] * (5 - len(cells))]))
+        lines.append((name, [*cells, *[None] * (5 - len(cells)), Cell(groups["of"][name], digits=0)]))
     for answer in found["queries"]:
         lines.append(
-            (answer["query"], [Cell(s, digits=2, note=n) for n, s in answer["answers"][:5]] + [None] * (5 - len(answer["answers"])))
+            (answer["query"], [Cell(s, digits=2, note=n) for n, s in answer["answers"][:5]] + [None] * (6 - len(answer["answers"])))
         )
     return Table(
         f"vectors-{task}-{layer}",
         f"{layer}: nearest concepts by {task}",
-        "Cosine of the concept vectors; the most similar first.",
-        ["1st", "2nd", "3rd", "4th", "5th"],
-        [None] * 5,
+        f"Cosine of the concept vectors; the most similar first. Clusters by k-means (inertia {groups['inertia']:.3g}{pure}).",
+        ["1st", "2nd", "3rd", "4th", "5th", "cluster"],
+        [None] * 6,
         lines,
         "concept",
     )

@@ -36,7 +36,12 @@ ARGUMENTS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("concepts") / "found"
-    assert main([*ARGUMENTS, "--out", str(out), "--concepts", "[stripes, dots, rings]", "--queries", "[stripes + dots]"]) == 0
+    words, tree = out.parent / "words.csv", out.parent / "tree.csv"
+    words.write_text(",stripes,dots,rings\nstripes,1,0.5,0\ndots,0.5,1,0\nrings,0,0,1\n")
+    tree.write_text("stripes,lines\nrings,lines\nlines,texture\ndots,texture\n")
+    given = ["--concepts", "[stripes, dots, rings]", "--queries", "[stripes + dots]"]
+    given += ["--similarities", f"{{words: '{words}'}}", "--hierarchy", str(tree)]
+    assert main([*ARGUMENTS, "--out", str(out), *given]) == 0
     return out
 
 
@@ -58,9 +63,14 @@ def test_the_folder_holds_weights_numbers_and_pictures(folder):
         assert sum(n for _, n in found["segmentation"]["sharing"]["bins"]) == 8
         for kinds in summary["pictures"][layer].values():
             assert all((folder / e["file"]).is_file() for kind in kinds.values() for e in kind)
-    names = summary["spaces"]["names"]
-    assert names[-1] == "labels together" and all(row[i] == 0 for i, row in enumerate(summary["spaces"]["distances"]))
-    assert set(summary["spaces"]["halves"]) == set(names[:-1])
+    spaces = summary["spaces"]
+    names = spaces["names"]
+    assert names[-3:] == ["labels together", "words", "hierarchy"] and all(row[i] == 0 for i, row in enumerate(spaces["distances"]))
+    assert set(spaces["halves"]) == set(names[:-3])
+    # words: 1/2, 0, 0; edges stripes - dots 3, stripes - rings 2, dots - rings 3; every pair stands twice in the table
+    apart = 2 * ((1 / 2 - 1 / 4) ** 2 + (1 / 3) ** 2 + (1 / 4) ** 2)
+    assert spaces["distances"][-2][-1] == pytest.approx(apart)
+    assert spaces["by_category"]["concept"][-2][-1] == pytest.approx(apart / 3), "the mean over three concepts of one category"
 
 
 def test_the_page_needs_no_network_and_shows_every_number(folder, capsys):
@@ -72,6 +82,7 @@ def test_the_page_needs_no_network_and_shows_every_number(folder, capsys):
     for layer in summary["layers"].values():
         for row in layer["segmentation"]["rows"].values():
             assert f"{row['combination'][0]:.3f}" in page
+    assert "hierarchy" in page and "Clusters by k-means (inertia" in page and "weight and IoU agree" in page
     assert main(["concepts", "report", str(folder), "--out", str(folder / "tables.md")]) == 0
     assert "| stripes |" in (folder / "tables.md").read_text()
 
