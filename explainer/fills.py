@@ -36,7 +36,8 @@ def make_fill(
             ``blur`` (Gaussian of the image), ``noise`` (uniform in [0,1] per pixel and channel), ``shuffle`` (the next image of the
             batch: "another image").
         mean: ``[3]`` or broadcastable mean colour in [0,1]; needed by ``mean`` only.
-        generator: source of ``noise``; None: torch's own.
+        generator: source of ``noise``: one for each image, or one whose draw all images share, so that a map does not depend on what is
+            beside it in the batch. None: torch's own, drawn for each image.
         blur_sigma: pixels; default 9 % of the shorter side.
 
     Returns:
@@ -56,7 +57,8 @@ def make_fill(
         radius = min(int(3 * sigma + 0.5), min(images.shape[-2:]) - 1)
         return gaussian_blur(images, radius, sigma)
     if kind == "noise":
-        return _drawn(torch.rand, images.shape, generator, images.dtype).to(images.device)
+        shape = (1, *images.shape[1:]) if isinstance(generator, torch.Generator) else images.shape
+        return _drawn(torch.rand, shape, generator, images.dtype).to(images.device)
     return images.roll(1, dims=0)
 
 

@@ -70,6 +70,8 @@ class Attributor(abc.ABC):
         needs_attention: the method is for transformers and refuses classifiers without attention.
         passes: cost per image and class in passes through the classifier, in words.
         inner: of a method that changes another one's maps: that one.
+        map_axes: sizes of the axes between image and pixels, for a method that returns more than one map an image; see :func:`one_map`.
+        paper_options: options that ``mode: paper`` of an evaluation sets where the configuration does not.
         revision: raised whenever the maps change under unchanged options, so that stored maps and rows of the old ones are not reused.
     """
 
@@ -84,7 +86,9 @@ class Attributor(abc.ABC):
     needs_attention: ClassVar[bool] = False
     passes: ClassVar[str] = "none"
     revision: ClassVar[int] = 0
+    paper_options: ClassVar[Mapping[str, Any]] = {}
     inner: Attributor | None = None
+    map_axes: tuple[int, ...] = ()
     num_classes: int
 
     @classmethod
@@ -115,7 +119,7 @@ class Attributor(abc.ABC):
             masks: ``[B,K,H,W]`` ground truth; read only by methods with ``needs_masks``.
 
         Returns:
-            Maps ``[B,H,W]``, detached, in the images' dtype and device; larger means more evidence.
+            Maps ``[B,H,W]`` (``[B,*map_axes,H,W]``), detached, in the images' dtype and device; larger means more evidence.
         """
         check_images(images)
         index = check_class_index(class_index, images, self.num_classes)
@@ -124,7 +128,7 @@ class Attributor(abc.ABC):
         if generator is None:
             generator = torch.Generator().manual_seed(0)
         maps = self._explain(images.detach(), index, generator, masks)
-        expected = (images.shape[0], *images.shape[-2:])
+        expected = (images.shape[0], *self.map_axes, *images.shape[-2:])
         if tuple(maps.shape) != expected:
             raise ShapeError(f"{self.name} returned {tuple(maps.shape)}, expected {expected} (B,H,W).")
         return maps.detach().to(images.dtype)
@@ -139,6 +143,16 @@ class Attributor(abc.ABC):
         """Maps of several classes, ``[B,len(classes),H,W]`` (all K when None). Methods that share work between classes override it."""
         chosen = range(self.num_classes) if classes is None else classes
         return torch.stack([self(images, k, generator=generator, masks=masks) for k in chosen], dim=1)
+
+
+def one_map(attributor: Attributor) -> Attributor:
+    """The attributor itself; :class:`ConfigError` where it returns more than one map an image and the caller can use only one."""
+    if attributor.map_axes:
+        raise ConfigError(
+            f"{attributor.name} returns {' x '.join(map(str, attributor.map_axes))} maps an image with these options, and one is needed: "
+            "ask for one (output: smallest), or call the method from Python."
+        )
+    return attributor
 
 
 class DenseAttributor(abc.ABC):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from explainer import plugins
-from explainer.attribution import Attributor
+from explainer.attribution import Attributor, one_map
 from explainer.baselines import build
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.maps import Interpolation, resize_map, shares
@@ -65,7 +65,7 @@ class Ensemble(Baseline):
                 "Leave scales at 1, or load the classifier without input_size."
             )
         members = _members(methods)
-        self.members: list[Attributor] = [build(name, explanandum, **options) for name, options in members]
+        self.members: list[Attributor] = [one_map(build(name, explanandum, **options)) for name, options in members]
         self.weights = shares([1] * len(members) if weights is None else weights, len(members), self.name, "methods")
         self.axes = _AXES[flips]
         for fact, of in (

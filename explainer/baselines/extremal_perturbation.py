@@ -81,9 +81,9 @@ class ExtremalPerturbation(Baseline):
             schedule's (``code``: ``margin``, which lets a mask of 5 % cover 6.7 % of the image).
         area_reduction: the area term as a ``mean`` over pixels (the public code's, to which the published weights belong) or as the paper's
             ``sum``, with which the same weight counts Z times as much for Z pixels.
-        output: the map that the attributor returns: ``sum`` of the masks of all areas (the pointing game's map); ``smallest``: m_a*, the
-            mask of the smallest area that keeps ``tau`` times the image's logit (eq. 5), the largest area's where none does; or one of
-            ``areas``: its mask.
+        output: the map that the attributor returns: ``smallest``: m_a*, the mask of the smallest area that keeps ``tau`` times the image's
+            logit (eq. 5), the largest area's where none does; ``sum`` of the masks of all areas, for the pointing game; one of ``areas``:
+            its mask; or ``all`` masks, ``[B,A,H,W]`` (of several classes ``[B,K,A,H,W]``), from Python.
         tau: share of the image's logit that suffices for ``output="smallest"``.
         clamp_gradient: whether gradient flows where the mask is exactly 0 or 1; see
             :class:`~explainer.baselines.kernels.smooth_mask.SmoothMask`.
@@ -100,7 +100,7 @@ class ExtremalPerturbation(Baseline):
     name = "extremal_perturbation"
     passes = "iterations x areas x (forward + backward), less for converged masks"
     classes_share_work = True
-    revision = 3  # `fast` has the paper's kernel, one scale of steps a mask and ties that share the area's step
+    revision = 4  # one mask, m_a*, where no output is asked for; 3: the paper's kernel and ties that share the area's step in `fast`
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class ExtremalPerturbation(Baseline):
         renormalize: bool | None = None,
         area_on: Literal["margin", "image"] | None = None,
         area_reduction: AreaReduction = "mean",
-        output: Literal["sum", "smallest"] | float = "sum",
+        output: Literal["smallest", "sum", "all"] | float = "smallest",
         tau: float = 1.0,
         clamp_gradient: Literal["pass", "block"] = "pass",
         smooth: float = 0.0,
@@ -154,8 +154,10 @@ class ExtremalPerturbation(Baseline):
         if smooth < 0:
             raise ConfigError(f"smooth must not be negative, received {smooth}.")
         self.areas = checked_areas(areas, channels=layer is not None)
-        if output not in ("sum", "smallest", *self.areas):
-            raise ConfigError(f"output must be 'sum', 'smallest' or one of the areas {list(self.areas)}, received {output!r}.")
+        if output not in ("smallest", "sum", "all", *self.areas):
+            raise ConfigError(f"output must be 'smallest', 'sum', 'all' or one of the areas {list(self.areas)}, received {output!r}.")
+        if output == "all":
+            self.map_axes = (len(self.areas),)
         if layer is not None:
             find_layer(explanandum.classifier, layer)
         self.output, self.tau, self.area_reduction = output, tau, area_reduction
@@ -218,8 +220,9 @@ class ExtremalPerturbation(Baseline):
     def _explain(self, images: Tensor, class_index: Tensor, generator: torch.Generator, masks: Tensor | None) -> Tensor:
         if self.layer is not None:
             found = self.channel_masks(images, class_index)
-            maps = self._choose(found.saliency, found.preserved, found.original)
-            return self._smoothed(F.interpolate(maps[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0])
+            maps = self._choose(found.saliency, found.preserved, found.original, tuple(map(float, found.kept)))
+            full = F.interpolate(maps.flatten(0, -3)[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+            return self._smoothed(full).view(*maps.shape[:-2], *images.shape[-2:])
         return self._output(self._search(images, torch.arange(len(images), device=images.device), class_index, None, generator))
 
     def all_classes(
@@ -238,23 +241,26 @@ class ExtremalPerturbation(Baseline):
         return maps
 
     def _output(self, found: ExtremalMasks) -> Tensor:
-        """One map ``[B,H,W]`` of the masks of all areas."""
-        chosen = self._choose(found.masks, found.preserved, found.original)
+        """One map ``[B,H,W]`` of the masks of all areas, or all of them."""
+        chosen = self._choose(found.masks, found.preserved, found.original, self.areas)
         return chosen if self.output == "smallest" else self._smoothed(chosen)  # these masks were smoothed before they were judged
 
-    def _choose(self, maps: Tensor, preserved: Tensor, original: Tensor) -> Tensor:
-        """``[B,A,h,w]`` -> ``[B,h,w]`` as ``output`` says."""
+    def _choose(self, maps: Tensor, preserved: Tensor, original: Tensor, sizes: tuple[float, ...]) -> Tensor:
+        """``[B,A,h,w]`` -> ``[B,h,w]`` as ``output`` says (``all``: as they are). ``sizes``: the areas in one unit."""
+        if self.output == "all":
+            return maps
         if self.output == "sum":
             return maps.sum(1)
         if self.output != "smallest":
             return maps[:, self.areas.index(float(self.output))]
-        found, _ = smallest_sufficient(preserved, original, self.areas, self.tau)
+        found, _ = smallest_sufficient(preserved, original, sizes, self.tau)
         return maps[torch.arange(len(found), device=found.device), found]
 
     def _smoothed(self, maps: Tensor) -> Tensor:
         if self.smooth == 0:
             return maps
-        return imsmooth(maps.unsqueeze(1), self.smooth * min(maps.shape[-2:]), padding_mode="constant").squeeze(1)
+        flat = maps.flatten(0, -3).unsqueeze(1)
+        return imsmooth(flat, self.smooth * min(maps.shape[-2:]), padding_mode="constant").view_as(maps)
 
     def generator_for(self, images: Tensor) -> SmoothMask:
         """The mask family for these images."""

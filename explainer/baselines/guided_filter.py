@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from explainer import plugins
-from explainer.attribution import Attributor
+from explainer.attribution import Attributor, one_map
 from explainer.baselines import build
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.maps import guided_filter, smooth_map
@@ -54,7 +54,7 @@ class GuidedFilter(Baseline):
                 "guided_filter: smooth and radius are shares of the longer side and must be at least 0, eps must be positive, "
                 f"received smooth={smooth}, radius={radius}, eps={eps}."
             )
-        self.inner: Attributor = build(method, explanandum, **dict(options or {}))
+        self.inner: Attributor = one_map(build(method, explanandum, **dict(options or {})))
         self.smooth, self.radius, self.eps = smooth, radius, eps
         for fact in ("needs_gradients", "deterministic", "class_specific", "needs_masks", "reference"):
             setattr(self, fact, getattr(self.inner, fact))

@@ -232,6 +232,7 @@ class _IntegratedMask(Baseline):
     bilateral: ClassVar[bool]
     published_step: ClassVar[float]
     deterministic = False
+    revision = 1  # noise as a fill is one draw for all images
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ class IntegratedGradients(ChannelBaseline):
     """
 
     name = "integrated_gradients"
+    revision = 1  # noise as a fill is one draw for all images
     signed = True
     default_reduction = "sum"
     passes: ClassVar[str] = "steps (50) x (forward + backward)"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from explainer import plugins
-from explainer.attribution import Attributor
+from explainer.attribution import Attributor, one_map
 from explainer.baselines import build
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.maps import shares
@@ -62,7 +62,9 @@ class LayerCombination(Baseline):
         chosen: list[str | None] = list(layers) if layers else [None]
         self.weights = _weights(explanandum, weights, [c or "" for c in chosen])
         self.combination = combine
-        self.at_layers: list[Attributor] = [build(method, explanandum, **inside, **({} if at is None else {"layer": at})) for at in chosen]
+        self.at_layers: list[Attributor] = [
+            one_map(build(method, explanandum, **inside, **({} if at is None else {"layer": at}))) for at in chosen
+        ]
         self.inner = self.at_layers[0]
         for fact in ("needs_gradients", "deterministic", "class_specific", "needs_masks", "reference"):
             setattr(self, fact, getattr(self.at_layers[0], fact))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +86,7 @@ class MeaningfulPerturbation(Baseline):
         perturbation: ``blur``, ``constant`` (the image's mean colour) or ``noise`` (Gaussian around it, independent per pixel and channel;
             the same draw for all images, so that a map does not depend on the batch).
         blend: how a mask value blurs: ``mix`` (public code; default, because its masks find planted evidence where ``width`` leaves
-            fringes) or ``width`` (paper), see the module.
+            fringes) or ``width`` (paper; what ``mode: paper`` of an evaluation takes), see the module.
         iterations: Adam steps.
         rate: step size of Adam.
         l1: weight of the mask's size, summed over the grid.
@@ -109,6 +109,7 @@ class MeaningfulPerturbation(Baseline):
     name = "meaningful_perturbation"
     passes = "iterations x (forward + backward), less for converged masks"
     deterministic = False
+    paper_options: ClassVar[dict[str, Any]] = {"blend": "width"}
     revision = 1  # blur of varying width, Gaussian noise
 
     def __init__(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from explainer import plugins
-from explainer.attribution import Attributor
+from explainer.attribution import Attributor, one_map
 from explainer.baselines import build
 from explainer.baselines.kernels.base import Baseline
 from explainer.baselines.kernels.meta import stepped_parameters
@@ -39,7 +39,7 @@ class MetaSaliency(Baseline):
         if method == self.name:
             raise ConfigError("meta_saliency: method must be another method, received 'meta_saliency'.")
         self.eps = eps
-        self.inner: Attributor = build(method, explanandum, **dict(options or {}))
+        self.inner: Attributor = one_map(build(method, explanandum, **dict(options or {})))
         if not self.inner.needs_gradients and not self.inner.class_specific:
             raise ConfigError(f"meta_saliency: {method} does not read the classifier, so that a step of its weights changes nothing.")
         for fact in ("deterministic", "signed", "needs_masks"):

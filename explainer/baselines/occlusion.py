@@ -45,6 +45,7 @@ class Occlusion(Baseline):
 
     name = "occlusion"
     passes = "1 forward per patch, all classes together"
+    revision = 1  # noise as a fill is one draw for all images
     classes_share_work = True
     needs_gradients = False
     signed = True

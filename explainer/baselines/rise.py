@@ -70,6 +70,7 @@ class RISE(Baseline):
     classes_share_work = True
     needs_gradients = False
     deterministic = False
+    revision = 1  # noise as a fill is one draw for all images
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class ScoreCam(CamBaseline):
     """
 
     name = "score_cam"
+    revision = 1  # noise as a fill is one draw for all images
     needs_gradients = False
     passes: ClassVar[str] = "1 + C forward (C: channels of the layer), all classes together"
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import explainer
-from explainer import baselines
+from explainer import baselines, plugins
+from explainer.attribution import one_map
 from explainer.attribution.map_cache import method_key
 from explainer.commands.building import sized_options
 from explainer.data.contract import collate
@@ -111,16 +112,24 @@ def build_method(
     if method.checkpoint is not None:
         raise ConfigError(f"{option}: only a trained Explainer has a checkpoint; write name: {EXPLAINER}, or leave it out.")
     try:
+        given = _options(name, method, config)
         if name == SELF_SUPERVISED:
             attributor: Any = _self_supervised(explanandum, config, data, dict(method.options))
         else:
-            attributor = baselines.build(name, explanandum, **method.options)
+            attributor = one_map(baselines.build(name, explanandum, **given))
     except ConfigError as error:
         raise type(error)(f"{option}: {error}") from error
-    given = {"candidates": CANDIDATES, **method.options} if name == SELF_SUPERVISED else method.options
     fingerprint = method_key(name, type(attributor), given)
     attack, smooth = _differentiable(name, attributor, explanandum)
     return Method(label, attributor, fingerprint, scales, size, attack, smooth, method.threshold)
+
+
+def _options(name: str, method: MethodConfig, config: EvaluateConfig) -> dict[str, Any]:
+    """A baseline's options: those of the configuration over those of its paper, in ``mode: paper``."""
+    if name == SELF_SUPERVISED:
+        return {"candidates": CANDIDATES, **method.options}
+    cls = plugins.find(baselines.__name__, name)
+    return {**(cls.paper_options if config.mode == "paper" else {}), **method.options}
 
 
 def _trained(

@@ -38,8 +38,8 @@ class AttackSettings:
             below the paper's 0.001, so the stop could never fire).
         epsilon: largest change of a pixel, in units of [0,1] images.
         output: distance of ``logits`` (paper) or ``softmax`` outputs (public code).
-        distance: ``sum`` of squares, the squared norms of eq. 10 (paper), or their ``mean`` (public code, from which the weights are
-            taken). Maps have H*W values and outputs K, so the two balance the terms differently, by H*W/K.
+        distance: ``mean`` of squares (public code, from which the weights are taken) or their ``sum``, the squared norms of eq. 10
+            (paper). Maps have H*W values and outputs K, so the two balance the terms differently, by H*W/K.
         softplus: (first, last) beta of the surrogate that replaces ReLU during the attack, growing geometrically over the iterations:
             gradient maps of ReLU networks have no useful derivative otherwise. None: the network as it is (SRD needs none).
     """
@@ -51,7 +51,7 @@ class AttackSettings:
     stop_mse: float = 1e-3
     epsilon: float = 8 / 255
     output: Literal["logits", "softmax"] = "logits"
-    distance: Literal["mean", "sum"] = "sum"
+    distance: Literal["mean", "sum"] = "mean"
     softplus: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -103,8 +103,9 @@ class softplus_surrogate(TorchFunctionMode):  # noqa: N801 - a context manager, 
         if name not in ("relu", "relu_"):
             return func(*args, **kwargs)
         value = args[0] if args else kwargs["input"]
+        in_place = name == "relu_" or kwargs.get("inplace", args[1] if len(args) > 1 else False)
         # threshold: above it torch continues linearly, with a second derivative of 0
-        return value.copy_(F.softplus(value.clone(), self.beta)) if name == "relu_" else F.softplus(value, self.beta)
+        return value.copy_(F.softplus(value.clone(), self.beta)) if in_place else F.softplus(value, self.beta)
 
 
 def gradient_map(

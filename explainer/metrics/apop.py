@@ -53,6 +53,17 @@ _OTHERS = (
     "max_pool1d",
     "max_pool3d",
     "maximum",
+    "minimum",
+    # a maximum over positions is a pool, whose winners would be those of the substitute
+    "amax",
+    "amin",
+    "aminmax",
+    "max",
+    "min",
+    "topk",
+    "kthvalue",
+    "sort",
+    "median",
 )
 
 #: What may be binarised; gates (sigmoid) are no activations of features.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import explainer
 from explainer import baselines, plugins
-from explainer.attribution import Attributor
+from explainer.attribution import Attributor, one_map
 
 # The cache is evaluation's; it names no method and no protocol, and evaluation and distillation have to agree on it to the byte.
 from explainer.attribution.map_cache import MapCache, cache_key, method_key, shares_work
@@ -278,7 +278,7 @@ def build_teachers(configs: Sequence[TeacherConfig], explanandum: Any, data: Dat
 
 def live_attributor(name: str, options: dict[str, Any], explanandum: Any) -> Attributor:
     """A baseline that this classifier allows."""
-    attributor = baselines.build(name, explanandum, **options)
+    attributor = one_map(baselines.build(name, explanandum, **options))
     if attributor.needs_gradients and not explanandum.differentiable:
         inside = "" if attributor.inner is None else f" around {attributor.inner.name}"
         remedy = "rise or occlusion" if attributor.inner is None else "options: {method: occlusion}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 
 import pytest
+import torch
 import yaml
 
 from explainer import plugins
 from explainer.baselines import build
 from explainer.baselines.overview import options_as_yaml
+from explainer.inference.refinement import quality
 from tests.contracts.networks import tiny
 
 METHODS = plugins.discover("explainer.baselines")
@@ -74,3 +76,33 @@ def test_printed_options_build_the_method_as_it_is_by_default(name: str) -> None
             assert option not in entry["options"] and option in text
         else:
             assert entry["options"][option] == (list(default) if isinstance(default, tuple) else default)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rise", {"fill": "noise", "n_masks": 8, "grid": 3}),
+        ("occlusion", {"fill": "noise", "window": 4, "stride": 4}),
+        ("score_cam", {"fill": "noise"}),
+        ("integrated_gradients", {"baseline": "noise", "steps": 3}),
+        ("igos", {"fill": "noise", "size": 4, "iterations": 2, "points": 2}),
+        ("igos_pp", {"fill": "noise", "size": 4, "iterations": 2, "points": 2}),
+    ],
+)
+def test_noise_as_a_fill_does_not_depend_on_the_batch(name, options):
+    """An image's map is the same alone and beside others: the noise that hides its pixels is one draw for all images."""
+    method = build(name, tiny("vgg"), **options)
+    images = torch.rand(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    together = method(images, [0, 1, 2])
+    for i in range(3):
+        torch.testing.assert_close(together[i], method(images[i : i + 1], i)[0])
+
+
+def test_a_masks_quality_under_noise_does_not_depend_on_the_batch():
+    e = tiny("vgg")
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    masks = torch.rand(2, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    index = torch.tensor([0, 1])
+    with torch.no_grad():
+        both, second = quality(e, images, masks, index, fill="noise"), quality(e, images[1:], masks[1:], index[1:], fill="noise")
+    torch.testing.assert_close(both.score[1], second.score[0])

@@ -72,7 +72,8 @@ class _ReluMode(TorchFunctionMode):
             if not overwrites(raw, kwargs):
                 return _RuleRelu.apply(x, self.rule, cut[1])
             return x.copy_(_RuleRelu.apply(x.clone(), self.rule, cut[1]))  # in place: the caller may ignore what is returned
-        if name in RECTIFIERS or (cut is not None and cut[1] == float("inf")):  # a clamp may be a ReLU in disguise
+        # A clamp may be a ReLU or ReLU6 in disguise; to [0,1] it is a gate, or colours.
+        if name in RECTIFIERS or (cut is not None and cut[1] > 1):
             path, module = self.stack[-1] if self.stack else ("", None)
             place = "the Explanandum" if module is None else place_of(path, module)
             raise UnsupportedLayerError(

@@ -37,6 +37,7 @@ MODULE_KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), "average"),
     ((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity), "identity"),
     ((nn.Flatten, nn.Unflatten), "reshape"),
+    ((nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d), "pad"),
 )
 _FUNCTION_KINDS = {
     "conv": ("conv2d",),
@@ -50,6 +51,7 @@ _FUNCTION_KINDS = {
     "reshape": ("flatten", "reshape", "view", "squeeze", "unsqueeze"),
     "add": ("add",),
     "cat": ("cat", "concat", "concatenate"),
+    "pad": ("pad",),
 }
 _KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTION_KINDS.items() for name in names}
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "div")

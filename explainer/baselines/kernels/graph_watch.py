@@ -50,8 +50,6 @@ class _Watcher(TorchFunctionMode):
         if not inputs or not (isinstance(output, Tensor) and output.is_floating_point()):
             return self._other(name, output, inputs)
         kind, kept = gated(function_kind(name, len(inputs)), name, inputs)
-        if name == "pad":
-            kind = "pad"
         self._list(kind, name, [sources[k] for k in kept], [inputs[k] for k in kept], output, (entered, named))
         if in_place:  # whoever reads the overwritten tensor later reads the new value
             self.index[id(args[0])] = len(self.calls) - 1

@@ -20,7 +20,8 @@ class Manipulation(Protocol):
     Only methods whose map can be differentiated are attacked. Read the similarity with the perturbation reached and the iterations.
 
     Args:
-        mode: "code" keeps the softmax outputs instead of the logits, and compares by means of squares, not squared norms (eq. 10).
+        mode: "paper" compares by squared norms (eq. 10), the others by means of squares, to which the weights belong; "code" keeps the
+            softmax outputs instead of the logits. The columns of the map loss say which.
         max_iterations, learning_rate, epsilon, stop_mse: settings of the attack.
         softplus: (first, last) beta of the surrogate for methods that need one.
     """
@@ -55,12 +56,13 @@ class Manipulation(Protocol):
             stop_mse=self.stop_mse,
             epsilon=self.epsilon,
             output="softmax" if self.mode == "code" else "logits",
-            distance="mean" if self.mode == "code" else "sum",
+            distance="sum" if self.mode == "paper" else "mean",
             softplus=(float(self.softplus[0]), float(self.softplus[1])) if smooth else None,
         )
 
     def columns(self) -> dict[str, Column]:
         """Similarity of the maps before and after, and what the attack did."""
+        distance = "squared norm" if self.mode == "paper" else "mean square"
         return {
             "ssim": Column("SSIM", True),
             "pearson": Column("PCC", True),
@@ -70,8 +72,8 @@ class Manipulation(Protocol):
             "iterations": Column("iterations", None),
             "output_change": Column("change of logits", None),
             "prediction_unchanged": Column("prediction unchanged", None, percent=True),
-            "map_loss_first": Column("map loss, first", None),
-            "map_loss_last": Column("map loss, last", None),
+            "map_loss_first": Column(f"map loss ({distance}), first", None),
+            "map_loss_last": Column(f"map loss ({distance}), last", None),
         }
 
     def wanted(self, scene: Scene) -> torch.Tensor:

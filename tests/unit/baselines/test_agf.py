@@ -237,6 +237,30 @@ def test_shared_module_and_in_place_writes_equal_the_separate_form() -> None:
     assert torch.allclose(*maps, atol=1e-12) and float(maps[0].std()) > 0
 
 
+class Padded(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.how = how
+        self.first, self.second, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1 if how == "conv" else 0), nn.Linear(6, 4)
+        self.pad = nn.ZeroPad2d(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        if self.how != "conv":
+            x = self.pad(x) if self.how == "module" else nn.functional.pad(x, (1, 1, 1, 1))
+        return self.fc(self.second(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["module", "function"])
+def test_padding_before_a_convolution_is_the_convolutions_own(how: str) -> None:
+    images = pictures(2, 3, 9, 8)
+    # but for A, in which an input of ones (eq. 9) reaches into a padding that is a layer of its own
+    maps = [AGF(wrap(Padded(h).double()), no_a=True)(images, [0, 2]) for h in (how, "conv")]
+    assert torch.allclose(*maps, atol=1e-12) and float(maps[0].std()) > 0
+    assert torch.isfinite(AGF(wrap(Padded(how).double()))(images, [0, 2])).all()
+
+
 def test_refusals_name_layer_place_method_and_alternatives() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.GroupNorm(2, 4)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
     with pytest.raises(UnsupportedLayerError, match=r"agf has no rule for GroupNorm at '1.0'.*grad_cam"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import explainer.baselines as baselines
+from explainer.attribution import one_map
 from explainer.baselines.extremal_perturbation import ExtremalMasks, ExtremalPerturbation
 from explainer.baselines.kernels.extremal_channels import channel_masks
 from explainer.baselines.kernels.extremal_game import class_reward, game_reward, make_schedule
@@ -185,7 +186,7 @@ def test_finds_the_quadrant(schedule: str, game: str) -> None:
 def test_batch_of_images_classes_and_areas_equals_singles() -> None:
     explanandum, images = convolutional(), pictures(2, 12)
     start = torch.rand(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    options: dict[str, Any] = {"step": 2, "sigma": 4, "iterations": 6, "perturbation": "blur", "init": start}
+    options: dict[str, Any] = {"step": 2, "sigma": 4, "iterations": 6, "perturbation": "blur", "init": start, "output": "sum"}
     whole = ExtremalPerturbation(explanandum, [0.1, 0.4], **options)
     maps = whole.all_classes(images, [2, 0])
     assert maps.shape == (2, 2, 12, 12)
@@ -239,7 +240,17 @@ def test_outputs_of_the_attributor() -> None:
     for b, k in enumerate([1, 2]):  # the class's logit decides about sufficiency, not the contrastive reward
         assert found.original[b].item() == pytest.approx(explanandum(images)[b, k].item())
         assert found.preserved[b, 1].item() == pytest.approx(explanandum(images[b : b + 1] * found.masks[b, 1])[0, k].item())
-    torch.testing.assert_close(ExtremalPerturbation(explanandum, areas, **options)(images, [1, 2]), found.masks.sum(1))
+    torch.testing.assert_close(ExtremalPerturbation(explanandum, areas, **options)(images, [1, 2]), found.smallest_masks())
+    torch.testing.assert_close(ExtremalPerturbation(explanandum, areas, output="sum", **options)(images, [1, 2]), found.masks.sum(1))
+    every = ExtremalPerturbation(explanandum, areas, output="all", **options)
+    torch.testing.assert_close(every(images, [1, 2]), found.masks)  # [B,A,H,W]
+    both = every.all_classes(images, [1, 2])  # [B,K,A,H,W]
+    assert both.shape == (2, 2, 2, 12, 12)
+    torch.testing.assert_close(torch.stack([both[0, 0], both[1, 1]]), found.masks)
+    smooth = ExtremalPerturbation(explanandum, areas, output="all", smooth=0.1, **options)(images, [1, 2])
+    torch.testing.assert_close(smooth.flatten(0, 1), imsmooth(found.masks.flatten(0, 1)[:, None], 1.2)[:, 0])
+    with pytest.raises(ConfigError, match="2 maps an image"):
+        one_map(every)
     torch.testing.assert_close(ExtremalPerturbation(explanandum, areas, output=0.2, **options)(images, [1, 2]), found.masks[:, 1])
     smallest = ExtremalPerturbation(explanandum, areas, output="smallest", tau=0.5, **options)
     torch.testing.assert_close(smallest(images, [1, 2]), found.smallest_masks(0.5))
@@ -392,7 +403,7 @@ def test_defaults_follow_the_call() -> None:
         ({"origin": "pink"}, "origin"),
         ({"layer": "nowhere"}, "not a module"),
         ({"init": "twos"}, "informed"),
-        ({"output": "all"}, "smallest"),
+        ({"output": "largest"}, "smallest"),
         ({"output": 0.3}, "0.025"),
         ({"area_reduction": "max"}, "mean, sum"),
         ({"patience": 0}, "patience"),
@@ -437,7 +448,11 @@ def test_channel_attribution_finds_the_channel() -> None:
     activation = explanandum.classifier.features(images)
     expected = (found.masks[:, :, :, None, None] * activation[:, None]).sum(2)
     torch.testing.assert_close(found.saliency, expected)
-    torch.testing.assert_close(method(images, [0, 1]), expected.sum(1))
+    smallest = (found.preserved[:, 0] < found.original).long()  # one channel where it suffices, else both
+    torch.testing.assert_close(method(images, [0, 1]), expected[torch.arange(2), smallest])
+    for output, maps in (("sum", expected.sum(1)), ("all", expected)):
+        made = ExtremalPerturbation(explanandum, areas=[1, 0.5], layer="features", output=output)(images, [0, 1])
+        torch.testing.assert_close(made, maps)
     logits = explanandum.classifier.head((activation * found.masks[:, 0, :, None, None]).mean((2, 3)))
     torch.testing.assert_close(found.preserved[:, 0], logits[[0, 1], [0, 1]])
     torch.testing.assert_close(found.rewards, found.preserved)

@@ -131,6 +131,8 @@ class TwoUnits(nn.Module):
                 unit = unit.relu()
             elif self.how == "clamp":
                 unit = unit.clamp(min=0)
+            elif self.how == "clamp to 6":
+                unit = unit.clamp(0, 6)
             else:
                 torch.relu_(unit)  # the result is ignored on purpose
             total = total + value * unit.sum((1, 2, 3))
@@ -166,8 +168,10 @@ def test_rectifiers_without_a_rule_are_refused(method: str, activation: type[nn.
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_disguised_missing_and_scripted_relus_are_refused() -> None:
     images = random_images()
-    with pytest.raises(UnsupportedLayerError, match="clamp"):
-        build("guided_backprop", Explanandum(TwoUnits(2.0, -1.0, 3.0, 5.0, "clamp"), 1))(images, 0)
+    for how in ("clamp", "clamp to 6"):
+        beside = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), TwoUnits(2.0, -1.0, 3.0, 5.0, how))  # a ReLU that is known besides
+        with pytest.raises(UnsupportedLayerError, match="clamp"):
+            build("guided_backprop", Explanandum(beside, 1))(images, 0)
     with pytest.raises(UnsupportedLayerError, match="has none"):
         build("deconvnet", Explanandum(small_net(nn.Tanh), 3))(images, 0)
     scripted = Explanandum(torch.jit.trace(small_net().eval(), images), 3)

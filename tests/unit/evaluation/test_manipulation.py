@@ -23,6 +23,7 @@ from explainer.evaluation.manipulation import (
     softplus_surrogate,
     uniform_ssim,
 )
+from explainer.evaluation.protocols.manipulation import Manipulation
 
 
 def explanandum(inplace=False):
@@ -77,13 +78,13 @@ def test_the_attack_approaches_the_target_map_within_its_limits(method):
 
 def test_first_losses_by_hand():
     ex, x, y = explanandum(), images(0, 1), images(1, 1)
-    attack = manipulate(ex, srd(ex), x, y, AttackSettings(max_iterations=2, distance="mean"))
+    attack = manipulate(ex, srd(ex), x, y, AttackSettings(max_iterations=2))
     maps = [build("srd", ex, start="constant", normalize=False)(z, int(ex(z).argmax())).abs() for z in (x, y)]
     h, target = (m / m.sum() for m in maps)
     assert float(attack.map_loss[0, 0]) == pytest.approx(float(((h - target) ** 2).mean()), rel=1e-9)
     assert float(attack.output_loss[0, 0]) == 0 and float(attack.output_loss[1, 0]) > 0
     assert torch.allclose(attack.target_map, target) and attack.class_index.tolist() == ex(x).argmax(1).tolist()
-    summed = manipulate(ex, srd(ex), x, y, AttackSettings(max_iterations=1))  # the squared norms of eq. 10
+    summed = manipulate(ex, srd(ex), x, y, AttackSettings(max_iterations=1, distance="sum"))  # the squared norms of eq. 10
     assert float(summed.map_loss[0, 0]) == pytest.approx(144 * float(attack.map_loss[0, 0]))
     # Adam's first step moves every pixel by the learning rate in normalised units, wherever colours and epsilon allow it
     change = ((summed.images - x) / ex.std.view(1, -1, 1, 1)).abs()
@@ -154,6 +155,21 @@ def test_softplus_surrogate_replaces_every_relu_and_nothing_else():
         y.relu_()
         assert torch.equal(y, soft(x)) and torch.equal(torch.relu(input=x), soft(x))
         assert torch.allclose(torch.autograd.grad(y.sum(), x)[0], torch.sigmoid(5 * x))
+        for call in (lambda t: F.relu(t, inplace=True), lambda t: F.relu(t, True)):
+            y = x * 1
+            call(y)  # the result is not assigned: what counts is what became of y
+            assert torch.equal(y, soft(x))
+
+
+def test_distances_are_means_but_for_the_papers_mode():
+    assert AttackSettings().distance == "mean"
+    by_mode = {mode: Manipulation(mode) for mode in ("corrected", "code", "paper")}
+    assert {m: p._settings(False).distance for m, p in by_mode.items()} == {"corrected": "mean", "code": "mean", "paper": "sum"}
+    assert {m: p.columns()["map_loss_last"].title for m, p in by_mode.items()} == {
+        "corrected": "map loss (mean square), last",
+        "code": "map loss (mean square), last",
+        "paper": "map loss (squared norm), last",
+    }
 
 
 def test_gradient_maps_against_autograd():

@@ -124,6 +124,13 @@ def test_refusals():
         apop_logits(network(relu=nn.GELU), x)
     with pytest.raises(UnsupportedLayerError, match="hardtanh"):
         apop_logits(network(relu=nn.ReLU6), x)
+
+    class GlobalMaximum(nn.Module):
+        def forward(self, u):
+            return u.relu().amax((2, 3))
+
+    with pytest.raises(UnsupportedLayerError, match="amax"):  # its winners would be the substitute's
+        apop_logits(GlobalMaximum().eval(), x)
     with pytest.raises(ConfigError, match="eval mode"):
         apop_logits(network().train(), x)
     with pytest.raises(ConfigError, match="'apop' or 'apop_relu'"):

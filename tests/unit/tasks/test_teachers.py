@@ -249,6 +249,22 @@ def test_the_runner_and_the_teacher_agree_on_the_cache(tmp_path):
     assert isinstance(runner._cache(method), MapCache)
 
 
+def test_options_of_the_paper_come_with_its_mode():
+    from explainer.commands.assembly import build_method
+    from explainer.evaluation.config import EvaluateConfig, MethodConfig
+
+    e, data = tiny(), shapes()
+    for mode, given, blend in (("paper", {}, "width"), ("corrected", {}, "mix"), ("code", {}, "mix"), ("paper", {"blend": "mix"}, "mix")):
+        setting = EvaluateConfig(methods={"meaningful_perturbation": MethodConfig(options=given)}, mode=mode)
+        method = build_method("meaningful_perturbation", setting.methods["meaningful_perturbation"], setting, e, data)
+        assert method.attributor.blend == blend
+    every = EvaluateConfig(methods={"extremal_perturbation": MethodConfig(options={"output": "all"})})
+    with pytest.raises(ConfigError, match=r"methods.extremal_perturbation: .*4 maps an image.*output: smallest"):
+        build_method("extremal_perturbation", every.methods["extremal_perturbation"], every, e, data)
+    with pytest.raises(ConfigError, match="maps an image"):
+        build_teachers([TeacherConfig("extremal_perturbation", {"output": "all"})], e, data, ("train",))
+
+
 def test_errors(tmp_path):
     e, data = tiny(), shapes()
     with pytest.raises(ConfigError, match=r"explainer maps --method\.name rise --split train.*images: 400"):
