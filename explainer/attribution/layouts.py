@@ -234,18 +234,29 @@ def decide(
     explanandum: Any, path: str, module: nn.Module, *, options: list[Layout], shape: Sequence[int], images: Tensor, recording: Recording
 ) -> Layout:
     """The one of ``options`` under which the top of the image is at the top of the map. Raises :class:`UnsupportedLayerError`."""
-    if len(options) == 1:
-        return options[0]
-    if options:
-        shifts = _vertical_shifts(explanandum, module, options, images)
-        best, second = sorted(shifts, reverse=True)[:2]
-        if best > _FELT and best > _CLEARLY * second:
-            return options[shifts.index(best)]
+    if options and (found := probed(explanandum, module, options, images)) is not None:
+        return found
     why = "whose rows and columns cannot be told from its channels" if options else "which is no feature map"
     raise UnsupportedLayerError(
         f"layer {path!r} returns {tuple(shape)}, {why} of images of {recording.size[0]}x{recording.size[1]} px: name another with layer=, "
         f"{candidates(recording, explanandum.classifier)}"
     )
+
+
+def probed(run: Callable[[Tensor], Any], module: nn.Module, options: list[Layout], images: Tensor) -> Layout | None:
+    """The reading of the output of ``module`` under which the top of the image is at the top of the map, or None where that is not clear.
+
+    Args:
+        run: calls the network that holds ``module`` on images like ``images``.
+        module: the layer.
+        options: the readings, at least one.
+        images: ``[B,C,H,W]``; one is used.
+    """
+    if len(options) == 1:
+        return options[0]
+    shifts = _vertical_shifts(run, module, options, images)
+    best, second = sorted(shifts, reverse=True)[:2]
+    return options[shifts.index(best)] if best > _FELT and best > _CLEARLY * second else None
 
 
 def candidates(recording: Recording, classifier: nn.Module) -> str:
@@ -263,7 +274,7 @@ def candidates(recording: Recording, classifier: nn.Module) -> str:
     return f"for example one of these, which can be read: {', '.join(last[:_SHOWN])}{more}."
 
 
-def _vertical_shifts(explanandum: Any, module: nn.Module, options: list[Layout], images: Tensor) -> list[float]:
+def _vertical_shifts(run: Callable[[Tensor], Any], module: nn.Module, options: list[Layout], images: Tensor) -> list[float]:
     """Per reading: how far the centre of what changes moves down, in heights of the map, when the change of the image does."""
     first = images[:1]
     rows = max(1, first.shape[-2] // 4)
@@ -274,7 +285,7 @@ def _vertical_shifts(explanandum: Any, module: nn.Module, options: list[Layout],
     handle = module.register_forward_hook(lambda _, __, out: seen.append(out.detach().clone()))
     try:
         with torch.no_grad():
-            explanandum(torch.cat([first, top, bottom]))
+            run(torch.cat([first, top, bottom]))
     finally:
         handle.remove()
     return [_center(m[2] - m[0]) - _center(m[1] - m[0]) for m in (layout.spatial(seen[-1]).double() for layout in options)]

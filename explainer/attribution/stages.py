@@ -11,14 +11,14 @@ Both look at one recording of a forward pass, and read its outputs as :mod:`~exp
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from explainer.attribution.layouts import CHANNELS_FIRST, Call, Layout, Recording, candidates, decide, readings, record, record_run
+from explainer.attribution.layouts import CHANNELS_FIRST, Call, Layout, Recording, candidates, decide, probed, readings, record, record_run
 from explainer.attribution.rest import at_rest
 from explainer.attribution.watching import out_of_place, refuse_compiled
 from explainer.errors import ConfigError, UnsupportedLayerError
@@ -240,11 +240,13 @@ def find_stages(classifier: nn.Module, side: int = 224, strides: Sequence[int] =
     calls = _calls(classifier, side)
     crossing = [call.path + "." for call in calls if _changes_stride(call, side)]
     found: dict[int, Stage] = {}
+    last: dict[int, Call] = {}
     for call in calls:
         stage = _stage(call.path, call.shape, side)
         if stage is not None and stage.prefix is None and not any(call.path.startswith(prefix) for prefix in crossing):
-            found[stage.stride] = stage
-    stages = [found[stride] for stride in strides if stride in found]
+            found[stage.stride], last[stage.stride] = stage, call
+    read = [_read(classifier, found[stride], last[stride], side) for stride in strides if stride in found]
+    stages = [stage for stage in read if stage is not None]
     if len(stages) < 2 and (blocks := _blocks(classifier, calls, side)):
         return blocks
     if len(stages) < 2:
@@ -290,17 +292,25 @@ def named_stages(classifier: nn.Module, layers: Sequence[str], side: int = 224, 
         UnsupportedLayerError: a path does not exist, or its output is no feature map.
         ConfigError: fewer than two different layers.
     """
-    stages = [_stage(call.path, call.shape, side) for call in _calls(classifier, side)]
-    known = {stage.path: stage for stage in stages if stage is not None}
+    calls = {call.path: call for call in _calls(classifier, side)}
+    known = {path: stage for path, call in calls.items() if (stage := _stage(path, call.shape, side)) is not None}
+    chosen: dict[str, Stage] = {}
     for path in layers:
         if path not in known:
             raise UnsupportedLayerError(
                 f"explainer.options.{option} names {path!r}, which gives no feature map of this classifier. Some that do: "
                 f"{', '.join(list(known)[-8:])}."
             )
+        stage = _read(classifier, known[path], calls[path], side)
+        if stage is None:
+            raise UnsupportedLayerError(
+                f"explainer.options.{option} names {path!r}, which returns {calls[path].shape}: its rows and columns cannot be told from "
+                "its channels. Name another layer."
+            )
+        chosen[path] = stage
     if len(set(layers)) < 2:
         raise ConfigError(f"explainer.options.{option} must name at least two different layers, received {list(layers)}.")
-    return _with_fine_first(sorted((known[path] for path in layers), key=lambda stage: stage.stride))
+    return _with_fine_first(sorted((chosen[path] for path in layers), key=lambda stage: stage.stride))
 
 
 def _calls(classifier: nn.Module, side: int) -> list[Call]:
@@ -312,7 +322,7 @@ def _calls(classifier: nn.Module, side: int) -> list[Call]:
 
 
 def _stage(path: str, shape: Sequence[int], side: int) -> Stage | None:
-    """The feature map that an output of this shape is; None: it is none, or could be read in two ways.
+    """The feature map that an output of this shape is, or None. With as many channels as rows its layout is a guess: see :func:`_read`.
 
     A stride divides the side, up to rounding; one position alone has lost the place.
     """
@@ -324,9 +334,21 @@ def _stage(path: str, shape: Sequence[int], side: int) -> Stage | None:
         return None
     for layout in readings(shape, (side, side)):
         (h, w), channels = layout.grid_of(shape), shape[layout.channels]
-        if h == w > 1 and h <= side and -(-side // h) in _POWERS and channels != h:
+        if h == w > 1 and h <= side and -(-side // h) in _POWERS:
             return Stage(path, -(-side // h), int(channels), layout)
     return None
+
+
+def _read(classifier: nn.Module, stage: Stage, call: Call, side: int) -> Stage | None:
+    """The stage with the layout that its map really has: where shapes leave two, the network is asked; None where it gives no answer."""
+    options = readings(call.shape, (side, side)) if len(call.shape) == 4 else []
+    if len(options) < 2 or stage.channels != call.shape[2]:
+        return stage
+    parameter = next(classifier.parameters())
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(_SEED)).to(parameter)
+    with at_rest(classifier):
+        layout = probed(classifier, call.module, options, image)
+    return None if layout is None else replace(stage, layout=layout)
 
 
 def _changes_stride(call: Call, side: int) -> bool:
@@ -335,7 +357,9 @@ def _changes_stride(call: Call, side: int) -> bool:
     return entered is not None and left is not None and not isinstance(call.module, nn.Sequential) and left.stride != entered.stride
 
 
-def linear_head(classifier: nn.Module, stage: Stage, num_classes: int, side: int = 224) -> nn.Linear | None:
+def linear_head(
+    classifier: nn.Module, stage: Stage, num_classes: int, side: int = 224, logits_of: Callable[[Any, int], Tensor] | None = None
+) -> nn.Linear | None:
     """The classifier's last linear layer, if its scores are that layer's on the mean of the stage's features: then
     ``W @ features`` at a position is the class's activation there (Zhou et al. 2016). None otherwise.
 
@@ -344,6 +368,7 @@ def linear_head(classifier: nn.Module, stage: Stage, num_classes: int, side: int
         stage: the last one.
         num_classes: number of classes K.
         side: as in :func:`find_stages`.
+        logits_of: what the classifier returns, and K -> logits ``[B,K]``; None: it returns them.
     """
     heads = [m for m in classifier.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
     if not heads or heads[-1].in_features != stage.channels:
@@ -355,9 +380,10 @@ def linear_head(classifier: nn.Module, stage: Stage, num_classes: int, side: int
     handle = classifier.get_submodule(stage.path).register_forward_hook(lambda _, __, output: kept.append(output))
     try:
         with at_rest(classifier), torch.no_grad():
-            logits = classifier(example)
+            output = classifier(example)
     finally:
         handle.remove()
+    logits = output if logits_of is None else logits_of(output, num_classes)
     if not isinstance(logits, Tensor):
         return None
     pooled = head(stage.spatial(kept[-1], (side, side)).mean(dim=(2, 3)))

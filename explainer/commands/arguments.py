@@ -52,7 +52,10 @@ def name_list(value: str | list[str]) -> list[str]:
     """Names separated by commas; one that holds a comma stands in double quotes: ``'"tench, Tinca tinca",goldfish'``."""
     if not isinstance(value, str):
         return value
-    return [name.strip() for row in csv.reader([value], skipinitialspace=True) for name in row if name.strip()]
+    names = [name.strip() for row in csv.reader([value], skipinitialspace=True) for name in row if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"expected at least one name, received {value!r}: leave the option out for its default")
+    return names
 
 
 def add_model(parser: Parser) -> None:

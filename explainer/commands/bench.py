@@ -9,7 +9,7 @@ from explainer.commands.parsing import Command, Parser
 from explainer.commands.terminal import print_table
 from explainer.evaluation.progress import Progress
 from explainer.files import write_json
-from explainer.inference.classifier import open_classifier
+from explainer.inference.classifier import GivenClassifier
 from explainer.inference.outputs import writable_file
 
 
@@ -31,9 +31,9 @@ def run(_parser: Parser, args: Namespace) -> int:
 
     if args.out:
         writable_file(args.out)
-    description = describe_first(args.models) if args.classifier is not None else None
-    explanandum = open_classifier(args.classifier, args.classifier_options, description)
-    rivals = contestants(args.models, args.threads, explanandum, args.size)
+    given = GivenClassifier(args.classifier, args.classifier_options)
+    explanandum = given.beside(describe_first(args.models, given) if args.classifier is not None else None)
+    rivals = contestants(args.models, args.threads, explanandum, args.size, given)
     with Progress(None, not args.quiet, "measuring") as progress:
         report = bench(rivals, args.batch, args.repeats, args.threads, progress.reach)
     head, *rows = table(report)

@@ -43,7 +43,7 @@ def run(config: CalibrateConfig) -> int:
     explanandum = assembly.classifier(setting, data)
     if config.fallback == "refine":
         check_method(config.method, explanandum)
-    net = explainer.load(config.model)
+    net = explainer.load(config.model, explanandum if explanandum.differentiable else None)
     description = describe(net)
     if notice := require_same_classifier(explanandum, description, config.model):
         print(notice, file=sys.stderr)

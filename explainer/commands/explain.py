@@ -13,7 +13,7 @@ from explainer.commands.parsing import Command, Parser
 from explainer.commands.terminal import print_table
 from explainer.errors import ConfigError
 from explainer.evaluation.progress import Progress
-from explainer.inference.classifier import open_classifier, prediction_threshold, require_same_classifier
+from explainer.inference.classifier import GivenClassifier, prediction_threshold, require_same_classifier
 from explainer.inference.outputs import writable_folder
 from explainer.locks import claimed
 from explainer.vocabulary import SEARCHES, RefineMethod
@@ -83,8 +83,9 @@ def run(_parser: Parser, args: Namespace) -> int:
     from explainer.inference.runtime import open_model
 
     writable_folder(args.out)
-    runtime = open_model(args.model, args.threads)
-    explanandum = open_classifier(args.classifier, args.classifier_options, runtime.description)
+    given = GivenClassifier(args.classifier, args.classifier_options)
+    runtime = open_model(args.model, args.threads, given)
+    explanandum = given.beside(runtime.description)
     notice = require_same_classifier(explanandum, runtime.description, args.model)
     if notice:
         print(notice, file=sys.stderr)

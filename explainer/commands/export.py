@@ -15,7 +15,7 @@ from explainer.commands.parsing import Command, Parser
 from explainer.commands.terminal import print_table
 from explainer.errors import ConfigError
 from explainer.files import parse_json
-from explainer.inference.classifier import open_classifier
+from explainer.inference.classifier import GivenClassifier
 from explainer.inference.outputs import writable_folder
 from explainer.locks import claimed
 
@@ -85,9 +85,10 @@ def run(_parser: Parser, args: Namespace) -> int:
     from explainer.inference.pictures import read_calibration
 
     writable_folder(args.out)
-    net = explainer.load(args.model)
+    given = GivenClassifier(args.classifier, args.classifier_options)
+    net = explainer.load(args.model, given=given)
     size = args.size or height_width(net.image_size or DEFAULT_SIDE)
-    explanandum = open_classifier(args.classifier, args.classifier_options, describe(net))
+    explanandum = given.beside(describe(net))
     calibration = examples = None
     geometry = trained_geometry(net.metadata)
     if args.examples is not None:

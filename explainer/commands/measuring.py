@@ -20,6 +20,7 @@ from explainer.errors import ConfigError
 from explainer.export.exporting import build_format
 from explainer.export.parity import file_bytes, probe
 from explainer.geometry import height_width
+from explainer.inference.classifier import Given
 from explainer.inference.formats import DEFAULT_SIDE, Array, ExportModel, ExportOptions
 from explainer.inference.runtime import model_files, open_model
 from explainer.models.black_box import BlackBox
@@ -80,7 +81,11 @@ class BenchReport:
 
 
 def contestants(
-    paths: Sequence[str | Path], threads: int, explanandum: Explanandum | None = None, side: int | None = None
+    paths: Sequence[str | Path],
+    threads: int,
+    explanandum: Explanandum | None = None,
+    side: int | None = None,
+    given: Given | None = None,
 ) -> list[Contestant]:
     """Every model file of ``paths``, then the classifier in torch and, where installed, in onnxruntime.
 
@@ -91,7 +96,7 @@ def contestants(
     taken: list[tuple[int, int]] = []
     for path in [file for given in paths for file in model_files(given)]:
         before = resident_mb()
-        runtime = open_model(path, threads)
+        runtime = open_model(path, threads, given)
         size = runtime.size
         chosen = size or height_width(side or runtime.description.get("image_size") or DEFAULT_SIDE)
         taken.append(chosen)
@@ -108,10 +113,10 @@ def contestants(
     return found
 
 
-def describe_first(paths: Sequence[str | Path]) -> dict[str, Any] | None:
+def describe_first(paths: Sequence[str | Path], given: Given | None = None) -> dict[str, Any] | None:
     """What the first of the models says about itself and its classifier, or None without models."""
     files = [file for given in paths for file in model_files(given)]
-    return open_model(files[0]).description if files else None
+    return open_model(files[0], given=given).description if files else None
 
 
 def classifier_contestants(name: str, module: nn.Module, size: tuple[int, int], threads: int) -> list[Contestant]:

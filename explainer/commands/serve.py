@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from explainer.commands.arguments import add_classifier_options, add_model, name_list, number, positive, probability, side
 from explainer.commands.parsing import Command, Parser
 from explainer.errors import ConfigError
-from explainer.inference.classifier import open_classifier, prediction_threshold, require_same_classifier
+from explainer.inference.classifier import GivenClassifier, prediction_threshold, require_same_classifier
 
 if TYPE_CHECKING:
     from explainer.look.server import Server
@@ -69,8 +69,9 @@ def make_server(args: Namespace) -> Server:
             raise ConfigError(
                 f"{option} can be at most {most:g}, the limit for any image, received {value:g}. Resize larger pictures first."
             )
-    runtime = open_model(args.model, args.threads)
-    explanandum = open_classifier(args.classifier, args.classifier_options, runtime.description)
+    given = GivenClassifier(args.classifier, args.classifier_options)
+    runtime = open_model(args.model, args.threads, given)
+    explanandum = given.beside(runtime.description)
     notice = require_same_classifier(explanandum, runtime.description, args.model)
     threshold = prediction_threshold(args.threshold, runtime.description)
     uploads = Uploads(

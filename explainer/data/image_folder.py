@@ -93,10 +93,16 @@ class ImageFolder(ImageFileDataset):
         require_directory(self.folder, self.name, WHERE)
         if layout == "auto" and class_names is None:
             self.folder, mask_root = _recognized(self.folder, mask_root)
+        parted = (self.folder / "train").is_dir() and bool(subfolders(self.folder / "train"))
         if layout == "auto":
-            layout = "splits" if (self.folder / "train").is_dir() and subfolders(self.folder / "train") else "flat"
+            layout = "splits" if parted else "flat"
         top = self.folder / split if layout == "splits" else self.folder
-        require_directory(top, self.name, f"{WHERE} For a random division use layout: flat.")
+        if layout == "flat" and parted and class_names is None:
+            raise ConfigError(
+                f"layout: flat takes the folders of {self.folder} as classes, and its train holds class folders itself: leave layout out, "
+                f"or take {self.folder / 'train'} as data.options.root. If train is a class, give class_names."
+            )
+        require_directory(top, self.name, _without_split(self.folder, split) if parted else WHERE)
         found = {name: files for name in subfolders(top) if (files := image_files(top / name))}
         reference = self.folder / "train" if layout == "splits" and (self.folder / "train").is_dir() else top
         self.class_names = (
@@ -180,6 +186,14 @@ def _names(reference: Path, found: Mapping[str, object], top: Path) -> tuple[str
     if empty := [n for n in every if n not in names]:
         log.warning("%s: %d folder(s) without images are no classes: %s.", reference, len(empty), ", ".join(empty[:10]))
     return tuple(names)
+
+
+def _without_split(root: Path, split: str) -> str:
+    """What to do where a folder with ``train`` has no folder of this split."""
+    return (
+        f"With {root / 'train'} there must be a folder for every split: move some of its images to {root / split}, or take "
+        f"{root / 'train'} as data.options.root, whose class folders are then divided at random."
+    )
 
 
 def _recognized(root: Path, mask_root: str | None) -> tuple[Path, str | None]:

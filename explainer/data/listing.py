@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 _SYSTEM = frozenset({"@eadir", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information", "lost+found", "thumbs.db"})
 
 
+# What cameras and phones write and Pillow does not read: who has them in a folder means them as photographs.
+_OF_CAMERAS = frozenset({".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"})
+
+
 def hidden(name: str) -> bool:
     """Whether a file or folder of this name is no one's data."""
     return name.startswith(".") or name.lower() in _SYSTEM
@@ -32,15 +36,27 @@ def subfolders(folder: Path) -> list[str]:
 
 def image_files(folder: Path) -> list[Path]:
     """All images below ``folder``, sorted. Hidden names below it are left out; what lies above it does not matter. Links that lead nowhere
-    are left out and said.
+    and photographs in formats that are not read are left out and said.
 
     Raises:
         DatasetNotFoundError: a folder cannot be read: its images would be missing in silence.
     """
     files: list[Path] = []
     others: list[Path] = []
+    strange: list[Path] = []
     for path in _walk(folder):
-        (files if path.is_file() else others).append(path)
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            (files if path.is_file() else others).append(path)
+        elif path.suffix.lower() in _OF_CAMERAS:
+            strange.append(path)
+    if strange:
+        log.warning(
+            "%d photograph(s) in %s are in formats that are not read (%s), the first %s. They are left out: convert them to JPEG or PNG.",
+            len(strange),
+            folder,
+            ", ".join(sorted({path.suffix.lower() for path in strange})),
+            printable(min(strange)),
+        )
     if lost := sorted(path for path in others if path.is_symlink()):
         log.warning(
             "%d image(s) in %s are links that lead nowhere, the first %s. They are left out.", len(lost), folder, printable(lost[0])
@@ -60,7 +76,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not hidden(name)]
         for name in files:
             path = Path(parent, name)
-            if not hidden(name) and path.suffix.lower() in IMAGE_SUFFIXES:
+            if not hidden(name):
                 yield path
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from explainer.errors import ConfigError
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
+from explainer.models.scores import logits_of
 
 
 class FusedExplainer(nn.Module):
@@ -67,8 +68,7 @@ class FusedExplainer(nn.Module):
         if e.input_size is not None:
             # Always resized: a comparison of sizes would become a condition on the exported graph; at equal size it changes nothing.
             images = F.interpolate(images, size=(e.input_size, e.input_size), mode="bilinear", align_corners=False)
-        logits: Tensor = e.classifier(e.normalize(images))
-        return logits
+        return logits_of(e.classifier(e.normalize(images)), e.num_classes)
 
     def choose(self, logits: Tensor) -> Tensor | None:
         """Classes ``[B,top]`` of logits ``[B,K]``; None: all."""

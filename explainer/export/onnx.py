@@ -17,6 +17,7 @@ import torch
 from explainer.errors import ExportError
 from explainer.export.edge_layers import edge_layers
 from explainer.export.torch_export import trace
+from explainer.inference.classifier import Given
 from explainer.inference.formats import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
 from explainer.inference.predictor import Predictor
 
@@ -64,7 +65,7 @@ class Onnx(ExportFormat):
         onnx.helper.set_model_props(proto, values)
         onnx.save_model(proto, str(path))
 
-    def open(self, path: Path, threads: int | None = None) -> OnnxRuntime:
+    def open(self, path: Path, threads: int | None = None, given: Given | None = None) -> OnnxRuntime:
         """See :class:`ExportFormat`."""
         return OnnxRuntime(path, threads)
 

@@ -15,6 +15,7 @@ from explainer.errors import CheckpointError, ExportError
 from explainer.export.edge_layers import edge_layers
 from explainer.export.onnx import convert
 from explainer.files import parse_json
+from explainer.inference.classifier import Given
 from explainer.inference.formats import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, require
 from explainer.inference.predictor import answered, check_description
 
@@ -78,7 +79,7 @@ class OpenVino(ExportFormat):
             converted.set_rt_info(json.dumps(model.description), ["explainer"])
             openvino.save_model(converted, str(path), compress_to_fp16=options.precision == "fp16")
 
-    def open(self, path: Path, threads: int | None = None) -> OpenVinoRuntime:
+    def open(self, path: Path, threads: int | None = None, given: Given | None = None) -> OpenVinoRuntime:
         """See :class:`ExportFormat`."""
         return OpenVinoRuntime(path, threads)
 

@@ -11,6 +11,7 @@ from typing import Any
 from explainer.errors import CheckpointError, ConfigError
 from explainer.export.card import write_card
 from explainer.files import replacing, write_json
+from explainer.inference.classifier import Given
 from explainer.inference.describe import describe
 from explainer.inference.eager import EagerRuntime
 from explainer.inference.formats import ExportFormat, ExportModel, ExportOptions
@@ -32,9 +33,9 @@ class SafeTensors(ExportFormat):
             raise ConfigError("safetensors stores an Explainer alone; for classifier and Explainer in one file use --format onnx --fused.")
         _write(model.module, path, path.parent / CONFIG)
 
-    def open(self, path: Path, threads: int | None = None) -> EagerRuntime:
+    def open(self, path: Path, threads: int | None = None, given: Given | None = None) -> EagerRuntime:
         """See :class:`ExportFormat`."""
-        return EagerRuntime(load(path), threads)
+        return EagerRuntime(load(path, given=given), threads)
 
 
 def _write(net: Explainer, weights: Path, config: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from explainer.errors import CheckpointError, ExportError
 from explainer.export.program_check import require_data_alone
 from explainer.files import parse_json
+from explainer.inference.classifier import Given
 from explainer.inference.formats import Array, ExportFormat, ExportModel, ExportOptions, Runtime, check_batch, named
 from explainer.inference.predictor import answered, check_description
 
@@ -91,6 +92,6 @@ class TorchExport(ExportFormat):
         torch.export.save(trace(model, options), content, extra_files={_EXTRA: json.dumps(model.description)})
         path.write_bytes(content.getbuffer())
 
-    def open(self, path: Path, threads: int | None = None) -> TorchProgram:
+    def open(self, path: Path, threads: int | None = None, given: Given | None = None) -> TorchProgram:
         """See :class:`ExportFormat`."""
         return TorchProgram(path, threads)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from explainer.config import without_paths
 from explainer.errors import CheckpointError, ConfigError
 from explainer.geometry import Size
+
+Given = Callable[[dict[str, Any]], Any]
+"""What a decoder's file says of its classifier (``task``, ``classes``, ``classifier``) -> that classifier (an Explanandum), or None: it is
+built as in training."""
 
 _KEYS = ("arch", "options", "num_classes", "task", "class_names", "mean", "std", "input_size")
 _SCORES = ("scores", "normalize", "output")  # what an ONNX file's own use in training says about its next use
@@ -43,6 +48,29 @@ def open_classifier(path: str | None, options: str | None = None, description: d
         return laid_out(load_explanandum(None if is_onnx else path, **values), path, otherwise=None)
     except (TypeError, AttributeError) as error:
         raise ConfigError(f"--classifier_options has a value of another kind ({error}). Received: {options}.") from error
+
+
+class GivenClassifier:
+    """The classifier of ``--classifier`` and ``--classifier_options``, opened once: when the model has said its classes.
+
+    A decoder on the classifier's features cannot be opened without it, and what the options leave out stands in the decoder's file.
+    """
+
+    def __init__(self, path: str | None, options: str | None) -> None:
+        self.path, self.options = path, options
+        self._opened: Any = None
+
+    def __call__(self, description: dict[str, Any]) -> Any:
+        """For a shared encoder: the classifier, or None where none is given or it gives scores only, which have no features."""
+        if self.path is None or str(self.path).endswith(".onnx"):
+            return None
+        return self.beside(description)
+
+    def beside(self, description: dict[str, Any] | None) -> Any:
+        """The classifier beside a model of this description, or None where none is given; see :func:`open_classifier`."""
+        if self._opened is None:
+            self._opened = open_classifier(self.path, self.options, description)
+        return self._opened
 
 
 def classifier_size(path: str | None, options: str | None = None) -> Size | None:

@@ -105,6 +105,8 @@ def explain(
     if many:
         _check_many(o, runtime, explanandum, treatment, wanted)
     (out / RESULTS).unlink(missing_ok=True)  # of an earlier call: whoever finds it takes the folder for finished
+    for stale in set(out.glob("contact_sheet_[0-9][0-9][0-9].png")) - set(files.values()):
+        stale.unlink()
     for group in batches(files, size, o.batch_size, on_error=o.on_error, failed=failed, geometry=geometry):
         images = np.stack([p.small for p in group])
         if many:
@@ -325,6 +327,9 @@ def in_picture(masks: Array, picture: Picture) -> Tensor:
 
 def _write(picture: Picture, masks: Array, scores: Array | None, chosen: Sequence[int], names: Sequence[str], out: Path) -> dict[str, Any]:
     """The files of one image, and its row of ``results.json``."""
+    for pattern in ("mask_*.png", "overlay*.png", "area_*/mask_*.png", "area_*/overlay*.png", "area_*/masks.npz"):
+        for stale in (out / picture.name).glob(pattern):  # of an earlier call, for classes or areas that this one may not write
+            stale.unlink()
     _pictures(out / picture.name, picture, masks, chosen, names)
     seen = masks[:, *picture.inside]
     return {

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from explainer.errors import ConfigError, ShapeError
+from explainer.inference.classifier import Given
 from explainer.inference.predictor import full_size
 from explainer.tensors import state_digest
 
@@ -164,8 +165,13 @@ class ExportFormat(abc.ABC):
         """Write ``model`` to ``path`` (and files beside it with the same stem)."""
 
     @abc.abstractmethod
-    def open(self, path: Path, threads: int | None = None) -> Runtime:
+    def open(self, path: Path, threads: int | None = None, given: Given | None = None) -> Runtime:
         """Open a file this format wrote.
+
+        Args:
+            path: the file.
+            threads: number of threads in one call, where the runtime can be told.
+            given: see :func:`explainer.load`; only a format that stores a decoder without its classifier asks.
 
         Raises:
             CheckpointError: missing, damaged or foreign.

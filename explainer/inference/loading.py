@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from explainer.errors import CheckpointError
 from explainer.files import parse_json
+from explainer.inference.classifier import Given, described
 from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, sub_state
 from explainer.models.classifiers import BUILDERS
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.untrusted import classifier_options
 
+_NAME = re.compile(r"[A-Za-z0-9_.]+")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def load(path: str | Path, explanandum: Explanandum | None = None) -> Explainer:
+def load(path: str | Path, explanandum: Explanandum | None = None, *, given: Given | None = None) -> Explainer:
     """Load an Explainer in eval mode.
 
     Args:
@@ -24,6 +27,7 @@ def load(path: str | Path, explanandum: Explanandum | None = None) -> Explainer:
             ``.safetensors`` file (``config.json`` beside it).
         explanandum: the classifier, which an Explainer with a shared encoder is a decoder of. None: it is built as in training, from
             the classifier's checkpoint or package that the Explainer's own file names. Unused with an encoder of its own.
+        given: makes that classifier when the file has said which it is; asked for a shared encoder alone.
 
     Returns:
         ``net(images [B,3,H,W] in [0,1]) -> class masks [B,K,H,W] in [0,1]``. ``net.metadata`` holds what was stored with it
@@ -54,6 +58,9 @@ def load(path: str | Path, explanandum: Explanandum | None = None) -> Explainer:
             raise CheckpointError(f"{path} lacks the Explainer's configuration or weights. Use another checkpoint of the run.")
         state = sub_state(state, "explainer.")
     if config.get("encoder") == "shared":
+        if explanandum is None and given is not None:
+            said = {"task": metadata.get("task"), "classes": config.get("class_names"), "classifier": described(metadata.get("classifier"))}
+            explanandum = given(said)
         explanandum = _its_classifier(path, metadata, config) if explanandum is None else explanandum
         explanandum.require_fingerprint(str(metadata.get("fingerprint", "none")), str(path))
     try:
@@ -72,8 +79,8 @@ def _its_classifier(path: Path, metadata: dict[str, Any], config: dict[str, Any]
         raise CheckpointError(f"{path} is a decoder on its classifier's features and does not name the classifier: give it too.")
     checkpoint, given = c.get("checkpoint"), c.get("options") or {}
     options = classifier_options(path, c["arch"], given)
-    if checkpoint is None and c["arch"] in BUILDERS:
-        options |= {"weights": given.get("weights")}  # one of this project's own builders: the stock weights it was trained with
+    if checkpoint is None:
+        options |= _stock_weights(c["arch"], given)
     elif checkpoint is not None and not Path(str(checkpoint)).is_file():
         raise CheckpointError(
             f"{path} is a decoder on the features of the classifier {checkpoint}, which is not there: give the classifier too "
@@ -90,6 +97,15 @@ def _its_classifier(path: Path, metadata: dict[str, Any], config: dict[str, Any]
         std=config["std"],
         input_size=c.get("input_size"),
     )
+
+
+def _stock_weights(arch: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options that say which trained weights a classifier had that is stored nowhere: a builder's or library's own, by name alone."""
+    if arch in BUILDERS:
+        return {"weights": given.get("weights")}
+    if arch.startswith("torchvision:") and _NAME.fullmatch(str(given.get("weights"))):
+        return {"weights": given["weights"]}
+    return {"pretrained": True} if arch.startswith("timm:") and given.get("pretrained") is True else {}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from explainer import plugins
 from explainer.errors import CheckpointError
+from explainer.inference.classifier import Given
 from explainer.inference.eager import EagerRuntime
 from explainer.inference.formats import ExportFormat, Runtime
 from explainer.inference.loading import WEIGHTS, load
@@ -25,12 +26,13 @@ def model_files(path: str | Path) -> list[Path]:
     return [path]
 
 
-def open_model(path: str | Path, threads: int | None = None) -> Runtime:
+def open_model(path: str | Path, threads: int | None = None, given: Given | None = None) -> Runtime:
     """Open a model for inference.
 
     Args:
         path: a ``.ckpt`` of train.py, an export folder (its ``model.safetensors``, or its only model file), or an exported file.
         threads: number of threads in one call, where the runtime can be told.
+        given: see :func:`explainer.load`: the classifier of a shared encoder; an exported file holds its own.
 
     Raises:
         CheckpointError: nothing usable there, or several files of which one must be chosen.
@@ -46,5 +48,5 @@ def open_model(path: str | Path, threads: int | None = None) -> Runtime:
         path = found[0]
     form = formats_by_suffix().get(path.suffix)
     if form is not None and path.is_file():
-        return form.open(path, threads)
-    return EagerRuntime(load(path), threads)
+        return form.open(path, threads, given)
+    return EagerRuntime(load(path, given=given), threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import pickle
 import re
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,10 +29,19 @@ log = logging.getLogger(__name__)
 _intact: set[tuple[str, int, int, int]] = set()  # (path, size, time, inode) of files whose checksums are right
 
 
+# What training scripts (timm's) store beside the weights: holders of plain values, whose making runs no code of the file's choice.
+_PLAIN: list[Any] = [
+    argparse.Namespace,
+    *(np.dtype, np.float64(0).__reduce__()[0]),
+    *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd"),
+]
+
+
 def read_weights(path: str | Path) -> dict[str, Any]:
     """The dictionary in a checkpoint (.ckpt, .pt, .pth) or the tensors of a .safetensors file.
 
-    torch's ``weights_only=True`` unpickler is used, so a pickle payload does not run.
+    torch's ``weights_only=True`` unpickler is used, so a pickle payload does not run. Arguments of a script and numbers of numpy, which
+    trainers store beside the weights, are plain values.
 
     Raises:
         CheckpointError: missing, damaged, or holding anything but tensors and plain values.
@@ -43,7 +54,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(str(path)))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_PLAIN):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"checkpoint {path} holds more than tensors and plain values, or is not a checkpoint: it was not loaded, because loading could "

@@ -46,7 +46,13 @@ def check_classes(classes: Tensor | list[int], batch: int, num_classes: int) -> 
         ShapeError: another shape, or no whole numbers.
         ConfigError: an index outside of 0..K-1.
     """
-    chosen = torch.as_tensor(classes)
+    try:
+        chosen = torch.as_tensor(classes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(
+            f"classes must be class indices [n] or, for each of the {batch} images, [{batch},n]; received {classes!r}. Names have numbers: "
+            "their positions in net.class_names."
+        ) from error
     wrong_rows = chosen.ndim == 2 and chosen.shape[0] != batch
     if chosen.ndim not in (1, 2) or wrong_rows or chosen.numel() == 0 or chosen.is_floating_point() or chosen.dtype == torch.bool:
         raise ShapeError(

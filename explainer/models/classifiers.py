@@ -108,9 +108,31 @@ def cifar_resnet50(num_classes: int, activation: str = "relu") -> nn.Module:
     return built
 
 
-def _torchvision(name: str, weights: str | None) -> Any:
+def _from_torchvision(name: str, num_classes: int, weights: Any = None, **options: Any) -> nn.Module:
+    """A model of torchvision; with trained weights and another number of classes than theirs, its last layer is a fresh one."""
+    if weights is None:
+        plain: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
+        return plain
+    net: nn.Module = _torchvision(name, weights, **options)
+    path, layer = [(path, module) for path, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    if len(layer.weight) == num_classes:
+        return net
+    fresh: nn.Linear | nn.Conv2d
+    if isinstance(layer, nn.Linear):
+        fresh = nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
+    else:  # SqueezeNet's
+        fresh = nn.Conv2d(layer.in_channels, num_classes, kernel_size=1, bias=layer.bias is not None)
+    nn.init.normal_(fresh.weight, std=0.01)
+    if fresh.bias is not None:
+        nn.init.zeros_(fresh.bias)
+    parent, _, own = path.rpartition(".")
+    setattr(net.get_submodule(parent), own, fresh)
+    return net
+
+
+def _torchvision(name: str, weights: Any, **options: Any) -> Any:
     try:
-        return models.get_model(name, weights=weights)
+        return models.get_model(name, weights=weights, **options)
     except (OSError, ValueError, KeyError) as error:
         hub = torch.hub.get_dir()
         raise CheckpointError(
@@ -144,7 +166,7 @@ def build_classifier(arch: str, num_classes: int, **options: Any) -> nn.Module:
     if arch in BUILDERS:
         builder = BUILDERS[arch]
     elif prefix == "torchvision" and rest:
-        builder = lambda num_classes, **kw: models.get_model(rest, num_classes=num_classes, **{"weights": None, **kw})  # noqa: E731
+        builder = partial(_from_torchvision, rest)
     elif prefix == "timm" and rest:
         import timm
 
@@ -164,5 +186,5 @@ def build_classifier(arch: str, num_classes: int, **options: Any) -> nn.Module:
         return builder(num_classes=num_classes, **options)
     except ExplainerError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError, OSError) as error:
         raise ConfigError(f"classifier {arch!r} could not be built with options {options}: {error}") from error

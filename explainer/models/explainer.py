@@ -231,8 +231,17 @@ class Explainer(nn.Module):
             if classes is not None:
                 classes = check_classes(classes, images.shape[0], self.num_classes).to(images.device)
             if images.shape[1] != 3:
-                raise ShapeError(f"images must have 3 channels (RGB), received {images.shape[1]}; repeat a grey channel three times.")
+                raise ShapeError(f"images must have 3 channels (RGB), received {tuple(images.shape)}: {_to_rgb(images.shape)}.")
         return self.logits(images, classes).sigmoid()  # type: ignore[arg-type]
+
+
+def _to_rgb(shape: Sequence[int]) -> str:
+    """What makes RGB images of a batch of this shape."""
+    if shape[1] > 4 and shape[3] in (1, 3, 4):
+        return "the channels come second: images.permute(0, 3, 1, 2)"
+    return {1: "repeat a grey channel three times", 4: "leave the transparency out: images[:, :3]"}.get(
+        shape[1], "give red, green and blue"
+    )
 
 
 def _enlarged(maps: Tensor, like: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+_OF_UNIT_IMAGES = 10.0  # far above what mean and standard deviation of images in [0,1] can be, far below those of images in 0..255
+
+
 class Explanandum(nn.Module):
     """A frozen classifier: images in [0,1] -> logits ``[B,K]``.
 
@@ -64,6 +67,13 @@ class Explanandum(nn.Module):
             raise ConfigError("one class with task='multiclass' has probability 1 whatever the image shows: use task='multilabel'.")
         if class_names is not None and len(class_names) != num_classes:
             raise ConfigError(f"class_names has {len(class_names)} entries for num_classes={num_classes}; give one name per class.")
+        if class_names is not None and len(set(class_names)) < num_classes:
+            raise ConfigError(f"class_names must be different names, received {', '.join(map(str, class_names))}.")
+        if not isinstance(classifier, nn.Module):
+            raise ConfigError(
+                f"classifier must be a torch.nn.Module, received {type(classifier).__name__}: a function that gives scores is an "
+                "explainer.BlackBox."
+            )
         self.classifier = classifier
         self.num_classes = num_classes
         self.task: Task = task
@@ -78,6 +88,8 @@ class Explanandum(nn.Module):
             self.register_buffer(label, tensor, persistent=False)
         if bool((self.std <= 0).any()):
             raise ConfigError(f"std must be positive, received {std}.")
+        if max(float(self.mean.abs().max()), float(self.std.max())) > _OF_UNIT_IMAGES:
+            raise ConfigError(f"mean and std count in images in [0,1]: divide those of images in 0..255 by 255. Received {mean} and {std}.")
         self.turn = Turn()
         self.training = False
 
@@ -113,8 +125,11 @@ class Explanandum(nn.Module):
         """Images ``[B,C,H,W]`` in [0,1] -> logits ``[B,K]``, in the images' dtype.
 
         Raises:
-            ShapeError: the images are whole numbers, of which logits in their dtype would be cut to whole numbers, too.
+            ShapeError: the images have no batch axis, or are whole numbers, of which logits in their dtype would be cut to whole numbers,
+                too.
         """
+        if images.ndim == 3:
+            raise ShapeError(f"images must be [B,C,H,W], received {tuple(images.shape)}: add the batch axis (image[None]).")
         if not images.is_floating_point():
             raise ShapeError(f"images must be floating point in [0,1], received {images.dtype}: divide images in 0..255 by 255.")
         if self.input_size is not None and images.shape[-2:] != (self.input_size, self.input_size):

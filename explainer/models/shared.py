@@ -25,6 +25,7 @@ from explainer.errors import ConfigError
 from explainer.models.class_head import ClassHead, Start
 from explainer.models.class_layer import only_classes
 from explainer.models.guided import make_guide
+from explainer.models.scores import logits_of
 
 Decoder = Literal["deeplabv3plus", "panoptic_deeplab", "fpn"]
 
@@ -157,7 +158,8 @@ class SharedNetwork(nn.Module):
         self.classifier = classifier
         self.task = task
         self.stages = find_stages(classifier, side) if layers is None else named_stages(classifier, layers, side)
-        self._head = [linear_head(classifier, self.stages[-1], num_classes, side)]  # in a list: it is the classifier's, not a part
+        # In a list: it is the classifier's, not a part.
+        self._head = [linear_head(classifier, self.stages[-1], num_classes, side, logits_of)]
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
         self.decoder = FeatureDecoder(self.stages, width, decoder)
         weight = None if self._head[0] is None else self._head[0].weight.detach()
@@ -192,7 +194,7 @@ class SharedNetwork(nn.Module):
         """
         stages = [*self.stages, *self.order_stages]
         with at_rest(self.classifier), _no_grad_in_eager(), _captured(self.classifier, stages) as found:
-            logits = self.classifier(x)
+            logits = logits_of(self.classifier(x), len(self.head.own))
         maps = [stage.spatial(found[stage.path], x.shape[-2:]) for stage in stages]
         return maps, logits
 

@@ -89,7 +89,7 @@ def init_from(net: nn.Module, path: str | Path, num_classes: int, option: str = 
         option: name of the option, for messages.
 
     Raises:
-        CheckpointError: the file is unusable, names two tensors alike, or less than 90 % of the body's tensors fit.
+        CheckpointError: the file is unusable, names two tensors alike, is of a larger network, or less than 90 % of the body's tensors fit.
     """
     content = read_weights(path)
     ours = hyper_parameters(content, "classifier", path) is not None
@@ -103,6 +103,12 @@ def init_from(net: nn.Module, path: str | Path, num_classes: int, option: str = 
         if ordered is None:
             raise CheckpointError(_misfit(option, path, source, own, pairs, body))
         pairs = ordered
+    if cut := _cut_out(source, own, pairs):
+        raise CheckpointError(
+            f"{option}: {path} holds {len(cut)} more tensors inside the parts that the classifier has ({', '.join(cut[:3])}, ...): it is "
+            "of a larger network, whose remaining blocks do not fit together. Set classifier.arch and classifier.options to the file's own "
+            "architecture."
+        )
     new = {mine: source[theirs] for mine, theirs in pairs.items()}
     net.load_state_dict({**own, **new})
     kept = tuple(name for name in own if name not in pairs and not name.endswith("num_batches_tracked"))
@@ -112,6 +118,23 @@ def init_from(net: nn.Module, path: str | Path, num_classes: int, option: str = 
     used = set(pairs.values())
     unused = tuple(name for name in source if name not in used)
     return Transfer(tuple(pairs), kept, unused, _one_line(option, path, own, source, pairs, kept, unused))
+
+
+def _cut_out(source: dict[str, Tensor], own: dict[str, Tensor], pairs: dict[str, str]) -> list[str]:
+    """The file's tensors that have no place here though others of the same list of blocks do (``layer1.2`` of a deeper ResNet), where they
+    are more than a tenth of what is loaded; a decoder or an auxiliary head beside the body is none of them.
+    """
+
+    def blocks(name: str) -> str:
+        """``layer1`` of ``model.layer1.2.conv1.weight``; empty without a number: not in a list."""
+        parts = without_prefixes(name).split(".")
+        place = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+        return ".".join(parts[:place])
+
+    shared = {blocks(theirs) for theirs in pairs.values()} - {""}
+    here, used = {without_prefixes(name) for name in own}, set(pairs.values())
+    cut = [n for n in source if n not in used and without_prefixes(n) not in here and blocks(n) in shared]
+    return cut if len(cut) > (1 - LEAST_SHARE) * len(pairs) else []
 
 
 def _misfit(option: str, path: str | Path, source: dict[str, Tensor], own: dict[str, Tensor], pairs: dict[str, str], body: set[str]) -> str:

@@ -98,7 +98,7 @@ class _Recorder(TorchFunctionMode):
             rule = RULES[name](*args, **kwargs)
         except TypeError as error:
             return Opaque(f"unusual arguments ({error})")
-        expected = len(args[0]) if isinstance(rule, Cat) else _NUM_INPUTS.get(type(rule), 1)
+        expected = len(args[0] if args else kwargs["tensors"]) if isinstance(rule, Cat) else _NUM_INPUTS.get(type(rule), 1)
         return rule if len(inputs) == expected else Opaque("a feature map is combined with a constant or with its own parameters")
 
 

@@ -257,3 +257,14 @@ def test_rows_of_one_image_are_merged(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,label,split\nphotos/0.png,cat,train\n./photos/0.png,dog,val\n")
     with pytest.raises(ConfigError, match=r"row 3 puts 'photos/0.png' into 'val', an earlier row into 'train'"):
         table(tmp_path)
+
+
+def test_a_folder_of_splits_without_one_of_them(tmp_path: Path) -> None:
+    """train and test without val: the advice must not make classes of train and test."""
+    make_image_folder(tmp_path)
+    shutil.rmtree(tmp_path / "val")
+    with pytest.raises(DatasetNotFoundError, match=r"move some of its images to .*val, or take .*train as data\.options\.root"):
+        folder(tmp_path, "val")
+    with pytest.raises(ConfigError, match=r"takes the folders of .* as classes, and its train holds class folders"):
+        folder(tmp_path, "val", layout="flat")
+    assert folder(tmp_path / "train", "val").class_names == ("cat", "dog"), "the advice works"

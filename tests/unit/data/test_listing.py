@@ -71,3 +71,10 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatc
         image_files(tmp_path)
     (tmp_path / "b").rename(tmp_path / "c")
     assert [p.parent.name for p in image_files(tmp_path)] == ["a", "c"], "hidden folders do not matter"
+
+
+def test_photographs_in_formats_that_are_not_read_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.jpg", "b.HEIC", "c.heic", "d.nef", "notes.txt", "masks.csv"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [p.name for p in image_files(tmp_path)] == ["a.jpg"]
+    assert f"3 photograph(s) in {tmp_path} are in formats that are not read (.heic, .nef), the first {tmp_path}/b.HEIC" in caplog.text

@@ -261,6 +261,17 @@ def test_more_images_than_a_sheet_holds(checkpoint: Path, folder: Path, tmp_path
     found = explain([folder], open_model(checkpoint), tmp_path / "out", ExplainOptions(side=40))
     assert found["network_size"] == [40, 40]
     assert sorted(p.name for p in (tmp_path / "out").glob("contact*")) == ["contact_sheet_001.png", "contact_sheet_002.png"]
+    # What an earlier call wrote for other classes and more images would be taken for an answer of this one.
+    explain([folder], open_model(checkpoint), tmp_path / "out", ExplainOptions(classes=["red"], side=40))
+    assert sorted(p.name for p in (tmp_path / "out" / "one.png").glob("mask_*")) == ["mask_000_red.png"]
+    explain([folder / "one.png"], open_model(checkpoint), tmp_path / "out", ExplainOptions(classes=["a/b blue"], side=40))
+    assert sorted(p.name for p in (tmp_path / "out" / "one.png").iterdir()) == [
+        "mask_002_a_b_blue.png",
+        "masks.npz",
+        "overlay.png",
+        "overlay_002_a_b_blue.png",
+    ]
+    assert [p.name for p in (tmp_path / "out").glob("contact*")] == ["contact_sheet_001.png"]
 
 
 @pytest.mark.slow

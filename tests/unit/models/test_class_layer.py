@@ -58,6 +58,9 @@ def test_bad_classes_are_refused():
     for wrong in ([], [[0], [1], [2]], [0.5], [True]):
         with pytest.raises(ShapeError, match="class indices"):
             check_classes(wrong, 2, 4)
+    for wrong in (["cat"], [[0], [1, 2]], [None]):
+        with pytest.raises(ShapeError, match=r"class indices.*net\.class_names"):
+            check_classes(wrong, 2, 4)
     for wrong in ([4], [-1]):
         with pytest.raises(ConfigError, match=r"0\.\.3"):
             check_classes(wrong, 2, 4)
@@ -75,3 +78,12 @@ def test_images_of_another_precision_are_taken_in_that_of_the_weights():
             assert other.dtype == torch.float32 and torch.allclose(other, masks, atol=tolerance)
         with torch.autocast("cpu", torch.bfloat16):
             assert net(images.bfloat16()).shape == masks.shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [((2, 16, 16, 3), r"permute\(0, 3, 1, 2\)"), ((2, 4, 16, 16), r"images\[:, :3\]"), ((2, 1, 16, 16), "grey channel three times")],
+)
+def test_images_that_are_not_rgb_are_refused_with_what_makes_them_so(shape, remedy):
+    with pytest.raises(ShapeError, match=remedy):
+        small("vgg_unet", widths=[4, 8], decoder_channels=[4])(torch.rand(shape))

@@ -122,3 +122,15 @@ def test_errors():
         explainer.Explanandum(classifier(), 7)(torch.rand(1, 3, 8, 8))
     with pytest.raises(ShapeError, match=r"floating point in \[0,1\], received torch\.uint8: divide images"):
         explainer.Explanandum(classifier(), 5)(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_what_cannot_be_a_classifier_or_its_images_is_said():
+    net = classifier().eval()
+    with pytest.raises(ConfigError, match=r"must be a torch\.nn\.Module, received function.*BlackBox"):
+        explainer.Explanandum(lambda x: x, 5)
+    with pytest.raises(ConfigError, match="different names"):
+        explainer.Explanandum(net, 5, class_names=["a", "b", "c", "a", "d"])
+    with pytest.raises(ConfigError, match=r"divide those of images in 0\.\.255 by 255"):
+        explainer.Explanandum(net, 5, mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
+    with pytest.raises(ShapeError, match=r"add the batch axis \(image\[None\]\)"):
+        explainer.Explanandum(net, 5)(torch.rand(3, 8, 8))

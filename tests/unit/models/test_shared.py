@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from torch import nn
 
 import explainer
+from explainer.attribution.layouts import CHANNELS_FIRST
 from explainer.attribution.stages import Stage, find_stages, linear_head, named_stages
 from explainer.baselines.kernels.maps import guided_filter
+from explainer.cli import main
 from explainer.data.shapes import Shapes
 from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError, UnsupportedLayerError
+from explainer.export.fused import FusedExplainer
+from explainer.models.checkpoints import load_explanandum
 from explainer.models.class_head import ordered
 from explainer.models.classifiers import build_classifier
 from explainer.models.explainer import Explainer
@@ -331,6 +338,9 @@ def test_load_needs_the_same_classifier(tmp_path):
     torch.save({"state_dict": {f"explainer.{k}": v for k, v in net.state_dict().items()}, "hyper_parameters": saved}, path)
     x = torch.rand(1, 3, 64, 64)
     assert torch.equal(explainer.load(path, explanandum=e)(x), net.eval()(x))
+    said = []
+    assert torch.equal(explainer.load(path, given=lambda about: said.append(about) or e)(x), net(x))
+    assert said[0]["classifier"]["arch"] == "timm:resnet10t" and said[0]["task"] == "multilabel" and len(said[0]["classes"]) == 6
     with pytest.raises(CheckpointError, match=r"gone\.ckpt, which is not there"):
         explainer.load(path)
     torch.save(e.classifier.state_dict(), tmp_path / "gone.ckpt")
@@ -338,3 +348,117 @@ def test_load_needs_the_same_classifier(tmp_path):
     torch.manual_seed(1)
     with pytest.raises(FingerprintMismatchError):
         explainer.load(path, explanandum=Explanandum(build_classifier("timm:resnet10t", 6), 6, "multilabel", mean=0.5, std=0.5))
+
+
+@pytest.mark.parametrize("command", ["explain", "export", "bench"])
+def test_commands_open_a_decoder_beside_a_classifier_that_has_moved(tmp_path, command, capsys):
+    """--classifier FILE is what the error asks for: a state_dict and a checkpoint elsewhere are opened by what the decoder's file says."""
+    e = resnet()
+    net = Explainer("fpn", 6, {"width": 16}, image_size=64, mean=[0.5] * 3, std=[0.5] * 3, encoder="shared", explanandum=e)
+    saved = {"kind": "explainer", "explainer": net.config, "fingerprint": e.fingerprint(), "task": "multilabel"}
+    saved["classifier"] = {
+        "arch": "timm:resnet10t",
+        "options": {},
+        "checkpoint": "runs/gone/best.ckpt",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    torch.save({"state_dict": {f"explainer.{k}": v for k, v in net.state_dict().items()}, "hyper_parameters": saved}, tmp_path / "net.ckpt")
+    torch.save(e.classifier.state_dict(), tmp_path / "moved.pth")
+    Image.fromarray(np.full((64, 64, 3), 120, np.uint8)).save(tmp_path / "picture.png")
+    rest = {
+        "explain": [str(tmp_path / "picture.png"), "--out", str(tmp_path / "out")],
+        "export": ["--out", str(tmp_path / "out")],
+        "bench": ["--repeats", "1", "--batch", "1", "--size", "64", "--quiet"],
+    }[command]
+    assert main([command, str(tmp_path / "net.ckpt"), *rest]) == 2
+    assert "--classifier FILE" in capsys.readouterr().err
+    assert main([command, str(tmp_path / "net.ckpt"), *rest, "--classifier", str(tmp_path / "moved.pth")]) == 0
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_a_map_with_as_many_channels_as_rows_is_a_stage(side):
+    """ResNet-18's first stage has 64 channels: of 64 rows at 256 px. Here 16 channels, of 16 rows at 64 px and of 32 at 128."""
+    net = nn.Sequential()
+    for given, made in [(3, 16), (16, 16), (16, 24), (24, 32), (32, 40)]:
+        net.append(nn.Sequential(nn.Conv2d(given, made, 3, stride=2, padding=1), nn.ReLU()))
+    net += nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 6))
+    stages = find_stages(net.eval(), side)
+    assert [(s.path, s.stride, s.channels, s.layout) for s in stages] == [
+        ("1", 4, 16, CHANNELS_FIRST),
+        ("2", 8, 24, CHANNELS_FIRST),
+        ("3", 16, 32, CHANNELS_FIRST),
+        ("4", 32, 40, CHANNELS_FIRST),
+    ]
+    assert [s.path for s in named_stages(net, ["1", "3"], side)] == ["1", "3"]
+
+
+def test_the_layout_of_an_ambiguous_map_is_found_out():
+    """Channels last, 16 of them at 16 x 16: the shape is that of channels first."""
+
+    class Last(nn.Module):
+        def forward(self, x):
+            return x.permute(0, 2, 3, 1)
+
+    class First(nn.Module):
+        def forward(self, x):
+            return x.permute(0, 3, 1, 2)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.last, self.first = nn.Conv2d(3, 16, 4, 4), Last(), First()
+            self.body, self.fc = nn.Conv2d(16, 20, 2, 2), nn.Linear(20, 6)
+
+        def forward(self, x):
+            return self.fc(self.body(self.first(self.last(self.stem(x)))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    assert named_stages(Net().eval(), ["last", "body"], 64)[0].layout.channels == 3
+    assert named_stages(Net().eval(), ["first", "body"], 64)[0].layout.channels == 1
+
+
+class Wrapped(nn.Module):
+    def __init__(self, net, how):
+        super().__init__()
+        self.net, self.how = net, how
+
+    def forward(self, x):
+        logits = self.net(x)
+        return {"dict": {"logits": logits}, "tuple": (logits, logits), "flat": logits[:, 0]}[self.how] if self.how else logits
+
+
+@pytest.mark.parametrize(("how", "classes"), [("dict", 6), ("tuple", 6), ("flat", 1)])
+def test_a_classifier_may_return_its_logits_in_other_ways(how, classes):
+    torch.manual_seed(0)
+    body = build_classifier("timm:resnet10t", classes)
+    made = []
+    for wrapping in (None, how):
+        e = Explanandum(Wrapped(body, wrapping).eval(), classes, "multilabel", mean=0.5, std=0.5)
+        torch.manual_seed(1)
+        net = Explainer("fpn", classes, {"width": 16}, image_size=64, mean=[0.5] * 3, std=[0.5] * 3, encoder="shared", explanandum=e).eval()
+        x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        fused = FusedExplainer(net, e).eval()
+        made.append((net(x), *fused(x)))
+    assert made[0][0].shape == (3, classes, 64, 64)
+    for plain, wrapped in zip(*made, strict=True):
+        torch.testing.assert_close(plain, wrapped)
+
+
+def test_a_decoder_on_a_librarys_weights_is_opened_by_their_name(tmp_path, monkeypatch):
+    """Nothing is stored of torchvision's weights but their name."""
+    whole = torchvision.models.resnet18(num_classes=1000)
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda self, **_: whole.state_dict())
+    names = [str(k) for k in range(1000)]
+    e = load_explanandum(None, "torchvision:resnet18", {"weights": "IMAGENET1K_V1"}, 1000, task="multiclass", class_names=names)
+    mean, std = e.normalization
+    net = Explainer("fpn", 1000, {"width": 8}, image_size=64, mean=mean, std=std, class_names=names, encoder="shared", explanandum=e).eval()
+    saved = {"kind": "explainer", "explainer": net.config, "fingerprint": e.fingerprint(), "task": "multiclass"}
+    saved["classifier"] = {"arch": "torchvision:resnet18", "options": {"weights": "IMAGENET1K_V1"}, "checkpoint": None, "input_size": None}
+    torch.save({"state_dict": {f"explainer.{k}": v for k, v in net.state_dict().items()}, "hyper_parameters": saved}, tmp_path / "net.ckpt")
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(explainer.load(tmp_path / "net.ckpt")(x, [3]), net(x, [3]))
+    saved["classifier"]["options"] = {"weights": "http://example.org/w.pth"}
+    torch.save({"state_dict": {f"explainer.{k}": v for k, v in net.state_dict().items()}, "hyper_parameters": saved}, tmp_path / "net.ckpt")
+    with pytest.raises((CheckpointError, FingerprintMismatchError)):
+        explainer.load(tmp_path / "net.ckpt")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+import os
+import urllib.error
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
 from explainer.config import ClassifierConfig, OptimizerConfig
 from explainer.errors import CheckpointError, ConfigError
-from explainer.models.checkpoints import load_explanandum
+from explainer.models.checkpoints import load_explanandum, read_weights
 from explainer.models.classifiers import build_classifier
 from explainer.models.transfer import freeze, head_of, init_from
 from explainer.tasks.classify import ClassifyTask
@@ -241,3 +246,62 @@ def test_the_body_learns_at_its_own_rate() -> None:
     head, body = mine.configure_optimizers()["optimizer"].param_groups
     assert head["lr"] == 0.1 and body["lr"] == pytest.approx(0.02)
     assert {id(p) for p in head["params"]} == {id(p) for p in mine.classifier.head.parameters()}
+
+
+def test_a_larger_networks_file_is_refused(tmp_path: Path) -> None:
+    """ResNet-34 has every tensor of ResNet-18 with the same shape, and blocks between them."""
+    torch.save(build_classifier("timm:resnet34", 3).state_dict(), tmp_path / "resnet34.pth")
+    with pytest.raises(CheckpointError, match=r"holds \d+ more tensors inside the parts .*layer1\.2.*larger network.*classifier\.arch"):
+        init_from(build_classifier("timm:resnet18", 3), tmp_path / "resnet34.pth", 3)
+
+
+def test_what_lies_beside_the_body_may_stay_behind(tmp_path: Path) -> None:
+    """A segmentation network's file: the encoder is taken, the decoder has no place, however large it is."""
+    net = build_classifier("timm:resnet18", 3)
+    state = {f"encoder.{k}": v for k, v in net.state_dict().items()}
+    decoder = {f"decoder.blocks.{i}.conv.weight": torch.rand(2, 2) for i in range(80)}
+    torch.save({"state_dict": {**{k.removeprefix("encoder."): v for k, v in state.items()}, **decoder}}, tmp_path / "both.pth")
+    assert len(init_from(net, tmp_path / "both.pth", 3).unused) == 80
+
+
+def test_arguments_and_numbers_beside_the_weights_are_plain_values(tmp_path: Path) -> None:
+    """timm's training script stores its arguments and its best metric; code in their place is refused as before."""
+    content = {
+        "state_dict": build_classifier("small_vgg", 3).state_dict(),
+        "args": argparse.Namespace(lr=0.1, model="x"),
+        "metric": np.float64(71.5),
+        "epoch": np.int64(3),
+    }
+    torch.save(content, tmp_path / "timm.pth")
+    found = read_weights(tmp_path / "timm.pth")
+    assert found["metric"] == 71.5 and found["args"].model == "x"
+    init_from(build_classifier("small_vgg", 3), tmp_path / "timm.pth", 3)
+
+    class Runs:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"args": argparse.Namespace(lr=Runs())}, tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match="more than tensors and plain values"):
+        read_weights(tmp_path / "bad.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_torchvisions_weights_come_with_a_fresh_head_for_other_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torchvision.models.resnet18(num_classes=1000)
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda self, **_: whole.state_dict())
+    net = build_classifier("torchvision:resnet18", 3, weights="DEFAULT")
+    assert net.fc.out_features == 3 and float(net.fc.weight.std()) < 0.02
+    assert torch.equal(net.layer4[1].conv2.weight, whole.layer4[1].conv2.weight)
+    assert torch.equal(build_classifier("torchvision:resnet18", 1000, weights="IMAGENET1K_V1").fc.weight, whole.fc.weight)
+    with pytest.raises(CheckpointError, match="IMAGENET1K_V9"):
+        build_classifier("torchvision:resnet18", 3, weights="IMAGENET1K_V9")
+
+
+def test_without_network_trained_weights_are_an_error_with_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(self: object, **_: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torchvision.models.MobileNet_V3_Small_Weights, "get_state_dict", offline)
+    with pytest.raises(CheckpointError, match="Without network, download the file"):
+        build_classifier("torchvision:mobilenet_v3_small", 3, weights="DEFAULT")
