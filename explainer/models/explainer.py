@@ -20,6 +20,8 @@ from explainer.models.networks import build_network
 from explainer.models.shared import SharedNetwork
 from explainer.models.untrusted import network_options
 
+_UNIT = (-1.0, 2.0)  # [0,1] with room for noise and resampling; images normalised by ImageNet's statistics go from -2.1 to 2.6
+
 
 class Explainer(nn.Module):
     """Images in [0,1] -> one mask per class in [0,1], in a single forward pass (Stalder et al. 2022, section 3.1).
@@ -212,6 +214,15 @@ class Explainer(nn.Module):
         logits, classes, scores = self.network.with_scores(x, choose)
         return logits, classes, _enlarged(_enlarged(scores, x), images) if enlarge else scores
 
+    def _check_unit(self, images: Tensor) -> None:
+        """Refuse images that are normalised already, where this network normalises them itself."""
+        low, high = (float(value) for value in images.detach().aminmax())
+        if bool(self.mean.any()) and not (low >= _UNIT[0] and high <= _UNIT[1]):
+            raise ShapeError(
+                f"images must lie in [0,1], received values {low:.4g} to {high:.4g}: this network normalises them itself "
+                f"(mean {self.config['mean']}), so leave out Normalize."
+            )
+
     def forward(self, images: Tensor, classes: Tensor | list[int] | None = None) -> Tensor:
         """Class masks; with ``classes`` the cost does not grow with K.
 
@@ -223,11 +234,12 @@ class Explainer(nn.Module):
             ``[B,K,H,W]`` in [0,1], or ``[B,n,H,W]`` in the order of ``classes``.
 
         Raises:
-            ShapeError: the images are no batch of RGB images, or ``classes`` has another shape.
+            ShapeError: the images are no batch of RGB images in [0,1], or ``classes`` has another shape.
             ConfigError: a class index outside of 0..K-1.
         """
         if not torch.compiler.is_compiling():
             check_images(images)
+            self._check_unit(images)
             if classes is not None:
                 classes = check_classes(classes, images.shape[0], self.num_classes).to(images.device)
             if images.shape[1] != 3:

@@ -87,3 +87,10 @@ def test_images_of_another_precision_are_taken_in_that_of_the_weights():
 def test_images_that_are_not_rgb_are_refused_with_what_makes_them_so(shape, remedy):
     with pytest.raises(ShapeError, match=remedy):
         small("vgg_unet", widths=[4, 8], decoder_channels=[4])(torch.rand(shape))
+
+
+def test_images_that_are_normalised_already_are_refused():
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    normalised = (images - 0.5) / 0.2
+    with pytest.raises(ShapeError, match=r"received values -2\.\d* to 2\.\d*.*leave out Normalize"):
+        small("vgg_unet", widths=[4, 8], decoder_channels=[4])(normalised)
