@@ -221,7 +221,7 @@ class Stage:
         return placed
 
 
-def find_stages(classifier: nn.Module, side: int = 224, strides: Sequence[int] = STRIDES) -> list[Stage]:
+def find_stages(classifier: nn.Module, side: int = 224, strides: Sequence[int] = STRIDES, *, square: bool = True) -> list[Stage]:
     """The last feature map of each stride, in the order of the strides; of a transformer with one resolution, four of its depths.
 
     The latter are those of DPT (Ranftl et al., ICCV 2021): after each quarter of the blocks. The shallowest is enlarged to stride 8.
@@ -233,11 +233,12 @@ def find_stages(classifier: nn.Module, side: int = 224, strides: Sequence[int] =
         classifier: takes normalised images ``[1,3,side,side]``.
         side: side in pixels of the image it is run on; the stages of another size are the same.
         strides: those looked for.
+        square: maps with as many channels as rows count, too. False: they are left out, as decoders were built until they counted.
 
     Raises:
         UnsupportedLayerError: fewer than two are found (a scripted network, a transformer whose blocks return more than tokens).
     """
-    calls = _calls(classifier, side)
+    calls = [call for call in _calls(classifier, side) if square or not _is_square(call.shape)]
     crossing = [call.path + "." for call in calls if _changes_stride(call, side)]
     found: dict[int, Stage] = {}
     last: dict[int, Call] = {}
@@ -337,6 +338,10 @@ def _stage(path: str, shape: Sequence[int], side: int) -> Stage | None:
         if h == w > 1 and h <= side and -(-side // h) in _POWERS:
             return Stage(path, -(-side // h), int(channels), layout)
     return None
+
+
+def _is_square(shape: Sequence[int]) -> bool:
+    return len(shape) == 4 and len(set(shape[1:])) == 1
 
 
 def _read(classifier: nn.Module, stage: Stage, call: Call, side: int) -> Stage | None:

@@ -18,6 +18,7 @@ from explainer import baselines, plugins
 from explainer.attribution import one_map
 from explainer.attribution.map_cache import method_key
 from explainer.commands.building import sized_options
+from explainer.commands.numbers import check_seed
 from explainer.data.contract import collate
 from explainer.data.datamodule import DataModule
 from explainer.data.samplers import class_by_class, spread
@@ -248,6 +249,7 @@ def process_group() -> Iterator[tuple[int, int]]:
 
 def build_runner(config: EvaluateConfig, rank: int = 0, world: int = 1) -> Runner:
     """Everything but the run itself: protocols, data, classifier and methods are checked, in this order."""
+    check_seed(config.seed)
     protocols = parse_protocols(config.protocols, config.mode)
     if not config.methods and any(p.uses_maps for p in protocols.values()):
         raise ConfigError("methods is empty: name at least one, e.g. methods: {grad_cam: {}}.")

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from explainer.commands import evaluation, verdict
 from explainer.commands.building import build_networks, build_task, data_module, versions
+from explainer.commands.numbers import check_seed
 from explainer.commands.parsing import parse_evaluate, parse_run
 from explainer.commands.terminal import show_classes, show_row
 from explainer.config import DataConfig, RunConfig, TeacherConfig
@@ -93,6 +94,9 @@ def fit(request: FitRequest) -> int:
 
 def _fit(request: FitRequest) -> int:
     config = request.config
+    check_seed(config.seed)
+    if config.evaluate_with is not None:
+        parse_evaluate(["--config", config.evaluate_with])  # now: the evaluation comes after hours of training
     quiet_lightning()
     earlier = _run_to_resume(request)
     checkpoint = None if earlier is None else earlier.path

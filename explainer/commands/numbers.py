@@ -19,3 +19,9 @@ def require_share(config: object, *names: str, ends: bool = False) -> None:
         value = getattr(config, name)
         if not 0 <= value <= 1 or (value in (0, 1) and not ends):
             raise ConfigError(f"{name} must lie in {'[0,1]' if ends else '(0,1)'}, received {value}.")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ConfigError for a seed that the random generators do not take."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must lie in 0..{2**32 - 1}, received {seed}.")

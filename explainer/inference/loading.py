@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from explainer.attribution.stages import find_stages
 from explainer.errors import CheckpointError
 from explainer.files import parse_json
 from explainer.inference.classifier import Given, described
@@ -65,6 +66,8 @@ def load(path: str | Path, explanandum: Explanandum | None = None, *, given: Giv
         explanandum.require_fingerprint(str(metadata.get("fingerprint", "none")), str(path))
     try:
         net = Explainer.from_config(config, explanandum)
+        if explanandum is not None and _built_without_square_maps(net, state):
+            net = Explainer.from_config(_with_earlier_layers(net, explanandum), explanandum)
         net.load_state_dict(state)
     except (RuntimeError, TypeError, ValueError, OverflowError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{path}: weights and configuration do not fit together ({' '.join(str(error).split())[:300]}).") from error
@@ -97,6 +100,19 @@ def _its_classifier(path: Path, metadata: dict[str, Any], config: dict[str, Any]
         std=config["std"],
         input_size=c.get("input_size"),
     )
+
+
+def _built_without_square_maps(net: Explainer, state: dict[str, Any]) -> bool:
+    """Whether the file's decoder read other maps than this one: until they counted, those with as many channels as rows were left out."""
+    own = net.state_dict()
+    differs = own.keys() != state.keys() or any(state[key].shape != value.shape for key, value in own.items())
+    return differs and "layers" not in (net.config.get("options") or {})
+
+
+def _with_earlier_layers(net: Explainer, explanandum: Explanandum) -> dict[str, Any]:
+    """The network's configuration with the layers that were found when maps with as many channels as rows did not count."""
+    found = find_stages(explanandum.classifier, net.probed_side(explanandum), square=False)
+    return {**net.config, "options": {**net.config["options"], "layers": [stage.path for stage in found]}}
 
 
 def _stock_weights(arch: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class SmallVGG(nn.Module):
 
     def __init__(self, num_classes: int, widths: tuple[int, ...] | list[int] = (32, 64, 96, 128)) -> None:
         super().__init__()
+        if not widths:
+            raise ConfigError("small_vgg: widths must hold the channels of at least one stage, received none.")
         layers: list[nn.Module] = []
         channels = 3
         for stage, width in enumerate(widths):

@@ -64,8 +64,9 @@ class Explainer(nn.Module):
         super().__init__()
         if class_names is not None and len(class_names) != num_classes:
             raise ConfigError(f"class_names has {len(class_names)} entries for num_classes={num_classes}; give one name per class.")
-        if downscale < 1:
-            raise ConfigError(f"downscale must be at least 1, received {downscale}.")
+        for name, value in (("downscale", downscale), ("stride", stride)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, received {value}.")
         self.num_classes = num_classes
         self.class_names = tuple(class_names) if class_names is not None else tuple(str(k) for k in range(num_classes))
         self.image_size: Size | None = None if image_size is None else as_size(image_size)
@@ -111,8 +112,7 @@ class Explainer(nn.Module):
         if self.downscale != 1:
             raise ConfigError(f"explainer.downscale needs an encoder of its own, received {self.downscale} with a shared one: set it to 1.")
         self.input_size, self.stride = explanandum.input_size, 1
-        side = max(height_width(explanandum.input_size or self.image_size or 224))
-        options: dict[str, Any] = {"side": max(64, side), "std": self.config["std"], **self.config["options"]}
+        options: dict[str, Any] = {"side": self.probed_side(explanandum), "std": self.config["std"], **self.config["options"]}
         try:
             return SharedNetwork(explanandum.classifier, self.num_classes, explanandum.task, decoder=decoder, **options)  # type: ignore[arg-type]
         except UnsupportedLayerError:  # a TypeError too, and its message says what to do
@@ -125,6 +125,10 @@ class Explainer(nn.Module):
 
     mean: Tensor
     std: Tensor
+
+    def probed_side(self, explanandum: Explanandum) -> int:
+        """Side in pixels of the image on which the classifier's feature maps are looked for."""
+        return max(64, *height_width(explanandum.input_size or self.image_size or 224))
 
     @classmethod
     def from_config(cls, config: dict[str, Any], explanandum: Explanandum | None = None) -> Explainer:

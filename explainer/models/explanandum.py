@@ -21,6 +21,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _OF_UNIT_IMAGES = 10.0  # far above what mean and standard deviation of images in [0,1] can be, far below those of images in 0..255
 
 
+def check_normalization(mean: Tensor, std: Tensor) -> None:
+    """Raise :class:`ConfigError` unless mean and standard deviation can be those of images in [0,1]."""
+    if not bool((std > 0).all()):
+        raise ConfigError(f"std must be positive, received {std.flatten().tolist()}.")
+    if not max(float(mean.abs().max()), float(std.max())) <= _OF_UNIT_IMAGES:
+        given = f"mean {mean.flatten().tolist()} and std {std.flatten().tolist()}"
+        raise ConfigError(f"mean and std count in images in [0,1]: divide those of images in 0..255 by 255. Received {given}.")
+
+
+def check_input_size(size: int | None) -> None:
+    """Raise :class:`ConfigError` unless images can be resized to this side."""
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ConfigError(f"input_size must be a whole number of pixels, at least 1, or None, received {size!r}.")
+
+
 class Explanandum(nn.Module):
     """A frozen classifier: images in [0,1] -> logits ``[B,K]``.
 
@@ -86,10 +101,8 @@ class Explanandum(nn.Module):
             except (TypeError, ValueError, RuntimeError) as error:
                 raise ConfigError(f"{label} must be a number or one number per channel, received {value!r} ({error}).") from error
             self.register_buffer(label, tensor, persistent=False)
-        if bool((self.std <= 0).any()):
-            raise ConfigError(f"std must be positive, received {std}.")
-        if max(float(self.mean.abs().max()), float(self.std.max())) > _OF_UNIT_IMAGES:
-            raise ConfigError(f"mean and std count in images in [0,1]: divide those of images in 0..255 by 255. Received {mean} and {std}.")
+        check_normalization(self.mean, self.std)
+        check_input_size(input_size)
         self.turn = Turn()
         self.training = False
 

@@ -155,6 +155,11 @@ class SharedNetwork(nn.Module):
         std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise ConfigError(f"explainer.options.width must be a whole number of channels, at least 1, received {width!r}.")
+        for name, value in (("layers", layers), ("order_layers", order_layers)):
+            if isinstance(value, str):
+                raise ConfigError(f"explainer.options.{name} must be a list of module paths, received {value!r}: write [{value}, ...].")
         self.classifier = classifier
         self.task = task
         self.stages = find_stages(classifier, side) if layers is None else named_stages(classifier, layers, side)

@@ -19,6 +19,7 @@ from explainer.geometry import Size
 from explainer.losses.training import balanced_weights, classifier_loss
 from explainer.models.checkpoints import hyper_parameters, load_explanandum, read_weights, require_same_order
 from explainer.models.classifiers import build_classifier
+from explainer.models.explanandum import check_input_size, check_normalization
 from explainer.models.masking import aggregate
 from explainer.models.preprocessing import differ, normalization, recorded
 from explainer.models.scores import AUXILIARY_WEIGHTS, auxiliary_logits, logits_of
@@ -114,6 +115,8 @@ class ClassifyTask(pl.LightningModule):
         freeze(self.classifier, config.freeze, num_classes)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        check_normalization(self.mean, self.std)
+        check_input_size(config.input_size)
         self._occluder = Occluder(config, self.classifier, num_classes, task)
         weights = _class_weights(config, task, class_names, class_counts)
         self.register_buffer("class_weights", weights, persistent=False)

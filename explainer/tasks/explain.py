@@ -360,6 +360,9 @@ def check_options(
         raise ConfigError("masking.subset needs a multilabel classifier; set it to 0.")
     if not (len(masking.areas) == 2 and 0 < masking.areas[0] <= masking.areas[1] < 1):
         raise ConfigError(f"masking.areas must be two shares of the image, 0 < least <= greatest < 1, received {masking.areas}.")
+    for name in ("binarize", "subset", "area_conditioned"):
+        if not 0 <= getattr(masking, name) <= 1:
+            raise ConfigError(f"masking.{name} is a share of the images in [0,1], received {getattr(masking, name)}.")
     if masking.absent_classes is not None and masking.absent_classes < 1:
         raise ConfigError(f"masking.absent_classes must be at least 1, received {masking.absent_classes}.")
     if not masking.area_temperature > 0:

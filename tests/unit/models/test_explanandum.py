@@ -132,5 +132,8 @@ def test_what_cannot_be_a_classifier_or_its_images_is_said():
         explainer.Explanandum(net, 5, class_names=["a", "b", "c", "a", "d"])
     with pytest.raises(ConfigError, match=r"divide those of images in 0\.\.255 by 255"):
         explainer.Explanandum(net, 5, mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
+    for size in (-3, 0, 1.5, True):
+        with pytest.raises(ConfigError, match="input_size must be a whole number of pixels"):
+            explainer.Explanandum(net, 5, input_size=size)
     with pytest.raises(ShapeError, match=r"add the batch axis \(image\[None\]\)"):
         explainer.Explanandum(net, 5)(torch.rand(3, 8, 8))

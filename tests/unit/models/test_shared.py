@@ -325,6 +325,14 @@ def test_what_cannot_share_is_refused():
         Explainer("unet", 6, encoder="shared", explanandum=resnet(), image_size=64)
     with pytest.raises(ConfigError, match="width, layers, start, level, order and order_layers"):
         Explainer("fpn", 6, {"encoder_name": "resnet18"}, encoder="shared", explanandum=resnet(), image_size=64)
+    for options, message in (
+        ({"width": -4}, r"width must be a whole number of channels, at least 1, received -4"),
+        ({"width": 1.5}, "width must be a whole number"),
+        ({"layers": "layer2"}, r"layers must be a list of module paths, received 'layer2': write \[layer2"),
+        ({"order": 4, "order_layers": "layer2"}, "order_layers must be a list"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Explainer("fpn", 6, options, encoder="shared", explanandum=resnet(), image_size=64)
     with pytest.raises(ConfigError, match="downscale"):
         Explainer("fpn", 6, downscale=2, encoder="shared", explanandum=resnet(), image_size=64)
 
@@ -391,6 +399,29 @@ def test_a_map_with_as_many_channels_as_rows_is_a_stage(side):
         ("4", 32, 40, CHANNELS_FIRST),
     ]
     assert [s.path for s in named_stages(net, ["1", "3"], side)] == ["1", "3"]
+
+
+def test_a_decoder_of_before_such_maps_counted_is_opened(tmp_path):
+    """It was built without the stage, and its file names no layers."""
+    torch.manual_seed(0)
+    body = nn.Sequential()
+    for given, made in [(3, 16), (16, 16), (16, 24), (24, 32), (32, 40)]:
+        body.append(nn.Sequential(nn.Conv2d(given, made, 3, stride=2, padding=1), nn.ReLU()))
+    body += nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 6))
+    e = Explanandum(body.eval(), 6, "multilabel", mean=0.5, std=0.5)
+    fixed = {"image_size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "encoder": "shared", "explanandum": e}
+    before = Explainer("fpn", 6, {"width": 16, "layers": ["2", "3", "4"]}, **fixed).eval()
+    saved = {
+        "kind": "explainer",
+        "explainer": {**before.config, "options": {"width": 16}},
+        "fingerprint": e.fingerprint(),
+        "task": "multilabel",
+    }
+    state = {f"explainer.{k}": v for k, v in before.state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": saved}, tmp_path / "old.ckpt")
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(explainer.load(tmp_path / "old.ckpt", explanandum=e)(x), before(x))
+    assert len(Explainer("fpn", 6, {"width": 16}, **fixed).network.stages) == 4, "a new one reads the stage"
 
 
 def test_the_layout_of_an_ambiguous_map_is_found_out():

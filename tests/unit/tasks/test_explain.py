@@ -269,6 +269,9 @@ def test_errors():
     single = explainer.Explanandum(nn.Sequential(nn.Flatten(), nn.Linear(3, 4)), 4, task="multiclass")
     with pytest.raises(ConfigError, match="subset needs a multilabel classifier"):
         ExplainTask(Explainer("vgg_unet", 4, {"widths": [8, 8], "decoder_channels": [8]}), single, LOSSES, MaskingConfig(subset=0.5))
+    for name in ("binarize", "subset", "area_conditioned"):
+        with pytest.raises(ConfigError, match=rf"masking\.{name} is a share of the images in \[0,1\], received 1\.5"):
+            make_task(MaskingConfig(**{name: 1.5}))
     with pytest.raises(ConfigError, match=r"masking\.area_temperature must be positive, received 0"):
         make_task(MaskingConfig(area_temperature=0.0))
 
