@@ -203,17 +203,8 @@ class ExtremalPerturbation(Baseline):
         check_images(images)
         index = check_class_index(class_index, images, self.num_classes)
         with untouched(self.explanandum):
-            found = channel_masks(
-                self.explanandum,
-                self.layer,
-                images,
-                index,
-                self.areas,
-                game=self.game,
-                reward=self.reward,
-                iterations=self.iterations or 300,
-                limits=self.limits,
-            )
+            rules: dict[str, Any] = {"game": self.game, "reward": self.reward, "iterations": self.iterations or 300, "limits": self.limits}
+            found = channel_masks(self.explanandum, self.layer, images, index, self.areas, **rules)
         self.history = found.history
         return found
 
