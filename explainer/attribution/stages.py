@@ -239,7 +239,7 @@ def find_stages(classifier: nn.Module, side: int = 224, strides: Sequence[int] =
         UnsupportedLayerError: fewer than two are found (a scripted network, a transformer whose blocks return more than tokens).
     """
     calls = [call for call in _calls(classifier, side) if square or not _is_square(call.shape)]
-    crossing = [call.path + "." for call in calls if _changes_stride(call, side)]
+    crossing = [call.path + "." for call in calls if (square or not _is_square(call.given)) and _changes_stride(call, side)]
     found: dict[int, Stage] = {}
     last: dict[int, Call] = {}
     for call in calls:

@@ -198,9 +198,8 @@ def _vectors(summary: dict[str, Any], layer: str, task: str) -> Table:
         cells: list[Cell | None] = [Cell(s, digits=2, note=other) for other, s in near[:5]]
         lines.append((name, [*cells, *[None] * (5 - len(cells)), Cell(groups["of"][name], digits=0)]))
     for answer in found["queries"]:
-        lines.append(
-            (answer["query"], [Cell(s, digits=2, note=n) for n, s in answer["answers"][:5]] + [None] * (6 - len(answer["answers"])))
-        )
+        near = [Cell(s, digits=2, note=n) for n, s in answer["answers"][:5]]
+        lines.append((answer["query"], [*near, *[None] * (6 - len(near))]))
     return Table(
         f"vectors-{task}-{layer}",
         f"{layer}: nearest concepts by {task}",
