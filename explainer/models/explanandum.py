@@ -36,6 +36,30 @@ def check_input_size(size: int | None) -> None:
         raise ConfigError(f"input_size must be a whole number of pixels, at least 1, or None, received {size!r}.")
 
 
+def answer_of(classifier: nn.Module, normalized: Tensor) -> Any:
+    """What the classifier returns for normalised images ``[B,C,H,W]``.
+
+    Raises:
+        ShapeError: it cannot take images of this number of channels or of this size.
+    """
+    if torch.compiler.is_compiling():
+        return classifier(normalized)
+    try:
+        return classifier(normalized)
+    except (AssertionError, RuntimeError) as error:  # timm asserts the size of a transformer's images
+        said = str(error).lower()
+        if "channels" in said:
+            C = normalized.shape[1]
+            raise ShapeError(f"the classifier cannot take images of {C} channel(s), {tuple(normalized.shape)}: {error}") from error
+        if isinstance(error, AssertionError) or "output size" in said or "kernel size" in said:
+            size = "x".join(map(str, normalized.shape[-2:]))
+            raise ShapeError(
+                f"the classifier cannot take images of {size} pixels ({error}): give images of the size that it was trained at, or let them "
+                "be resized (input_size of the Explanandum, classifier.input_size)."
+            ) from error
+        raise
+
+
 class Explanandum(nn.Module):
     """A frozen classifier: images in [0,1] -> logits ``[B,K]``.
 
@@ -153,14 +177,7 @@ class Explanandum(nn.Module):
 
     def _run(self, normalized: Tensor) -> Any:
         """The classifier's own output."""
-        try:
-            return self.classifier(normalized)
-        except RuntimeError as error:
-            if "channels" not in str(error):
-                raise
-            raise ShapeError(
-                f"the classifier cannot take images of {normalized.shape[1]} channel(s), {tuple(normalized.shape)}: {error}"
-            ) from error
+        return answer_of(self.classifier, normalized)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Sigmoid (multi-label) or softmax (single-label) of logits ``[B,K]``."""

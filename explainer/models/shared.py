@@ -24,6 +24,7 @@ from explainer.attribution.stages import Stage, find_stages, linear_head, named_
 from explainer.errors import ConfigError
 from explainer.models.class_head import ClassHead, Start
 from explainer.models.class_layer import only_classes
+from explainer.models.explanandum import answer_of
 from explainer.models.guided import make_guide
 from explainer.models.scores import logits_of
 
@@ -199,7 +200,7 @@ class SharedNetwork(nn.Module):
         """
         stages = [*self.stages, *self.order_stages]
         with at_rest(self.classifier), _no_grad_in_eager(), _captured(self.classifier, stages) as found:
-            logits = logits_of(self.classifier(x), len(self.head.own))
+            logits = logits_of(answer_of(self.classifier, x), len(self.head.own))
         maps = [stage.spatial(found[stage.path], x.shape[-2:]) for stage in stages]
         return maps, logits
 

@@ -15,7 +15,7 @@ from explainer.attribution.stages import Stage, find_stages, linear_head, named_
 from explainer.baselines.kernels.maps import guided_filter
 from explainer.cli import main
 from explainer.data.shapes import Shapes
-from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError, UnsupportedLayerError
+from explainer.errors import CheckpointError, ConfigError, FingerprintMismatchError, ShapeError, UnsupportedLayerError
 from explainer.export.fused import FusedExplainer
 from explainer.models.checkpoints import load_explanandum
 from explainer.models.class_head import ordered
@@ -493,3 +493,17 @@ def test_a_decoder_on_a_librarys_weights_is_opened_by_their_name(tmp_path, monke
     torch.save({"state_dict": {f"explainer.{k}": v for k, v in net.state_dict().items()}, "hyper_parameters": saved}, tmp_path / "net.ckpt")
     with pytest.raises((CheckpointError, FingerprintMismatchError)):
         explainer.load(tmp_path / "net.ckpt")
+
+
+def test_images_that_the_classifier_cannot_take_are_an_error_with_words():
+    """timm asserts the size of a transformer's images; a pooling has none left of one pixel."""
+    vit = build_classifier("timm:vit_tiny_patch16_224", 6, img_size=96, depth=4)
+    e = Explanandum(vit, 6, "multilabel", mean=0.5, std=0.5)
+    net = Explainer("fpn", 6, {"width": 16}, image_size=96, mean=[0.5] * 3, std=[0.5] * 3, encoder="shared", explanandum=e).eval()
+    assert net(torch.rand(1, 3, 96, 96)).shape == (1, 6, 96, 96)
+    for ask in (net, e):
+        with pytest.raises(ShapeError, match=r"cannot take images of 96x109 pixels .*input_size"):
+            ask(torch.rand(1, 3, 96, 109))
+    pooling = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 6))
+    with pytest.raises(ShapeError, match="cannot take images of 1x1 pixels"):
+        Explanandum(pooling, 6, mean=0.5, std=0.5)(torch.rand(1, 3, 1, 1))
