@@ -54,8 +54,8 @@ def answer_of(classifier: nn.Module, normalized: Tensor) -> Any:
         if isinstance(error, AssertionError) or "output size" in said or "kernel size" in said:
             size = "x".join(map(str, normalized.shape[-2:]))
             raise ShapeError(
-                f"the classifier cannot take images of {size} pixels ({error}): give images of the size that it was trained at, or let them "
-                "be resized (input_size of the Explanandum, classifier.input_size)."
+                f"the classifier cannot take images of {size} pixels ({error}): give images of the size that it was trained at, or let "
+                "them be resized (input_size of the Explanandum, classifier.input_size)."
             ) from error
         raise
 
