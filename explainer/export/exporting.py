@@ -131,7 +131,7 @@ def export(
         _write(form, model, path, options)
         report = measure(
             model,
-            form.open(path, given=lambda _: net.explanandum),
+            form.open(path) if net.explanandum is None else form.open(path, given=lambda _: net.explanandum),
             file=path,
             format_name=form.name,
             precision=precision,
