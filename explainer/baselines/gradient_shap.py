@@ -53,7 +53,7 @@ class GradientShap(ChannelBaseline):
         baselines: Tensor | None = None,
         samples: int = 32,
         stdev: float = 0.0,
-        batch_size: int = 32,
+        batch_size: int = 16,
         reduction: Reduction | None = None,
         smooth: float = 0.0,
     ) -> None:

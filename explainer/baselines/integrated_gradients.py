@@ -41,7 +41,7 @@ class IntegratedGradients(ChannelBaseline):
         baseline: FillKind | Tensor = "black",
         steps: int = 50,
         method: Literal["gausslegendre", "riemann_trapezoid", "riemann_left", "riemann_right", "riemann_middle"] = "gausslegendre",
-        batch_size: int = 64,
+        batch_size: int = 16,
         reduction: Reduction | None = None,
         smooth: float = 0.0,
     ) -> None:

@@ -49,7 +49,7 @@ class SmoothGrad(ChannelBaseline):
         statistic: Statistic = "smoothgrad",
         absolute: bool = True,
         noise: Tensor | None = None,
-        batch_size: int = 32,
+        batch_size: int = 16,
         reduction: Reduction | None = None,
         smooth: float = 0.0,
     ) -> None:
