@@ -252,7 +252,7 @@ class _IntegratedMask(Baseline):
         init: Tensor | Start | None = None,
         tolerance: float = 0.0,
         budget_s: float | None = None,
-        batch_size: int = 80,
+        batch_size: int = 20,
     ) -> None:
         super().__init__(explanandum)
         if min(size, iterations, points, batch_size) < 1:
