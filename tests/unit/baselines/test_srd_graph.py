@@ -222,3 +222,24 @@ def test_a_refusal_names_maps_and_other_methods_and_stays_short():
     with pytest.raises(ConfigError, match=r"name another, for example head, head\.29, .* more \(path#0") as error:
         srd.vectors(torch.rand(1, 3, 8, 8), "head.7.8")
     assert len(str(error.value)) < 400
+
+
+class Joined(nn.Module):
+    def __init__(self, keyword):
+        super().__init__()
+        torch.manual_seed(0)
+        self.keyword = keyword
+        self.first, self.second, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        both = [x, self.second(x).relu()]
+        return self.fc((torch.cat(tensors=both, dim=1) if self.keyword else torch.cat(both, 1)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["srd", "agf", "lrp", "lrp_alpha_beta", "rap", "clrp", "excitation_backprop", "deeplift_shap"])
+@pytest.mark.filterwarnings("ignore:agf. the logit")
+def test_tensors_to_join_may_be_given_by_keyword(method):
+    images = torch.rand(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    maps = [build(method, Explanandum(Joined(k).double().eval(), 3, mean=0.0, std=1.0))(images, [0, 1]) for k in (False, True)]
+    torch.testing.assert_close(*maps)
