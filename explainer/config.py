@@ -224,7 +224,7 @@ class TrainerConfig:
         save_every_n_steps: write last.ckpt also within epochs, every so many optimiser steps; null only at their ends.
         log_every_n_steps: steps between logged training values.
         progress_bar: show it; without a terminal (CI, nohup, SLURM) a line an epoch and one a minute. False shows nothing.
-        extra: further keyword arguments of pytorch_lightning.Trainer.
+        extra: further keyword arguments of pytorch_lightning.Trainer; those that this section or the run decides are refused.
     """
 
     max_epochs: int = 10

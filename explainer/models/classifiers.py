@@ -133,6 +133,10 @@ def _from_torchvision(name: str, num_classes: int, weights: Any = None, **option
 
 
 def _torchvision(name: str, weights: Any, **options: Any) -> Any:
+    if isinstance(weights, str) and name in models.list_models():
+        known = list(models.get_model_weights(name).__members__)
+        if weights.rpartition(".")[2] not in known:
+            raise UnknownNameError(f"torchvision has no weights {weights!r} of {name}. It has {', '.join(known)}.")
     try:
         return models.get_model(name, weights=weights, **options)
     except (OSError, ValueError, KeyError) as error:

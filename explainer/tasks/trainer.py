@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,7 @@ def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
         "plugins": plugins,
         "logger": loggers(config) if fitting else False,
     }
-    known = inspect.signature(pl.Trainer).parameters
-    for key in t.extra:
-        if key not in known:
-            raise ConfigError(f"trainer.extra.{key} is not an argument of pytorch_lightning.Trainer. Its arguments: {', '.join(known)}.")
+    _check_extra(t.extra)
     _check_values({**arguments, "patience": t.patience, "save_every_n_steps": t.save_every_n_steps, **t.extra})
     try:
         trainer = pl.Trainer(**{**arguments, **t.extra})
@@ -78,6 +76,30 @@ def build_trainer(config: RunConfig, fitting: bool = True) -> pl.Trainer:
         _check_length(trainer, t)
         validate_at_the_end(trainer)
     return trainer
+
+
+# Arguments of Lightning's Trainer that other settings of a run decide.
+DECIDED = {
+    "callbacks": "the run's checkpoints and checks are callbacks",
+    "plugins": "they write the checkpoints",
+    "logger": "the logging section has it",
+    "default_root_dir": "run_dir is it",
+    "enable_progress_bar": "set trainer.progress_bar",
+    "use_distributed_sampler": "the data section shares the images among the processes",
+}
+
+
+def _check_extra(extra: Mapping[str, Any]) -> None:
+    """Only what nothing else of the run decides: one of two values for the same thing would be dropped without a word."""
+    known = inspect.signature(pl.Trainer).parameters
+    own = {field.name for field in fields(TrainerConfig)} - {"extra"}
+    for key in extra:
+        if key in own:
+            raise ConfigError(f"trainer.extra.{key}: the trainer section has this setting itself. Write trainer.{key}.")
+        if key in DECIDED:
+            raise ConfigError(f"trainer.extra.{key} cannot be set there: {DECIDED[key]}. Leave it out.")
+        if key not in known:
+            raise ConfigError(f"trainer.extra.{key} is not an argument of pytorch_lightning.Trainer. Its arguments: {', '.join(known)}.")
 
 
 def _check_values(values: Mapping[str, Any]) -> None:

@@ -189,7 +189,9 @@ assert not {{'torch', 'pytorch_lightning', 'matplotlib'}} & set(sys.modules), so
         (["fit", "--ckpt_path", "last", *TINY], "last.ckpt does not exist"),
         (["fit", "--data.batch_size", "1", *TINY[:2], *TINY[4:], *SMALL_NET], "batch_size must be at least 2"),
         (["fit", "--trainer.extra", "{fast_dev: 1}", *TINY, *SMALL_NET], "trainer.extra.fast_dev is not an argument"),
-        (["fit", "--trainer.extra", "{max_epochs: two}", *TINY, *SMALL_NET], "trainer.max_epochs must be a whole number"),
+        (["fit", "--trainer.extra", "{min_epochs: two}", *TINY, *SMALL_NET], "trainer.min_epochs must be a whole number"),
+        (["fit", "--trainer.extra", "{max_epochs: 2}", *TINY, *SMALL_NET], "Write trainer.max_epochs"),
+        (["fit", "--trainer.extra", "{logger: false}", *TINY, *SMALL_NET], "the logging section has it"),
     ],
 )
 def test_errors_are_one_paragraph(arguments, message, tmp_path, capsys, monkeypatch):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from explainer.config import ClassifierConfig, OptimizerConfig
-from explainer.errors import CheckpointError, ConfigError
+from explainer.errors import CheckpointError, ConfigError, UnknownNameError
 from explainer.models.checkpoints import load_explanandum, read_weights
 from explainer.models.classifiers import build_classifier
 from explainer.models.transfer import freeze, head_of, init_from
@@ -294,7 +294,7 @@ def test_torchvisions_weights_come_with_a_fresh_head_for_other_classes(monkeypat
     assert net.fc.out_features == 3 and float(net.fc.weight.std()) < 0.02
     assert torch.equal(net.layer4[1].conv2.weight, whole.layer4[1].conv2.weight)
     assert torch.equal(build_classifier("torchvision:resnet18", 1000, weights="IMAGENET1K_V1").fc.weight, whole.fc.weight)
-    with pytest.raises(CheckpointError, match="IMAGENET1K_V9"):
+    with pytest.raises(UnknownNameError, match=r"no weights 'IMAGENET1K_V9' of resnet18\. It has IMAGENET1K_V1, DEFAULT"):
         build_classifier("torchvision:resnet18", 3, weights="IMAGENET1K_V9")
 
 
