@@ -6,15 +6,17 @@ of a command are declared only when it is the one that was called, so ``--help``
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from explainer.config import RunConfig
 from explainer.errors import ConfigError
@@ -24,8 +26,24 @@ from explainer.vocabulary import FORMER, todays
 C = TypeVar("C")
 
 
+class HelpFormatter(DefaultHelpFormatter):
+    """jsonargparse's help without the address of a function where that is the kind of value, and without a second default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = super()._get_help_string(action)
+        if inspect.isfunction(action.type):
+            text = re.sub(r"type: %\(type\)s(, )?", "", text)
+        if "default: " in (action.help or ""):
+            text = re.sub(r"(, )?default: %\(default\)s\)$", ")", text)
+        return text.removesuffix(" ()")
+
+
 class Parser(ArgumentParser):
     """jsonargparse's parser with errors of one paragraph."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", HelpFormatter)
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise :class:`ConfigError` with what is wrong and the nearest known option, without pages of usage."""

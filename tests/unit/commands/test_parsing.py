@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,15 @@ def test_every_option_has_a_help_text_and_underscores(name: str, command: Comman
     flags = [flag for action in actions for flag in action.option_strings]
     assert all("-" not in flag.removeprefix("--") for flag in flags if flag.startswith("--") and flag != "--help")
     assert all(action.help for action in actions if action.option_strings), [a.dest for a in actions if not a.help]
+
+
+@pytest.mark.parametrize(("name", "command"), every_command())
+def test_help_is_for_people(name: str, command: Command) -> None:
+    """No address of a Python function, no empty brackets, and one default an option."""
+    text = " ".join(command_parser(command, f"explainer {name}").format_help().split())
+    assert "<function" not in text and "()" not in text.replace("pl.Trainer()", "") and "type: ," not in text
+    for option in re.split(r" (?=--\w)", text):
+        assert option.count("default: ") <= 1, option
 
 
 def test_no_help_imports_torch() -> None:
