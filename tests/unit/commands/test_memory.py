@@ -13,7 +13,7 @@ import pytest
 
 import explainer.cli
 from explainer.cli import main
-from explainer.commands.memory import DECIDED, keep_memory
+from explainer.commands.memory import DECIDED, Trimmer, keep_memory
 
 ROOT = Path(__file__).parents[3]
 
@@ -43,6 +43,38 @@ def test_freed_memory_is_kept_and_a_users_own_setting_counts() -> None:
     assert said == "True" and kept > 256
     said, kept = resident("keep", MALLOC_TRIM_THRESHOLD_="131072")
     assert said == "False" and kept < 150
+
+
+def test_growth_is_given_back_and_steady_memory_is_left_alone() -> None:
+    #  first look, steady, +19 %, +21 %: trimmed; what is in use is back, +15 %, +21 % of that: trimmed; more is in use now, steady
+    resident = iter([100, 100, 119, 121, 110, 126, 133, 200, 200, 239])
+    trimmed: list[int] = []
+    trimmer = Trimmer(lambda: next(resident), lambda: trimmed.append(1))
+    assert [trimmer.look() for _ in range(10)] == [False, False, False, True, False, False, True, False, False, False]
+    assert len(trimmed) == 2
+
+
+#: Resident MiB when 240 of 256 MiB are free in pieces, before and after a look of the trimmer.
+FRAGMENTS = """
+import ctypes
+from explainer.commands.memory import Trimmer, _resident, keep_memory
+assert keep_memory()
+trimmer = Trimmer(_resident, lambda: ctypes.CDLL(None).malloc_trim(0))
+trimmer.look()
+blocks = [b"1" * 2**20 for _ in range(256)]
+blocks = blocks[::16]
+print(_resident() / 2**20)
+assert trimmer.look()
+print(_resident() / 2**20, len(blocks))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="glibc's malloc")
+def test_pieces_between_blocks_in_use_are_given_back() -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in DECIDED}
+    done = subprocess.run([sys.executable, "-c", FRAGMENTS], env=environment, capture_output=True, text=True, check=True)
+    before, after, _ = map(float, done.stdout.split())
+    assert before > 256 and after < before - 200
 
 
 def test_only_a_command_of_its_own_process_keeps_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
