@@ -117,7 +117,8 @@ def _findings(found: Mapping[str, SplitCheck]) -> tuple[list[str], list[str]]:
             notes.append(f"{name}: objects too small to have a pixel at {size_text(size)}: {_counted(counts)}. Raise data.options.size.")
         if groups := duplicates(split):
             notes.append(f"{name}: {_number(len(groups), 'picture')} more than once, e.g. {' = '.join(groups[0][:3])}.")
-        every, lacking = len(split.samples), sum(not s.truth and s.error is None for s in split.samples)
+        readable = [s for s in split.samples if s.error is None]
+        every, lacking = len(readable), sum(not s.truth for s in readable)
         if 0 < lacking < every:
             notes.append(f"{name}: {lacking} of {every} images have no masks: they are left out of what needs them.")
     for (first, second), pairs in leakage(found).items():

@@ -29,7 +29,7 @@ def run(_parser: Parser, options: Namespace) -> int:
     config = data_config(options)
     from explainer.commands.building import data_module
     from explainer.data.samplers import shuffled
-    from explainer.data.shard_writing import write_index, write_split
+    from explainer.data.shard_writing import earlier_splits, write_index, write_split
     from explainer.evaluation.progress import Progress
     from explainer.inference.outputs import writable_folder
 
@@ -37,17 +37,20 @@ def run(_parser: Parser, options: Namespace) -> int:
     out = Path(options.out)
     data = data_module(RunConfig(data=unchanged(config)))
     datasets = {name: data.dataset(name) for name in options.splits}
+    first = next(iter(datasets.values()))
+    earlier_splits(first, out)  # refuses what does not belong together before anything is written
     splits = {}
     with claimed(out, "shards"), Progress(sum(len(d) for d in datasets.values()), not options.quiet, "shards") as progress:
         for name, dataset in datasets.items():
             progress.show(name)
             order = shuffled(len(dataset), options.seed) if name == "train" else range(len(dataset))
             splits[name] = write_split(dataset, out, options.samples, order, progress=progress.advance)
-        write_index(next(iter(datasets.values())), out, splits)
+        write_index(first, out, splits)
     for name, split in splits.items():
         size = sum(s.bytes for s in split.shards)
         print(f"{name}: {sum(s.samples for s in split.shards)} images in {len(split.shards)} shards, {size / 1e6:.1f} MB")
-    print(f"data: {{name: shards, options: {{root: {out}}}}}")
+    kept = "".join(f", {key}: {config.options[key]}" for key in ("size", "geometry") if key in config.options)
+    print(f"data: {{name: shards, options: {{root: {out}{kept}}}}}")
     return 0
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 #: Parameters of glibc's mallopt (malloc.h): trim the heap, and blocks that the system maps one by one.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -78,5 +79,4 @@ class Trimmer(threading.Thread):
 
 
 def _resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -7,6 +7,7 @@ of a command are declared only when it is the one that was called, so ``--help``
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import inspect
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from explainer.config import RunConfig
@@ -194,9 +196,30 @@ def _check_config(path: Path) -> None:
         remedy = f"In {path.parent}: {', '.join(near)}." if near else "Check the path."
         raise ConfigError(f"configuration {path} does not exist. {remedy}")
     try:
-        path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {path} cannot be read as text ({error}).") from error
+    with contextlib.suppress(yaml.YAMLError):  # jsonargparse says what is wrong with it
+        _require_unique_keys(path, yaml.compose(text, yaml.SafeLoader))
+
+
+def _require_unique_keys(path: Path, node: yaml.Node | None) -> None:
+    """Refuse a key that a mapping has twice: YAML's readers keep the last one without a word."""
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _require_unique_keys(path, child)
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in lines:
+                    raise ConfigError(
+                        f"configuration {path} has {key.value!r} twice in one place (lines {lines[key.value]} and {line}): the first would "
+                        f"be dropped. Remove one; of methods or protocols name both: other: {{name: {key.value}, options: {{...}}}}."
+                    )
+                lines[key.value] = line
+            _require_unique_keys(path, value)
 
 
 def add_config_options(parser: Parser, config: type) -> None:

@@ -13,6 +13,7 @@ from explainer.commands.building import build_task, data_module
 from explainer.commands.terminal import show_classes, show_row
 from explainer.config import RunConfig
 from explainer.data.datamodule import DataModule
+from explainer.errors import ConfigError
 from explainer.files import write_json
 from explainer.lightning_internals import quiet_lightning
 from explainer.tasks.classify import ClassifyTask
@@ -55,6 +56,9 @@ def run(command: str, config: RunConfig, ckpt_path: str | None = None) -> int:
         return _predict(trainer, task, data, checkpoint, folder)
     measure = trainer.validate if command == "validate" else trainer.test
     results = measure(task, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    if not results:
+        limit = "limit_val_batches" if command == "validate" else "limit_test_batches"
+        raise ConfigError(f"{command} had no images: trainer.extra has {limit}: 0. Give --trainer.extra '{{}}'.")
     if trainer.is_global_zero:
         row: dict[str, Any] = {k: float(v) for k, v in results[0].items()}
         if isinstance(task, ClassifyTask) and task.per_class:

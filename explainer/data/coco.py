@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,6 +244,10 @@ def _parse(path: Path, _modified: int) -> _Index:
         ) from error
     if not categories or len({name for _, name in categories}) != len(categories):
         raise CorruptSampleError(f"{path}: the categories must have different names, and there must be at least one.")
+    if len({number for number, _ in categories}) != len(categories):
+        twice = next(number for number, count in Counter(number for number, _ in categories).items() if count > 1)
+        names = [name for number, name in categories if number == twice]
+        raise CorruptSampleError(f"{path}: categories {', '.join(names)} have the same id {twice}. Give each its own.")
     return _Index(categories, images, objects)
 
 

@@ -92,9 +92,12 @@ class CsvDataset(ImageFileDataset):
         if not path.is_file():
             raise DatasetNotFoundError(f"data set 'csv': {path} does not exist. Write lines like: photo.jpg,cat{self.separator}dog")
         try:
-            rows = list(csv.reader(io.StringIO("\n".join(read_lines(path)))))
+            rows = list(csv.reader(io.StringIO("\n".join(read_lines(path))), strict=True))
         except csv.Error as error:
-            raise CorruptSampleError(f"{path}: not a CSV file ({error}).") from error
+            raise CorruptSampleError(f"{path}: not a CSV file ({error}). Look for a double quote that is not closed.") from error
+        for number, row in enumerate(rows, start=1):
+            if broken := next((cell for cell in row if "\n" in cell), None):
+                raise CorruptSampleError(f"{path}: row {number} has a line break in a cell ({broken[:50]!r}): close a double quote.")
         columns, rows, first = self._columns(path, rows)
         table: dict[str, tuple[str, list[str], str]] = {}
         for number, row in enumerate(rows, start=first):

@@ -19,6 +19,7 @@ from xml.parsers import expat
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.ExifTags import Base
 from torch import Tensor
 
 from explainer.errors import CorruptSampleError, DatasetNotFoundError
@@ -129,15 +130,24 @@ def _short(error: Exception, path: Path | Stored) -> str:
 def image_size(path: Path | Stored) -> tuple[int, int]:
     """``(height, width)`` as :func:`read_image` returns it, from the header alone."""
     with _open(path, "the image") as image:
-        width, height = image.size
-        return (width, height) if _turned(image) else (height, width)
+        return _seen_size(image)
 
 
 def image_facts(path: Path | Stored) -> tuple[int, int, str, str]:
     """``(height, width, mode, format)`` from the header, e.g. (480, 640, "RGB", "JPEG")."""
     with _open(path, "the image") as image:
-        width, height = image.size[::-1] if _turned(image) else image.size
-        return height, width, image.mode, image.format or "unknown"
+        return *_seen_size(image), image.mode, image.format or "unknown"
+
+
+def _seen_size(image: Image.Image) -> tuple[int, int]:
+    """``(height, width)`` of a picture that is not decoded yet, as it is meant to be seen."""
+    width, height = image.size
+    if not _turned(image):
+        return height, width
+    stored = getattr(image, "tag_v2", None)
+    if stored is not None:  # a TIFF's size is turned already in newer versions of Pillow
+        width, height = stored[Base.ImageWidth], stored[Base.ImageLength]
+    return width, height
 
 
 def _turned(image: Image.Image) -> bool:
@@ -178,7 +188,7 @@ def read_scaled(path: str | Path | Stored, at_least: int | None = None, most: in
     """
     path = Path(path) if isinstance(path, str) else path
     with _open(path, "the image") as image:
-        own = image.size[::-1] if not _turned(image) else image.size
+        own = _seen_size(image)
         try:
             array = np.asarray(_decoded(image, path, at_least, most), dtype=np.uint8)
         except CorruptSampleError:

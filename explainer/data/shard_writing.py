@@ -18,11 +18,11 @@ from torch import Tensor
 from explainer.data.contract import ExplainerDataset
 from explainer.data.decoding import MAX_FILE_BYTES, Stored
 from explainer.data.files import VOID, ImageFileDataset
-from explainer.data.shard_index import INDEX, LABELS, LAYERS, Shard, ShardIndex, SplitIndex
+from explainer.data.shard_index import INDEX, LABELS, LAYERS, Root, Shard, ShardIndex, SplitIndex
 from explainer.errors import ConfigError, CorruptSampleError
 from explainer.files import replacing, write_text
 
-__all__ = ["write_index", "write_split"]
+__all__ = ["earlier_splits", "write_index", "write_split"]
 
 
 def write_split(
@@ -69,9 +69,28 @@ def write_split(
     return index
 
 
+def earlier_splits(dataset: ExplainerDataset, out: Path) -> dict[str, SplitIndex]:
+    """The splits whose shards are in ``out`` already.
+
+    Raises:
+        ConfigError: they are of other classes or of another task than ``dataset``.
+    """
+    if not (out / INDEX).is_file():
+        return {}
+    found = Root(str(out)).index()
+    for name, there, own in (
+        ("class_names", found.class_names, list(dataset.class_names)),
+        ("task", found.task, dataset.task),
+        ("no_region", found.no_region, list(dataset.no_region)),
+    ):
+        if there != own:
+            raise ConfigError(f"{out} has shards with {name} {there}, and this data set has {own}: give another --out.")
+    return found.splits
+
+
 def write_index(dataset: ExplainerDataset, out: Path, splits: dict[str, SplitIndex]) -> None:
-    """Write ``index.json``, last: a folder without it is not whole."""
-    index = ShardIndex(list(dataset.class_names), dataset.task, list(dataset.no_region), splits)
+    """Write ``index.json``, last: a folder without it is not whole. Other splits that it has stay in it."""
+    index = ShardIndex(list(dataset.class_names), dataset.task, list(dataset.no_region), {**earlier_splits(dataset, out), **splits})
     write_text(out / INDEX, index.text())
 
 

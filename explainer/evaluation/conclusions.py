@@ -84,7 +84,7 @@ def _compared(
             for (m, _), part in others.items()
             if m == other
         ]
-        bounds = [sorted((sign * d.low, sign * d.high)) for d in differences if not math.isnan(d.value)]
+        bounds = [sorted((sign * d.low, sign * d.high)) for d in differences if not math.isnan(d.low)]
         if not bounds:
             continue
         if all(low > 0 for low, _ in bounds):

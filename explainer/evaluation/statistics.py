@@ -74,7 +74,7 @@ def statistic(
         name: name of the column.
         column: how it is averaged.
         protocol: scores summed counts (only for columns with ``counts``).
-        bootstrap: number of resamples; 0 gives no interval.
+        bootstrap: number of resamples; 0 gives no interval, and one image has none.
         confidence: confidence level of the interval.
         seed: random seed of the resamples.
     """
@@ -94,7 +94,7 @@ def statistic(
     np.add.at(count, (image[sound], slot[sound]), 1)
     used = int(sound.sum())
     low = high = math.nan
-    if bootstrap and used:
+    if bootstrap and used and len(images) > 1:
         weights = resamples(len(images), bootstrap, seed)
         low, high = interval(_mean(weights @ total, weights @ count), confidence)
     per_class = {int(k): float(value[sound & (label == k)].mean()) for k in np.unique(label[sound]) if k >= 0}
@@ -128,7 +128,7 @@ def _from_counts(
         return protocol.from_counts(vector, torch.from_numpy(summed))[..., entry].numpy()
 
     low = high = math.nan
-    if bootstrap:
+    if bootstrap and len(images) > 1:
         low, high = interval(scored(resamples(len(images), bootstrap, seed) @ total), confidence)
     return Statistic(float(scored(total.sum(0))), low, high, len(sound), len(present) - len(sound), len({r.index for r in sound}))
 

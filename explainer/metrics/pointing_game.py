@@ -63,6 +63,8 @@ def pointing_game(
     """
     if empty not in ("skip", "miss") or subset not in ("all", "difficult"):
         raise ConfigError(f"empty must be 'skip' or 'miss' and subset 'all' or 'difficult', received {empty!r} and {subset!r}.")
+    if not tolerance >= 0:
+        raise ConfigError(f"tolerance must be at least 0 pixels, received {tolerance}.")
     if subset == "difficult" and targets is None:
         raise ConfigError("the difficult subset needs to know which classes are present: pass targets=[B,K].")
     if saliency.shape != truth.shape or saliency.ndim != 3:

@@ -28,6 +28,7 @@ from explainer.models.untrusted import without_files, without_start
 from explainer.tasks.class_report import ClassReport
 from explainer.tasks.classifier_scores import nothing, scores
 from explainer.tasks.draws import Draws
+from explainer.tasks.handed_over import require_batch, require_data_order, require_fit
 from explainer.tasks.occluding import Occluder
 from explainer.tasks.optim import configure
 from explainer.tasks.ranks import mean_over_ranks
@@ -177,8 +178,14 @@ class ClassifyTask(pl.LightningModule):
                 log.warning("classifier.%s is %s, but %s was trained with %s: leave it out to use the same.", label, given, source, value)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The weights go with the normalisation that they were trained with."""
+        """Check the weights; they go with the normalisation that they were trained with."""
+        hyper_parameters(checkpoint, "classifier", "this file")
+        require_fit(self.state_dict(), checkpoint["state_dict"], "classifier", "classifier")
         self.adopt_normalization(checkpoint.get("hyper_parameters", {}).get("classifier"), "the checkpoint")
+
+    def on_fit_start(self) -> None:
+        """The data's classes must be in this classifier's order."""
+        require_data_order(self.trainer, self.hparams["class_names"], "the classifier")
 
     def train(self, mode: bool = True) -> ClassifyTask:
         """What is frozen keeps its statistics, too; with ``config.batch_norm`` keep, all layers do."""
@@ -198,6 +205,7 @@ class ClassifyTask(pl.LightningModule):
         return self.classifier((images - self.mean) / self.std)
 
     def _shared_step(self, batch: Batch, stage: str) -> Tensor:
+        require_batch(batch)
         images, targets = batch.images, batch.targets
         if stage == "fit":
             images, targets = self._occlude(self._mask_evidence(batch), batch)

@@ -18,6 +18,7 @@ from explainer.fills import alternative_fill, alternative_kind, blend, make_fill
 from explainer.losses.base import Explanation, build_terms, total_loss
 from explainer.metrics.segmentation import soft_iou
 from explainer.models.area_conditioned import area_masks
+from explainer.models.checkpoints import hyper_parameters
 from explainer.models.explainer import Explainer
 from explainer.models.explanandum import Explanandum
 from explainer.models.folding import folded
@@ -28,6 +29,7 @@ from explainer.models.untrusted import self_contained
 from explainer.tasks.class_sample import of_classes, sample_classes
 from explainer.tasks.diagnostics import diagnostics
 from explainer.tasks.draws import Draws
+from explainer.tasks.handed_over import require_batch, require_data_order, require_fit, require_order
 from explainer.tasks.optim import configure
 from explainer.tasks.ranks import Means, mean_over_ranks
 from explainer.tensors import Batch
@@ -100,6 +102,10 @@ class ExplainTask(pl.LightningModule):
         self._learning = [p for p in self.explanandum.parameters() if p.requires_grad]
         self.explanandum.requires_grad_(False)
 
+    def on_fit_start(self) -> None:
+        """The data's classes must be in the classifier's order."""
+        require_data_order(self.trainer, self.explanandum.class_names, "the Explanandum")
+
     def teardown(self, stage: str) -> None:
         """Give the parameters their flags back."""
         for parameter in self._learning:
@@ -119,15 +125,10 @@ class ExplainTask(pl.LightningModule):
         checkpoint["fingerprint"] = self.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check the fingerprint and that only the Explanandum's keys are missing."""
+        """Check the kind, the fingerprint, and that only the Explanandum's keys are missing."""
+        hyper_parameters(checkpoint, "explainer", "this file")
         self.explanandum.require_fingerprint(checkpoint.get("fingerprint", "none"), "this checkpoint")
-        expected, found = set(self.state_dict()), set(checkpoint["state_dict"])
-        if expected != found:
-            odd = sorted(expected ^ found)[:5]
-            raise ConfigError(
-                f"the checkpoint's weights do not fit this Explainer ({len(expected ^ found)} keys differ, for example {', '.join(odd)}). "
-                "Use the explainer section it was trained with."
-            )
+        require_fit(self.state_dict(), checkpoint["state_dict"], "Explainer", "explainer")
 
     # ------------------------------------------------------------------ steps
     def forward(self, images: Tensor) -> Tensor:
@@ -136,6 +137,7 @@ class ExplainTask(pl.LightningModule):
         return masks
 
     def _explanation(self, batch: Batch, stage: str) -> Explanation:
+        require_batch(batch)
         images = batch.images
         targets = batch.targets if self.no_region is None else batch.targets * ~self.no_region
         draws = Draws(self.seed, self.global_step if stage == "train" else -1, batch)
@@ -343,6 +345,7 @@ def check_options(
     """
     if explainer.num_classes != explanandum.num_classes:
         raise ConfigError(f"the Explainer has {explainer.num_classes} classes, the Explanandum {explanandum.num_classes}; they must agree.")
+    require_order(explainer.class_names, explanandum.class_names, "the Explainer", "the Explanandum")
     for term in build_terms(losses).values():
         if isinstance(term, nn.Module):
             raise ConfigError(f"loss term {type(term).__name__} must not be a module: terms have no parameters.")

@@ -46,6 +46,14 @@ def test_every_end_leaves_its_files(tmp_path, capsys, arguments, steps, validate
         assert not rows or rows[-1][1] == pytest.approx(summary["val/loss"])
 
 
+def test_a_run_without_validation_is_validated_when_that_is_asked_for(tmp_path, capsys):
+    run = f"{tmp_path}/r"
+    assert train([*CLASSIFY, "--trainer.max_epochs", "1", "--trainer.extra", "{limit_val_batches: 0}", "--run_dir", run]) == 0
+    assert train(["validate", "--config", f"{run}/config.yaml"]) == 2
+    assert "limit_val_batches: 0. Give --trainer.extra '{}'" in capsys.readouterr().err
+    assert train(["validate", "--config", f"{run}/config.yaml", "--trainer.extra", "{}"]) == 0
+
+
 def test_the_last_picture_shows_the_last_weights(tmp_path, capsys):
     classifier, run = tmp_path / "c", tmp_path / "r"
     assert train([*CLASSIFY, "--trainer.max_epochs", "1", "--run_dir", str(classifier)]) == 0

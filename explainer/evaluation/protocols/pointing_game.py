@@ -41,6 +41,8 @@ class PointingGame(Protocol):
         super().__init__(mode)
         if truth not in ("auto", "boxes", "masks"):
             raise ConfigError(f"pointing_game: truth must be auto, boxes or masks, received {truth!r}.")
+        if tolerance is not None and not tolerance >= 0:
+            raise ConfigError(f"pointing_game: tolerance must be at least 0 pixels, received {tolerance}.")
         self.tolerance, self.truth = tolerance, truth
 
     def columns(self) -> dict[str, Column]:

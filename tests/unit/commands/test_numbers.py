@@ -79,7 +79,6 @@ def test_a_side_is_bounded() -> None:
         ("save_every_n_steps", 0),
         ("patience", -1),
         ("gradient_clip_val", -1.0),
-        ("extra", {"accumulate_grad_batches": 0}),
     ],
 )
 def test_trainer(name: str, value: Any, tmp_path: Any) -> None:

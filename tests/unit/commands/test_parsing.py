@@ -12,7 +12,7 @@ import pytest
 
 from explainer.cli import COMMANDS, main
 from explainer.commands import train
-from explainer.commands.parsing import Command, Group, command_parser, parse, parse_run
+from explainer.commands.parsing import Command, Group, command_parser, parse, parse_evaluate, parse_run
 from explainer.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -90,6 +90,14 @@ def every_command() -> list[tuple[str, Command]]:
     """Names and commands, those of groups too."""
     groups = {name: entry.commands if isinstance(entry, Group) else {"": entry} for name, entry in COMMANDS.items()}
     return [(f"{name} {inner}".strip(), c) for name, commands in groups.items() for inner, c in commands.items()]
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    """YAML's readers keep the last one: a method of a comparison would vanish."""
+    file = tmp_path / "e.yaml"
+    file.write_text("methods:\n  grad_cam: {}\n  srd: {}\n  grad_cam: {options: {layer: features.5}}\n")
+    with pytest.raises(ConfigError, match=r"e.yaml has 'grad_cam' twice in one place \(lines 2 and 4\).*other: \{name: grad_cam"):
+        parse_evaluate(["--config", str(file)])
 
 
 @pytest.mark.parametrize(("name", "command"), every_command())

@@ -66,7 +66,7 @@ def test_a_broken_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "note   train: labelled, but without a pixel in the masks: crack 1. Such a class has no ground truth there.",
         "note   train: 1 picture more than once, e.g. train/dent/1.png = train/dent/2.png.",
         "note   test: objects too small to have a pixel at 16 px: crack 1. Raise data.options.size.",
-        "note   val: 1 of 8 images have no masks: they are left out of what needs them.",
+        "note   val: 1 of 7 images have no masks: they are left out of what needs them.",
         "- stop at the first broken file it meets (train: train/crack/0.png), because data.on_error is raise",
         "- refuse: 8 training images are fewer than one batch of 16; lower data.batch_size",
         "- choose the best epoch on 7 val images",

@@ -146,6 +146,9 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     edit(tmp_path, lambda c: c["images"][0].update(file_name="../../x.jpg"))
     with pytest.raises(CorruptSampleError, match=r"is not a plain path below"):
         coco(tmp_path, "test")
+    edit(tmp_path, lambda c: c["categories"].append({"id": 3, "name": "x"}))
+    with pytest.raises(CorruptSampleError, match=r"categories cat, x have the same id 3"):
+        coco(tmp_path, "test")
     edit(tmp_path, lambda c: c.pop("categories"))
     with pytest.raises(CorruptSampleError, match=r"not a COCO instances file .*It needs images"):
         coco(tmp_path, "test")

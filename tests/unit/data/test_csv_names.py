@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from explainer.data.csv_table import CsvDataset
-from explainer.errors import ConfigError
+from explainer.errors import ConfigError, CorruptSampleError
 
 NAMES = [f"class {i}, the {i}th" for i in range(300)]
 
@@ -31,3 +31,17 @@ def test_names_found_in_the_file_are_limited_alike(tmp_path: Path) -> None:
     assert CsvDataset("train", size=8, root=str(tmp_path)).num_classes == 300
     with pytest.raises(ConfigError, match="got 300"):
         CsvDataset("train", size=8, root=str(tmp_path), mask_folder="masks")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('a.png,"cat\na.png,dog",train\n', "row 1 has a line break in a cell"),
+        ('a.png,dog,train\na.png,"cat,train\na.png,dog,train\n', "not a CSV file"),
+    ],
+)
+def test_a_quote_that_is_not_closed_swallows_no_rows(text: str, message: str, tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(CorruptSampleError, match=message):
+        CsvDataset("train", size=8, root=str(tmp_path))

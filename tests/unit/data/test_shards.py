@@ -254,3 +254,15 @@ def test_the_command_makes_shards_that_train(folder: Path, tmp_path: Path, capsy
     assert [made.sample_id(i) for i in range(len(made))] != [source.sample_id(i) for i in range(len(source))], "not in the source's order"
     with pytest.raises(DatasetNotFoundError, match="has no test split, only train, val"):
         Shards("test", SIZE, root=str(tmp_path / "out"))
+
+
+def test_a_split_made_later_joins_those_that_are_there(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"root": str(folder.parent / "source"), "size": SIZE}
+    (tmp_path / "data.yaml").write_text(json.dumps({"data": {"name": "coco", "options": options}}))
+    command = ["data", "shards", str(tmp_path / "data.yaml"), "--out", str(tmp_path / "out"), "--quiet", "--splits"]
+    assert main([*command, "train"]) == 0 and f"size: {SIZE}" in capsys.readouterr().out
+    assert main([*command, "val"]) == 0
+    assert len(Shards("train", SIZE, root=str(tmp_path / "out"))) > 0 and len(Shards("val", SIZE, root=str(tmp_path / "out"))) > 0
+    (tmp_path / "data.yaml").write_text(json.dumps({"data": {"name": "shapes", "options": {"size": SIZE, "length": 4}}}))
+    assert main([*command, "val"]) == 2
+    assert "has shards with class_names" in capsys.readouterr().err

@@ -38,6 +38,12 @@ def test_nothing_defined_is_nan():
     assert math.isnan(statistic([], "a", Column("a")).value)
 
 
+def test_one_image_has_no_interval():
+    """Every resample is that image: an interval without width would tell apart whatever is not equal."""
+    s = statistic(rows((0, 0, 0.2), (0, 1, 0.4)), "a", Column("a"))
+    assert s.value == pytest.approx(0.3) and math.isnan(s.low) and math.isnan(s.high)
+
+
 def test_interval_is_the_bootstrap_over_images_with_all_their_rows():
     rng = np.random.default_rng(1)
     part = rows(*((i, k, float(rng.random() + i / 10)) for i in range(8) for k in range(1 + i % 3)))

@@ -93,6 +93,8 @@ def test_fifteen_pixels_are_a_miss_and_fourteen_a_hit():
     assert pointing_game(one_hot_map(30, 40, 14, 16), truth).item() == 1.0
     assert pointing_game(one_hot_map(30, 40, 5, 5), truth, tolerance=0).item() == 1.0
     assert pointing_game(one_hot_map(30, 40, 5, 6), truth, tolerance=0).item() == 0.0
+    with pytest.raises(ConfigError, match="at least 0 pixels, received -3"):
+        pointing_game(one_hot_map(30, 40, 5, 6), truth, tolerance=-3)
 
 
 def test_ties_go_to_the_first_maximum_and_constant_maps_miss():

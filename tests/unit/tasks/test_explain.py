@@ -10,7 +10,7 @@ from torch import nn
 
 import explainer
 from explainer.config import MaskingConfig, OptimizerConfig
-from explainer.errors import ConfigError, NumericalError, UnsupportedLayerError
+from explainer.errors import CheckpointError, ConfigError, NumericalError, UnsupportedLayerError
 from explainer.losses.base import build_terms
 from explainer.models.black_box import BlackBox
 from explainer.models.explainer import Explainer
@@ -20,6 +20,7 @@ from explainer.tasks.callbacks import FiniteGradients, alike, empty_image_messag
 from explainer.tasks.diagnostics import diagnostics
 from explainer.tasks.draws import Draws
 from explainer.tasks.explain import ExplainTask
+from explainer.tasks.handed_over import require_data_order
 from explainer.tasks.optim import configure, cosine, one_cycle
 from explainer.tensors import Batch
 from tests.contracts.networks import TinyViT
@@ -304,3 +305,24 @@ def test_learning_rate_schedules():
     assert one_cycle(60, 100, 0.2) == pytest.approx(0.5) and one_cycle(100, 100, 0.2) == pytest.approx(0.0)
     assert one_cycle(250, 100, 0.2) == 0.0 and one_cycle(0, 1, 0.2) <= 1
     assert [round(cosine(s, 10), 3) for s in (0, 5, 10, 20)] == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_what_an_own_trainer_hands_over_is_checked():
+    task, batch = make_task(), make_batch()
+    with pytest.raises(ConfigError, match=r"received list.*collate_fn=explainer\.data\.contract\.collate"):
+        task.training_step([batch.images, batch.targets], 0)
+    named = explainer.Explanandum(task.explanandum.classifier, 4, class_names=["a", "b", "c", "d"])
+    turned = Explainer("vgg_unet", 4, {"widths": [8, 8], "decoder_channels": [8]}, ["b", "a", "c", "d"], stride=4)
+    with pytest.raises(ConfigError, match="the Explainer has the classes b, a, c, d, the Explanandum has a, b, c, d"):
+        ExplainTask(turned, named, LOSSES, MaskingConfig())
+    data = SimpleNamespace(class_names=("d", "c", "b", "a"))
+    with pytest.raises(ConfigError, match="the data has d, c, b, a: the same in another order"):
+        require_data_order(SimpleNamespace(datamodule=data), named.class_names, "the Explanandum")
+    require_data_order(SimpleNamespace(datamodule=None), named.class_names, "the Explanandum")
+    other = {"state_dict": dict(task.state_dict()), "fingerprint": task.fingerprint}
+    task.on_load_checkpoint(other)
+    other["state_dict"]["explainer.more"] = torch.zeros(1)
+    with pytest.raises(ConfigError, match=r"do not fit this Explainer \(1 keys differ, for example explainer.more"):
+        task.on_load_checkpoint(other)
+    with pytest.raises(CheckpointError, match="a checkpoint of a classifier, expected one of an Explainer"):
+        task.on_load_checkpoint({"hyper_parameters": {"kind": "classifier"}, "state_dict": {}})
