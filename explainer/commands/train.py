@@ -30,5 +30,5 @@ COMMANDS = {
     "fit": Command("train; resume with --ckpt_path last (or auto: if there is one)", functools.partial(add_run_options, fit=True), fit),
     "validate": Command("losses and metrics on the validation split", _options, functools.partial(use, "validate")),
     "test": Command("losses and metrics on the test split", _options, functools.partial(use, "test")),
-    "predict": Command("write masks (or logits) of a split as .npz", _options, functools.partial(use, "predict")),
+    "predict": Command("write masks (or logits) of the test split as .npz", _options, functools.partial(use, "predict")),
 }
