@@ -199,27 +199,30 @@ def _check_config(path: Path) -> None:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {path} cannot be read as text ({error}).") from error
-    with contextlib.suppress(yaml.YAMLError):  # jsonargparse says what is wrong with it
+    with contextlib.suppress(yaml.YAMLError, RecursionError):  # jsonargparse says what is wrong with it
         _require_unique_keys(path, yaml.compose(text, yaml.SafeLoader))
 
 
-def _require_unique_keys(path: Path, node: yaml.Node | None) -> None:
+def _require_unique_keys(path: Path, root: yaml.Node | None) -> None:
     """Refuse a key that a mapping has twice: YAML's readers keep the last one without a word."""
-    if isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            _require_unique_keys(path, child)
-    if isinstance(node, yaml.MappingNode):
+    left, seen = [root], set()  # an alias is its anchor's node: once is enough, and it may hold itself
+    while left:
+        node = left.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        left += [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
         lines: dict[str, int] = {}
-        for key, value in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in lines:
-                    raise ConfigError(
-                        f"configuration {path} has {key.value!r} twice in one place (lines {lines[key.value]} and {line}): the first would "
-                        f"be dropped. Remove one; of methods or protocols name both: other: {{name: {key.value}, options: {{...}}}}."
-                    )
-                lines[key.value] = line
-            _require_unique_keys(path, value)
+            if key.value in lines:
+                raise ConfigError(
+                    f"configuration {path} has {key.value!r} twice in one place (lines {lines[key.value]} and {line}): the first would be "
+                    f"dropped. Remove one; of methods or protocols name both: other: {{name: {key.value}, options: {{...}}}}."
+                )
+            lines[key.value] = line
 
 
 def add_config_options(parser: Parser, config: type) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from explainer.cli import COMMANDS, main
 from explainer.commands import train
-from explainer.commands.parsing import Command, Group, command_parser, parse, parse_evaluate, parse_run
+from explainer.commands.parsing import Command, Group, check_configs, command_parser, parse, parse_evaluate, parse_run
 from explainer.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -98,6 +98,15 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     file.write_text("methods:\n  grad_cam: {}\n  srd: {}\n  grad_cam: {options: {layer: features.5}}\n")
     with pytest.raises(ConfigError, match=r"e.yaml has 'grad_cam' twice in one place \(lines 2 and 4\).*other: \{name: grad_cam"):
         parse_evaluate(["--config", str(file)])
+
+
+def test_a_configuration_of_aliases_is_read_once(tmp_path: Path) -> None:
+    """Ten lists of ten times the list before; and a list that holds itself."""
+    lists = ["a0: &a0 [1, 2]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 11)]
+    for number, text in enumerate(("\n".join(lists), "a: &a [*a]\n")):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text)
+        check_configs(["--config", str(file)])
 
 
 @pytest.mark.parametrize(("name", "command"), every_command())
